@@ -1,0 +1,131 @@
+"""The bus: CDR bytes on named, typed ROS 2 topics, pulled by whoever reads. Two backends, one behaviour.
+
+`dds` is Eclipse Cyclone DDS from its Python package and needs no ROS 2; `ros` is rclpy. Nothing here runs a callback:
+a control tick takes the newest sample of each topic when it wants it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+Kind = Literal["auto", "dds", "ros"]
+
+
+@dataclass(frozen=True)
+class Qos:
+    """What is promised of a topic; both ends must be compatible, as in ROS 2."""
+
+    reliable: bool = False
+    latched: bool = False
+    """Transient-local: who joins late still gets the last `depth` samples."""
+    depth: int = 1
+
+
+SENSOR = Qos()
+COMMAND = Qos(reliable=True)
+LATCHED = Qos(reliable=True, latched=True)
+EVENTS = Qos(reliable=True, depth=1000)
+
+
+class Sample(NamedTuple):
+    """One message as it came."""
+
+    data: bytes
+    """CDR, with its 4-byte header."""
+    stamp_ns: int
+    """When it was published, ns since the Unix epoch, by the publisher's clock."""
+    arrival_ns: int
+    """`time.monotonic_ns()` of the take that first returned it."""
+
+
+class Publisher(Protocol):
+    """Sends on one topic."""
+
+    def publish(self, data: bytes) -> int:
+        """Send CDR bytes; returns the source stamp, ns, that readers will see."""
+
+    def matched(self) -> int:
+        """How many readers are connected."""
+
+    def close(self) -> None:
+        """Leave the topic."""
+
+
+class Reader(Protocol):
+    """Receives on one topic."""
+
+    def newest(self) -> Sample | None:
+        """The newest sample ever received; the same object again while nothing newer came."""
+
+    def take(self) -> list[Sample]:
+        """Every sample since the last take, oldest first."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until there is something to take; never for a control tick."""
+
+    def matched(self) -> int:
+        """How many publishers are connected."""
+
+    def close(self) -> None:
+        """Leave the topic."""
+
+
+class Request(Protocol):
+    """A call of a std_srvs/Trigger service that waits for its answer."""
+
+    def reply(self, success: bool, message: str) -> None:
+        """Answer it, now or later."""
+
+
+class Service(Protocol):
+    """Serves one std_srvs/Trigger."""
+
+    def take(self) -> Request | None:
+        """The oldest call that was not taken yet."""
+
+    def close(self) -> None:
+        """Stop serving."""
+
+
+class Bus(Protocol):
+    """A participant under a ROS node name and namespace. Topics that start with '/' are absolute."""
+
+    node: str
+    namespace: str
+
+    def publisher(self, topic: str, type: str, qos: Qos) -> Publisher:
+        """A publisher of `type`, written like `sensor_msgs/msg/JointState`."""
+
+    def reader(self, topic: str, type: str, qos: Qos) -> Reader:
+        """A reader of `type`."""
+
+    def service(self, name: str) -> Service:
+        """Serve a std_srvs/Trigger."""
+
+    def call(self, name: str, timeout_s: float) -> tuple[bool, str]:
+        """Call a std_srvs/Trigger: (success, message). Raises TimeoutError naming the service."""
+
+    def close(self) -> None:
+        """Leave the bus."""
+
+    def __enter__(self) -> Bus: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+def connect(kind: Kind, node: str, namespace: str = "", domain: int | None = None) -> Bus:
+    """A bus; `auto` takes `ros` where rclpy can be imported, else `dds`. Domain None is ROS_DOMAIN_ID, else 0."""
+    if kind not in ("auto", "dds", "ros"):
+        raise ValueError(f"bus '{kind}': known are auto, dds, ros")
+    if kind == "ros" or (kind == "auto" and importlib.util.find_spec("rclpy")):
+        from hardware.bus.ros import RosBus
+        return RosBus(node, namespace, domain)
+    from hardware.bus.dds import DdsBus
+    return DdsBus(node, namespace, domain)
+
+
+def resolve(name: str, namespace: str) -> str:
+    """The absolute ROS name of a relative one, without its leading '/'."""
+    return name[1:] if name.startswith("/") else f"{namespace.strip('/')}/{name}".lstrip("/")

@@ -1,0 +1,147 @@
+"""Run a policy on a robot for some episodes, or serve episodes to whoever asks, with the recorder beside it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hardware.bus import Bus, connect
+from hardware.policy_node import BOOL, EpisodeResult, PolicyNode
+from robot_rl.evaluate import summary
+from robot_rl.log import progress
+from robot_rl.policy import Policy
+from robot_rl.spec import IMAGE, POSE, PolicySpec, RobotSpec, load_robot
+from robot_rl.steplog import EPISODE_TOPIC, INFO_TOPIC, STEP_TOPIC, STEP_TYPE, TEXT_TYPE
+
+RUN_SERVICE = "policy/run"
+
+
+@dataclass(frozen=True)
+class BusOptions:
+    """Where on the wire: backend, ROS namespace and DDS domain."""
+
+    kind: str = "auto"
+    namespace: str = ""
+    domain: int | None = None
+
+    def connect(self, node: str) -> Bus:
+        """A bus for a process of this name."""
+        return connect(self.kind, node, self.namespace, self.domain)  # type: ignore[arg-type]
+
+    def arguments(self) -> list[str]:
+        """The same as command-line arguments."""
+        domain = [] if self.domain is None else ["--domain", str(self.domain)]
+        return ["--bus", self.kind, "--namespace", self.namespace, *domain]
+
+
+class Recorder:
+    """The recorder process: one bag per episode in `folder`. A context manager."""
+
+    def __init__(self, folder: Path, spec: PolicySpec, robot: RobotSpec, where: BusOptions, cameras: bool) -> None:
+        command = [sys.executable, "-m", "hardware.recorder", *where.arguments(), "--out", str(folder)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(topics(spec, robot, cameras)))
+        self._process.stdin.close()
+
+    def __enter__(self) -> Recorder:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if "ready" in line:
+                return self
+        raise RuntimeError(f"the recorder ended with status {self._process.wait()} before it was ready")
+
+    def __exit__(self, *error: object) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+
+def topics(spec: PolicySpec, robot: RobotSpec, cameras: bool) -> list[tuple[str, str, str]]:
+    """What is recorded: (topic, type, QoS kind)."""
+    found = [(s.topic, s.type, "sensor") for s in robot.sensors]
+    found += [(c.topic, IMAGE, "sensor") for c in robot.cameras if cameras]
+    found += [(c.topic.rsplit("/", 1)[0] + "/camera_info", "sensor_msgs/msg/CameraInfo", "sensor")
+              for c in robot.cameras if cameras]
+    found += [(robot.command.topic, robot.command.type, "command"), (robot.stop_topic, BOOL, "latched")]
+    if spec.goal:
+        found.append((spec.goal.topic, POSE, "latched"))
+    return [*found, (STEP_TOPIC, STEP_TYPE, "events"), (EPISODE_TOPIC, TEXT_TYPE, "events"),
+            (INFO_TOPIC, TEXT_TYPE, "latched")]
+
+
+def deploy(policy: Path, robot: str, *, episodes: int, record: Path | None, where: BusOptions, seed: int = 0,
+           explore: bool = False, serve: bool = False, cameras: bool = True,
+           stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+    """Run episodes on the robot and return their figures. Raises SpecError or TimeoutError before anything moves."""
+    spec = load_robot(robot)
+    loaded = Policy(policy)
+    contract = loaded.spec.on(spec, f"policy {policy}")
+    with where.connect("policy") as bus:
+        node = PolicyNode(loaded, spec, bus, seed, explore)
+        node.connect()
+        if record is None:
+            return {"task": contract.task} | _run(node, episodes, serve, bus, stop)
+        with Recorder(record, contract, spec, where, cameras):
+            figures = _run(node, episodes, serve, bus, stop)
+        return {"task": contract.task} | figures | {"bags": str(record)}
+
+
+def _run(node: PolicyNode, episodes: int, serve: bool, bus: Bus, stop: Callable[[], bool]) -> dict[str, Any]:
+    results = _serve(node, bus, stop) if serve else _count(node, episodes, stop)
+    figures = summary([r.episode_return for r in results], [r.success for r in results])
+    return figures | node.timing() | {
+        "bags": None, "policy_swaps": node.swaps, "episode_results": [asdict(r) for r in results],
+        "lateness_ms": _histogram(node.lateness_ms), "latency_ms": _histogram(node.latency_ms)}
+
+
+def _count(node: PolicyNode, episodes: int, stop: Callable[[], bool]) -> list[EpisodeResult]:
+    """So many episodes; a latched stop ends the run."""
+    results: list[EpisodeResult] = []
+    bar = progress("deploy", unit="episode", items=range(episodes))
+    for _ in bar:
+        if stop():
+            break
+        results.append(node.run_episode())
+        bar.set_postfix_str(f"success {np.mean([r.success for r in results]):.0%}")
+        if node.stopped():
+            print("deploy: stopped by the protective stop", file=sys.stderr)
+            break
+    return results
+
+
+def _serve(node: PolicyNode, bus: Bus, stop: Callable[[], bool]) -> list[EpisodeResult]:
+    """An episode for every call of `policy/run`, answered with its result as JSON."""
+    results: list[EpisodeResult] = []
+    calls = bus.service(RUN_SERVICE)
+    print("deploy: ready", flush=True)
+    while not stop():
+        node.poll()
+        request = calls.take()
+        if request is None:
+            time.sleep(0.002)
+            continue
+        try:
+            results.append(node.run_episode())
+            request.reply(True, json.dumps(asdict(results[-1])))
+        except TimeoutError as error:
+            request.reply(False, str(error))
+    return results
+
+
+def _histogram(values: np.ndarray, bins: int = 60) -> dict[str, list[float]]:
+    """Counts and edges on a logarithmic scale, for a picture of every tick."""
+    if not len(values):
+        return {"counts": [], "edges_ms": []}
+    counts, edges = np.histogram(np.maximum(values, 1e-4), bins=np.geomspace(1e-4, max(10.0, values.max()), bins + 1))
+    return {"counts": [float(c) for c in counts], "edges_ms": [float(e) for e in edges]}

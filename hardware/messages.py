@@ -1,0 +1,224 @@
+"""ROS 2 messages as CDR bytes: encode, decode, type hashes, definitions and small constructors.
+
+Layouts come from rosbags; the ones it lacks are registered here and nowhere else. Arrays inside messages are numpy.
+Units and frames are ROS's (REP 103): SI, quaternions x, y, z, w. MuJoCo's w, x, y, z is converted here only.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+
+NANO = 1_000_000_000
+
+# Layouts of the ros2_control and std_srvs packages that rosbags does not ship.
+LAYOUTS = {
+    "control_msgs/msg/InterfaceValue": "string[] interface_names\nfloat64[] values\n",
+    "control_msgs/msg/DynamicJointState":
+        "std_msgs/Header header\nstring[] joint_names\ncontrol_msgs/InterfaceValue[] interface_values\n",
+    "control_msgs/msg/MultiDOFCommand": "string[] dof_names\nfloat64[] values\nfloat64[] values_dot\n",
+    "control_msgs/msg/Keys": "std_msgs/Header header\nstring[] keys\n",
+    "control_msgs/msg/Float64Values": "std_msgs/Header header\nfloat64[] values\n",
+}
+SERVICE_LAYOUTS = {"std_srvs/srv/Trigger_Request": "", "std_srvs/srv/Trigger_Response": "bool success\nstring message\n"}
+
+
+def _typestore() -> Any:
+    """The rosbags store with every layout of this file registered."""
+    store = get_typestore(Stores.ROS2_JAZZY)
+    for name, text in LAYOUTS.items():
+        store.register(get_types_from_msg(text, name))
+    for name, text in SERVICE_LAYOUTS.items():  # rosbags' parser would move these below msg/
+        (layout,) = get_types_from_msg(text, name).values()
+        store.register({name: layout})
+    return store
+
+
+STORE = _typestore()
+
+
+def layout(type: str) -> list[tuple[str, Any]]:
+    """Fields of a type as rosbags (name, descriptor) pairs. Raises KeyError naming an unknown type."""
+    if type not in STORE.fielddefs:
+        raise KeyError(f"message type {type!r} is unknown: not in rosbags' ROS 2 types nor in hardware/messages.py")
+    return list(STORE.fielddefs[type][1])
+
+
+def new(type: str, **fields: Any) -> Any:
+    """A message of a type from its fields, arrays as numpy of the field's width."""
+    layout(type)
+    return STORE.types[type](**fields)
+
+
+def encode(message: Any) -> bytes:
+    """CDR bytes (encapsulation header first, little-endian on little-endian machines)."""
+    return bytes(STORE.serialize_cdr(message, message.__msgtype__))
+
+
+def decode(data: bytes, type: str) -> Any:
+    """The message in CDR bytes; numeric arrays are read-only views of them."""
+    return STORE.deserialize_cdr(data, type)
+
+
+@lru_cache(maxsize=None)
+def type_hash(type: str) -> str:
+    """REP 2011 hash of a type, 'RIHS01_' and 64 hex digits."""
+    layout(type)
+    return str(STORE.hash_rihs01(type))
+
+
+@lru_cache(maxsize=None)
+def definition(type: str) -> str:
+    """ros2msg text of a type, its dependencies after lines of 80 '='."""
+    layout(type)
+    return str(STORE.generate_msgdef(type, ros_version=2)[0])
+
+
+def time(stamp_ns: int) -> Any:
+    """builtin_interfaces/Time of nanoseconds since the Unix epoch."""
+    return new("builtin_interfaces/msg/Time", sec=stamp_ns // NANO, nanosec=stamp_ns % NANO)
+
+
+def duration(seconds: float) -> Any:
+    """builtin_interfaces/Duration of seconds."""
+    whole, rest = divmod(round(seconds * NANO), NANO)
+    return new("builtin_interfaces/msg/Duration", sec=whole, nanosec=rest)
+
+
+def header(stamp_ns: int, frame: str = "") -> Any:
+    """std_msgs/Header: acquisition stamp in ns since the Unix epoch, frame name."""
+    return new("std_msgs/msg/Header", stamp=time(stamp_ns), frame_id=frame)
+
+
+def stamp_ns(header: Any) -> int:
+    """Nanoseconds since the Unix epoch of a header, or of a message that has one."""
+    stamp = getattr(header, "header", header).stamp
+    return int(stamp.sec) * NANO + int(stamp.nanosec)
+
+
+def xyzw(quaternion_wxyz: ArrayLike) -> NDArray[np.float64]:
+    """(..., 4) MuJoCo's w, x, y, z to ROS's x, y, z, w."""
+    return np.roll(_quaternions(quaternion_wxyz), -1, axis=-1)
+
+
+def wxyz(quaternion_xyzw: ArrayLike) -> NDArray[np.float64]:
+    """(..., 4) ROS's x, y, z, w to MuJoCo's w, x, y, z."""
+    return np.roll(_quaternions(quaternion_xyzw), 1, axis=-1)
+
+
+def _quaternions(values: ArrayLike) -> NDArray[np.float64]:
+    array = np.asarray(values, np.float64)
+    if array.ndim == 0 or array.shape[-1] != 4:
+        raise ValueError(f"a quaternion has 4 numbers on its last axis, not shape {array.shape}")
+    return array
+
+
+def joint_state(stamp_ns: int, names: Sequence[str], position: ArrayLike = (), velocity: ArrayLike = (),
+                effort: ArrayLike = ()) -> Any:
+    """sensor_msgs/JointState: (J,) rad or m, rad/s or m/s, N m or N; an array may be empty."""
+    arrays = {"position": _floats(position), "velocity": _floats(velocity), "effort": _floats(effort)}
+    for key, array in arrays.items():
+        if array.size not in (0, len(names)):
+            raise ValueError(f"JointState {key} has {array.size} values for {len(names)} names")
+    return new("sensor_msgs/msg/JointState", header=header(stamp_ns), name=list(names), **arrays)
+
+
+def joint_trajectory(stamp_ns: int, names: Sequence[str], position: ArrayLike, times_s: ArrayLike,
+                     velocity: ArrayLike | None = None) -> Any:
+    """trajectory_msgs/JointTrajectory: position (T, J) rad, times_s (T,) from the stamp; stamp 0 starts now."""
+    position, times = np.atleast_2d(_floats(position, 2)), _floats(times_s)
+    speed = None if velocity is None else np.atleast_2d(_floats(velocity, 2))
+    if position.shape != (times.size, len(names)) or (speed is not None and speed.shape != position.shape):
+        raise ValueError(f"trajectory of {times.size} times and {len(names)} names: position {position.shape}, "
+                         f"velocity {None if speed is None else speed.shape}")
+    empty = _floats(())
+    points = [new("trajectory_msgs/msg/JointTrajectoryPoint", positions=row,
+                  velocities=empty if speed is None else speed[i], accelerations=empty, effort=empty,
+                  time_from_start=duration(float(times[i]))) for i, row in enumerate(position)]
+    return new("trajectory_msgs/msg/JointTrajectory", header=header(stamp_ns), joint_names=list(names), points=points)
+
+
+def float64s(values: ArrayLike, labels: Sequence[tuple[str, int]] | None = None) -> Any:
+    """std_msgs/Float64MultiArray of (N,) values; labels name consecutive segments as (name, size) in layout.dim."""
+    data = _floats(values)
+    if labels is not None and sum(size for _, size in labels) != data.size:
+        raise ValueError(f"labels {list(labels)} cover {sum(size for _, size in labels)} values of {data.size}")
+    dim = [new("std_msgs/msg/MultiArrayDimension", label=label, size=size, stride=size) for label, size in labels or ()]
+    return new("std_msgs/msg/Float64MultiArray", data=data,
+               layout=new("std_msgs/msg/MultiArrayLayout", dim=dim, data_offset=0))
+
+
+def segments(message: Any) -> dict[str, NDArray[np.float64]]:
+    """The labelled segments of a Float64MultiArray made by `float64s`, each (size,)."""
+    out, start = {}, int(message.layout.data_offset)
+    for dim in message.layout.dim:
+        out[dim.label] = message.data[start:start + dim.size]
+        start += dim.size
+    return out
+
+
+def pose_stamped(stamp_ns: int, frame: str, position: ArrayLike, quaternion_xyzw: ArrayLike) -> Any:
+    """geometry_msgs/PoseStamped: position (3,) m and orientation (4,) x, y, z, w in a frame."""
+    x, y, z = (float(v) for v in _floats(position))
+    qx, qy, qz, qw = (float(v) for v in _quaternions(quaternion_xyzw))
+    pose = new("geometry_msgs/msg/Pose", position=new("geometry_msgs/msg/Point", x=x, y=y, z=z),
+               orientation=new("geometry_msgs/msg/Quaternion", x=qx, y=qy, z=qz, w=qw))
+    return new("geometry_msgs/msg/PoseStamped", header=header(stamp_ns, frame), pose=pose)
+
+
+def image(stamp_ns: int, frame: str, array: NDArray[np.uint8]) -> Any:
+    """sensor_msgs/Image, rgb8, from (H, W, 3) uint8; frame is the camera's optical frame."""
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise ValueError(f"an rgb8 image is (H, W, 3) uint8, not {array.shape} {array.dtype}")
+    height, width, _ = array.shape
+    return new("sensor_msgs/msg/Image", header=header(stamp_ns, frame), height=height, width=width, encoding="rgb8",
+               is_bigendian=0, step=3 * width, data=np.ascontiguousarray(array).reshape(-1))
+
+
+def pixels(message: Any) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 RGB of an rgb8 or bgr8 sensor_msgs/Image, without its row padding."""
+    if message.encoding not in ("rgb8", "bgr8"):
+        raise ValueError(f"image encoding {message.encoding!r}: only rgb8 and bgr8 are read")
+    rows = message.data.reshape(message.height, message.step)[:, :3 * message.width]
+    array = rows.reshape(message.height, message.width, 3)
+    return array if message.encoding == "rgb8" else array[..., ::-1]
+
+
+def pinhole(width: int, height: int, fovy: float) -> NDArray[np.float64]:
+    """(3, 3) intrinsics, pixels, of an ideal camera with a vertical field of view in rad."""
+    focal = height / (2 * np.tan(fovy / 2))
+    return np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+
+
+def camera_info(stamp_ns: int, frame: str, width: int, height: int, intrinsics: ArrayLike,
+                distortion: ArrayLike = (0, 0, 0, 0, 0)) -> Any:
+    """sensor_msgs/CameraInfo from (3, 3) intrinsics in pixels; stamp and frame equal the image's."""
+    k = _floats(intrinsics, 2)
+    if k.shape != (3, 3):
+        raise ValueError(f"intrinsics are (3, 3), not {k.shape}")
+    roi = new("sensor_msgs/msg/RegionOfInterest", x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
+    return new("sensor_msgs/msg/CameraInfo", header=header(stamp_ns, frame), height=height, width=width,
+               distortion_model="plumb_bob", d=_floats(distortion), k=k.reshape(-1), r=np.eye(3).reshape(-1),
+               p=np.hstack([k, np.zeros((3, 1))]).reshape(-1), binning_x=0, binning_y=0, roi=roi)
+
+
+def string(text: str) -> Any:
+    """std_msgs/String."""
+    return new("std_msgs/msg/String", data=text)
+
+
+def boolean(value: bool) -> Any:
+    """std_msgs/Bool."""
+    return new("std_msgs/msg/Bool", data=bool(value))
+
+
+def _floats(values: ArrayLike, ndim: int = 1) -> NDArray[np.float64]:
+    """Contiguous float64, at least one axis, at most `ndim`."""
+    array = np.atleast_1d(np.ascontiguousarray(values, np.float64))
+    if array.ndim > ndim:
+        raise ValueError(f"expected at most {ndim} axes, got shape {array.shape}")
+    return array

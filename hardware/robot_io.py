@@ -1,0 +1,112 @@
+"""Sensor messages → readings (stage 1 of a step) and command → message (stage 6), both by the robot's spec."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from hardware import messages
+from hardware.bus import COMMAND, SENSOR, Bus, Reader, Sample
+from robot_rl.observe import Readings, Values
+from robot_rl.spec import JOINT_STATE, RobotSpec, Sensor
+
+
+class RobotIO:
+    """A robot's state topics and its command topic on a bus."""
+
+    def __init__(self, robot: RobotSpec, bus: Bus) -> None:
+        self.robot = robot
+        self._sensors: list[tuple[Sensor, Reader]] = [
+            (s, bus.reader(s.topic, s.type, SENSOR)) for s in robot.sensors]
+        self._command = bus.publisher(robot.command.topic, robot.command.type, COMMAND)
+        self._decoded: dict[str, tuple[Sample, Values]] = {}
+
+    def read(self) -> Readings:
+        """The newest message of every sensor, decoded; a sensor that has not spoken is absent."""
+        readings = Readings({})
+        for sensor, reader in self._sensors:
+            sample = reader.newest()
+            if sample is None:
+                continue
+            known = self._decoded.get(sensor.name)
+            if known is None or known[0] is not sample:
+                known = self._decoded[sensor.name] = (sample, decode(sensor, sample.data, self.robot))
+            readings.values |= known[1]
+            readings.stamps[sensor.name] = sample.stamp_ns
+            readings.ages[sensor.name] = (time.monotonic_ns() - sample.arrival_ns) * 1e-9
+        return readings
+
+    def send(self, command: np.ndarray) -> None:
+        """Publish a command (C,) of the actuated joints: rad, rad/s or N·m."""
+        self._command.publish(encode_command(self.robot, command))
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until every sensor has spoken and somebody takes commands. Raises TimeoutError naming who is silent."""
+        end = time.monotonic() + timeout_s
+        while True:
+            heard = self.read().stamps
+            silent = [f"{s.name} on {s.topic} ({s.type})" for s, _ in self._sensors if s.name not in heard]
+            if not self._command.matched():
+                silent.append(f"no subscriber on {self.robot.command.topic} ({self.robot.command.type})")
+            if not silent:
+                return
+            if time.monotonic() > end:
+                raise TimeoutError(f"robot {self.robot.robot}: nothing heard for {timeout_s:g} s: {'; '.join(silent)}")
+            time.sleep(0.01)
+
+
+def decode(sensor: Sensor, data: bytes, robot: RobotSpec) -> Values:
+    """One sensor message as named arrays, joints in the spec's order by name; a joint that is absent reads NaN."""
+    message: Any = messages.decode(data, sensor.type)
+    if sensor.type == JOINT_STATE:
+        places = {name: i for i, name in enumerate(message.name)}
+        index = [places.get(name, -1) for name in robot.names]
+        return {f"{sensor.name}.{field}": _by_index(getattr(message, field), index, field)
+                for field in ("position", "velocity", "effort")}
+    p, q = message.pose.position, message.pose.orientation
+    return {f"{sensor.name}.position": np.array([p.x, p.y, p.z]),
+            f"{sensor.name}.orientation": np.array([q.x, q.y, q.z, q.w])}
+
+
+def encode_command(robot: RobotSpec, command: np.ndarray) -> bytes:
+    """CDR bytes of the robot's command message for (C,) numbers in the order of its actuated joints."""
+    kind, interface = robot.command.type, robot.command.interface
+    if kind == "std_msgs/msg/Float64MultiArray":
+        return messages.encode(messages.float64s(command))
+    names = [j.name for j in robot.actuated]
+    empty = np.zeros(0)
+    fields = {key: command if key == interface else empty for key in ("position", "velocity", "effort")}
+    if kind == JOINT_STATE:
+        return messages.encode(messages.joint_state(time.time_ns(), names, **fields))
+    return messages.encode(messages.joint_trajectory(names, **fields))
+
+
+def decode_command(robot: RobotSpec, data: bytes) -> np.ndarray:
+    """The (C,) numbers of a command message, in the order of the robot's actuated joints.
+
+    Raises ValueError when the message is of another size or names other joints.
+    """
+    message: Any = messages.decode(data, robot.command.type)
+    wanted = [j.name for j in robot.actuated]
+    if robot.command.type == "std_msgs/msg/Float64MultiArray":
+        if len(message.data) != len(wanted):
+            raise ValueError(f"{robot.command.topic}: {len(message.data)} numbers for {len(wanted)} joints")
+        return np.array(message.data)
+    names = message.name if robot.command.type == JOINT_STATE else message.joint_names
+    if sorted(names) != sorted(wanted):
+        raise ValueError(f"{robot.command.topic}: joints {list(names)}, expected {wanted}")
+    point = message if robot.command.type == JOINT_STATE else message.points[0]
+    field: str = robot.command.interface
+    if robot.command.type != JOINT_STATE:
+        field = {"position": "positions", "velocity": "velocities"}.get(field, field)
+    values = getattr(point, field)
+    return np.array([values[list(names).index(name)] for name in wanted])
+
+
+def _by_index(values: np.ndarray, index: list[int], field: str) -> np.ndarray:
+    """Values (J,) float64 in the spec's order. Efforts may be absent altogether, as ROS allows: they read 0."""
+    if len(values) == 0 and field == "effort":
+        return np.zeros(len(index))
+    return np.array([values[i] if 0 <= i < len(values) else np.nan for i in index])

@@ -1,0 +1,270 @@
+"""The command line. Every command imports its own world, so the robot's computer needs neither torch nor MuJoCo."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from robot_rl.spec import SpecError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="Train in MuJoCo, export one ONNX file, run it over ROS 2, log, fine-tune. Units are SI.")
+bench = typer.Typer(no_args_is_help=True, help="Measure this machine: learner, bus, control loop.")
+app.add_typer(bench, name="bench")
+
+Json = Annotated[bool, typer.Option("--json", help="Make the last line of stdout one JSON object.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+RobotOption = Annotated[str | None, typer.Option("--robot", help="Robot name, or path of a robot.yaml.")]
+BusOption = Annotated[str, typer.Option("--bus", help="auto (ros where rclpy is found, else dds), dds or ros.")]
+Namespace = Annotated[str, typer.Option(help="ROS namespace of the robot's topics.")]
+Domain = Annotated[int | None, typer.Option(help="DDS domain [default: ROS_DOMAIN_ID, else 0].")]
+Threads = Annotated[int, typer.Option(help="CPU threads of the learner; 0: one for each core.")]
+Options = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="NAME=VALUE",
+                                                   help="Recipe option, repeatable; see `inspect --recipe`.")]
+
+
+@app.command()
+def train(
+    task: Annotated[str, typer.Argument(help="so101-reach, furuta-swingup, dmc:<domain>-<task> or gym:<id>.")] = "",
+    recipe: Annotated[str, typer.Option(help="Which learner: sac, rlpd.")] = "sac",
+    robot: RobotOption = None,
+    steps: Annotated[int, typer.Option(help="Decisions to take in the environment.")] = 100_000,
+    out: Annotated[Path | None, typer.Option(help="Run folder [default: runs/<task>-<recipe>-<seed>].")] = None,
+    seed: Seed = 0,
+    set_: Options = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder, exactly.")] = None,
+    learn_after: Annotated[int, typer.Option(help="Random decisions before the first update.")] = 1_000,
+    evaluate_every: Annotated[int, typer.Option(help="Decisions between evaluations.")] = 10_000,
+    evaluation_episodes: Annotated[int, typer.Option(help="Episodes of each evaluation.")] = 10,
+    checkpoint_every: Annotated[int, typer.Option(help="Decisions between checkpoints.")] = 10_000,
+    action_repeat: Annotated[int, typer.Option(help="Simulator steps to a decision (dmc: and gym: tasks).")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Train a policy in simulation."""
+    from robot_rl import session
+    from robot_rl.run import Run, RunConfig
+    if resume is None:
+        if not task:
+            raise SpecError("train: give a task, or --resume RUN")
+        config = RunConfig(task=task, robot=robot, recipe=recipe, options=session.options(recipe, set_ or []), seed=seed,
+                           steps=steps, learn_after=learn_after, evaluate_every=evaluate_every,
+                           evaluation_episodes=evaluation_episodes, checkpoint_every=checkpoint_every,
+                           action_repeat=action_repeat)
+        run = Run(out or Path("runs") / f"{task.replace(':', '_')}-{recipe}-{seed}")
+    else:
+        run = Run(resume)
+        config = run.config
+    _finish(session.train(run, config, device, threads, resume is not None), as_json)
+
+
+@app.command(name="eval")
+def evaluate_(
+    policy: Annotated[Path, typer.Argument(help="An exported policy, or a run folder.")],
+    episodes: Annotated[int, typer.Option(help="Episodes.")] = 50,
+    robot: RobotOption = None,
+    seed: Seed = 100,
+    gap: Annotated[str, typer.Option(help="Reality gap, e.g. payload=0.1,friction=0.05 (see sim-robot).")] = "",
+    action_repeat: Annotated[int, typer.Option(help="Simulator steps to a decision (dmc: and gym: tasks).")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a policy in simulation, deterministically, with 95% intervals."""
+    from robot_rl import session
+    _finish(session.evaluate(policy, episodes, robot, seed, gap, action_repeat), as_json)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file.")] = Path("policy.onnx"),
+    as_json: Json = False,
+) -> None:
+    """Write network, normaliser and contract into one ONNX file, checked against torch."""
+    from robot_rl import session
+    _finish(session.export(run, out), as_json)
+
+
+@app.command()
+def inspect(
+    what: Annotated[str, typer.Argument(help="A policy, a run folder, a robot, or a bag folder.")] = "",
+    recipe: Annotated[str | None, typer.Option(help="Show the options of a recipe with their defaults.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a policy, a run, a robot, a bag or a recipe holds."""
+    from robot_rl.inspect import inspect
+    _finish(inspect(what, recipe), as_json)
+
+
+@app.command(name="sim-robot")
+def sim_robot(
+    robot: Annotated[str, typer.Argument(help="Robot name, or path of a robot.yaml.")],
+    gap: Annotated[str, typer.Option(help="Reality gap: NAME=VALUE,... of payload (kg), friction (N·m), "
+                                     "motor_strength (share), encoder_bias (rad), command_delay (s), "
+                                     "sensor_delay (s), noise (rad), dropout (share).")] = "",
+    bus: BusOption = "auto", namespace: Namespace = "", domain: Domain = None, seed: Seed = 0,
+    cameras: Annotated[bool, typer.Option(help="Render and publish the cameras.")] = True,
+    seconds: Annotated[float | None, typer.Option(help="Stop after so many seconds [default: never].")] = None,
+) -> None:
+    """Be the robot: MuJoCo in real time behind the robot's own topics."""
+    from hardware.deploy import BusOptions
+    from hardware.loop import interrupted
+    from robot_rl.spec import load_robot, mjcf_file
+    from sim.process import RobotProcess
+    from sim.randomize import Gap
+    from sim.robot import SimRobot
+    spec = load_robot(robot)
+    sim = SimRobot(spec, str(mjcf_file(robot)), gap=replace(Gap.parse(gap), seed=seed))
+    with BusOptions(bus, namespace, domain).connect("robot") as wire:
+        process = RobotProcess(spec, sim, wire, cameras, seed)
+        print(f"sim-robot: {spec.robot} ready", flush=True)
+        process.run(interrupted(), seconds)
+
+
+@app.command()
+def deploy(
+    policy: Annotated[Path, typer.Argument(help="The ONNX file.")],
+    robot: Annotated[str, typer.Option(help="Robot name, or path of a robot.yaml.")],
+    episodes: Annotated[int, typer.Option(help="Episodes to run.")] = 1,
+    record: Annotated[Path | None, typer.Option(help="Folder for one rosbag2 MCAP per episode.")] = None,
+    bus: BusOption = "auto", namespace: Namespace = "", domain: Domain = None, seed: Seed = 0,
+    explore: Annotated[bool, typer.Option(help="Act with the learner's exploration noise.")] = False,
+    serve: Annotated[bool, typer.Option(help="Run an episode at each call of the policy/run service.")] = False,
+    cameras: Annotated[bool, typer.Option(help="Record the cameras too.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Run a policy on a robot at control rate, behind the safety filter, recording every step."""
+    from hardware.deploy import BusOptions
+    from hardware.deploy import deploy as run
+    from hardware.loop import interrupted
+    _finish(run(policy, robot, episodes=episodes, record=record, where=BusOptions(bus, namespace, domain), seed=seed,
+                explore=explore, serve=serve, cameras=cameras, stop=interrupted()), as_json)
+
+
+@app.command()
+def finetune(
+    run: Annotated[Path, typer.Argument(help="The run folder to start from.")],
+    robot: Annotated[str, typer.Option(help="Robot name, or path of a robot.yaml.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of bags for the prior half of each batch.")] = None,
+    episodes: Annotated[int, typer.Option(help="Episodes to run on the robot; 0 learns from the bags only.")] = 40,
+    minutes: Annotated[float, typer.Option(help="At most so many minutes of robot time, resets included.")] = 60.0,
+    out: Annotated[Path | None, typer.Option(help="Folder of the fine-tuned run; continues when it exists "
+                                             "[default: RUN-finetuned].")] = None,
+    repeats: Annotated[int, typer.Option(help="Times the recipe's update budget for each robot step.")] = 2,
+    warm_updates: Annotated[int, typer.Option(help="Updates on the bags before the robot moves.")] = 1_000,
+    ratio: Annotated[float, typer.Option(help="Share of each batch that comes from the bags.")] = 0.5,
+    set_: Options = None,
+    bus: BusOption = "auto", namespace: Namespace = "", domain: Domain = None, seed: Seed = 0,
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a run on the robot from its logs: run, learn, swap the policy in, repeat."""
+    from hardware.deploy import BusOptions
+    from robot_rl import session
+    _finish(session.finetune(run, robot, data, episodes=episodes, minutes=minutes, repeats=repeats, ratio=ratio,
+                             out=out or run.with_name(run.name + "-finetuned"), warm_updates=warm_updates,
+                             changes=set_ or [], where=BusOptions(bus, namespace, domain), seed=seed,
+                             threads=threads), as_json)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A demo, run or bag folder.")],
+    out: Annotated[Path | None, typer.Option(help="The page [default: FOLDER/report.html].")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write one self-contained HTML page: curves, paths, timing, pictures."""
+    from robot_rl.report import write_report
+    _finish({"report": str(write_report(folder, out or folder / "report.html"))}, as_json)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of everything the demo makes.")] = Path("runs/demo"),
+    quick: Annotated[bool, typer.Option(help="A few minutes instead of the whole: to see that it runs.")] = False,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """The main job with one command: train, export, run on a robot with a reality gap, fine-tune, run again."""
+    from robot_rl.demo import run_demo
+    _finish(run_demo(out, seed, quick), as_json)
+
+
+@bench.command(name="learner")
+def bench_learner(
+    agent: Annotated[str, typer.Option(help="Which recipe: sac, rlpd.")] = "sac",
+    seconds: Annotated[float, typer.Option(help="Seconds of each measurement.")] = 5.0,
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Gradient updates per second against Stable-Baselines3 and sbx (install the extra `bench`)."""
+    from robot_rl.learn.bench import bench as run
+    _finish(run(agent, seconds=seconds, threads=threads), as_json)
+
+
+@bench.command(name="bus")
+def bench_bus(bus: BusOption = "auto",
+              seconds: Annotated[float, typer.Option(help="Seconds of each measurement.")] = 5.0,
+              as_json: Json = False) -> None:
+    """Round trips of a JointState and of a raw VGA image between two processes, ms."""
+    from hardware.bus.bench import bench as run
+    _finish(run(bus, seconds=seconds), as_json)
+
+
+@bench.command(name="loop")
+def bench_loop(
+    rate: Annotated[float, typer.Option(help="Control rate, Hz.")] = 100.0,
+    seconds: Annotated[float, typer.Option(help="How long, s.")] = 30.0,
+    policy: Annotated[str, typer.Option(help="Policy file or name in models/policies.")] = "furuta-swingup",
+    bus: BusOption = "auto",
+    as_json: Json = False,
+) -> None:
+    """The control loop against a simulated robot in another process: deadlines, jitter, latency, CPU share."""
+    from hardware.loop_bench import bench as run
+    _finish(run(rate, seconds, policy, bus), as_json)
+
+
+def main() -> None:
+    """Entry point: errors at the door are one line and status 2."""
+    try:
+        app()
+    except (SpecError, ValueError, TimeoutError, FileNotFoundError, ModuleNotFoundError) as error:
+        hint = ""
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            hint = f"; install it with: pip install 'robot-rl[{_extra(error.name)}]'"
+        print(f"robot-rl: {error}{hint}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def _extra(module: str) -> str:
+    top = module.split(".")[0]
+    return {"torch": "train", "tensorboard": "train", "onnx": "train", "mujoco": "sim", "dm_control": "sim",
+            "gymnasium": "sim", "cv2": "camera", "stable_baselines3": "bench", "sbx": "bench"}.get(top, "sim,train")
+
+
+def _finish(figures: dict[str, Any], as_json: bool) -> None:
+    """Print the figures for a person, or as one JSON line."""
+    if as_json:
+        print(json.dumps(figures, default=str))
+        return
+    width = max(map(len, figures), default=0)
+    for key, value in figures.items():
+        if not isinstance(value, (list, dict)) or len(value) <= 4:
+            print(f"{key:<{width}}  {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_shown(v) for v in value) + "]"
+    return str(value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Environment → replay, one step at a time, every episode under its own seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import gymnasium
+import numpy as np
+
+from robot_rl.evaluate import episode_seed
+from robot_rl.replay import Replay
+
+
+class Agent(Protocol):
+    """The four verbs of a learner; everything that trains or acts here knows no more of it than this."""
+
+    def act(self, obs: np.ndarray, carry: Any = None, explore: bool = True) -> tuple[np.ndarray, Any]:
+        """Observations (B, O) → actions (B, A)."""
+
+    def update(self, data: Any) -> dict[str, Any]:
+        """Learn from `data.sample`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to continue."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from there."""
+
+
+@dataclass(frozen=True)
+class EpisodeEnd:
+    """A finished training episode."""
+
+    episode_return: float
+    length: int
+    success: bool | None
+
+
+class Collector:
+    """Drives one environment with an agent and fills a replay.
+
+    The action learned from is the one that was really sent (`info["action"]`). Because each episode is seeded by
+    (seed, episode), a run that continues at an episode's start continues exactly.
+    """
+
+    def __init__(self, env: gymnasium.Env, agent: Agent, replay: Replay, seed: int, random_steps: int) -> None:
+        self.env, self.agent, self.replay = env, agent, replay
+        self.seed, self.random_steps = seed, random_steps
+        self.steps = self.episodes = 0
+        self._rng = np.random.default_rng([seed, 7])
+        self._observation: np.ndarray | None = None
+
+    def step(self) -> EpisodeEnd | None:
+        """One environment step; returns the episode that it ended, if any."""
+        if self._observation is None:
+            self._begin()
+        assert self._observation is not None
+        result = self.env.step(action := self._action(self._observation))
+        observation, reward, terminated, truncated, info = result
+        self.replay.step(info.get("action", action), float(reward), observation, terminated, truncated)
+        self.steps += 1
+        self._return, self._length = self._return + float(reward), self._length + 1
+        self._observation = None if terminated or truncated else observation
+        if self._observation is not None:
+            return None
+        self.episodes += 1
+        return EpisodeEnd(self._return, self._length, info.get("success"))
+
+    @property
+    def at_start(self) -> bool:
+        """Between two episodes, where a run can be continued exactly."""
+        return self._observation is None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters and generator; only between episodes."""
+        assert self.at_start
+        return {"steps": self.steps, "episodes": self.episodes, "rng": self._rng.bit_generator.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self.steps, self.episodes = state["steps"], state["episodes"]
+        self._rng.bit_generator.state = state["rng"]
+
+    def _begin(self) -> None:
+        self._observation, _ = self.env.reset(seed=episode_seed(self.seed, self.episodes))
+        self._return, self._length = 0.0, 0
+        self.replay.begin(self._observation)
+
+    def _action(self, observation: np.ndarray) -> np.ndarray:
+        if self.steps < self.random_steps:
+            return self._rng.uniform(-1.0, 1.0, self.env.action_space.shape or ()).astype(np.float32)
+        return self.agent.act(observation[None], None, explore=True)[0][0]

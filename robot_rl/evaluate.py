@@ -1,0 +1,61 @@
+"""How good is a policy: episodes under fixed seeds, with intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from robot_rl.log import progress
+
+Act = Callable[[np.ndarray], np.ndarray]
+"""Observation (O,) float32 → action (A,) in [-1, 1]."""
+Z95 = 1.959963984540054
+
+
+def evaluate(env: gymnasium.Env, act: Act, episodes: int, seed: int, show: bool = True) -> dict[str, Any]:
+    """Run deterministic episodes, episode k under the seed (seed, k); returns `summary`'s figures."""
+    returns, successes = [], []
+    for k in progress("evaluate", unit="episode", items=range(episodes)) if show else range(episodes):
+        total, done = 0.0, False
+        observation, info = env.reset(seed=episode_seed(seed, k))
+        while not done:
+            observation, reward, terminated, truncated, info = env.step(act(observation))
+            total, done = total + float(reward), terminated or truncated
+        returns.append(total)
+        successes.append(bool(info["success"]) if "success" in info else None)
+    return summary(returns, successes)
+
+
+def summary(returns: Sequence[float], successes: Sequence[bool | None]) -> dict[str, Any]:
+    """`episodes, return_mean, return_ci95, success_rate, success_ci95`; success is null where the task has none.
+
+    The return's interval is the mean's normal approximation; the success rate's is Wilson's.
+    """
+    n = len(returns)
+    mean = float(np.mean(returns)) if n else math.nan
+    half = Z95 * float(np.std(returns, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+    figures: dict[str, Any] = {"episodes": n, "return_mean": mean, "return_ci95": [mean - half, mean + half],
+                               "success_rate": None, "success_ci95": None}
+    known = [s for s in successes if s is not None]
+    if known:
+        figures |= {"success_rate": sum(known) / len(known), "success_ci95": list(wilson(sum(known), len(known)))}
+    return figures
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a rate."""
+    if trials == 0:
+        return 0.0, 1.0
+    p, z2 = successes / trials, Z95 * Z95
+    centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = Z95 / (1 + z2 / trials) * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials * trials))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def episode_seed(seed: int, episode: int) -> int:
+    """A seed for one episode, so that an episode does not depend on the ones before it."""
+    return int(np.random.SeedSequence([seed, episode]).generate_state(1)[0])

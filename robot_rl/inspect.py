@@ -1,0 +1,48 @@
+"""Look inside a policy, a run, a robot, a bag or a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from robot_rl.spec import PolicySpec, SpecError, load_robot
+
+
+def inspect(what: str, recipe: str | None) -> dict[str, Any]:
+    """Figures of the thing, found by what it is. Raises SpecError when it is nothing known."""
+    if recipe is not None:
+        from robot_rl.learn import recipes
+        return {"recipe": recipe} | recipes.options(recipe)
+    path = Path(what)
+    if path.suffix == ".onnx":
+        from robot_rl.policy import Policy
+        policy = Policy(path)
+        return {"policy": what, "sha256": policy.sha256} | _contract(policy.spec)
+    if (path / "run.json").exists():
+        from robot_rl.log import read_lines
+        from robot_rl.run import Run
+        lines = read_lines(path / "metrics.jsonl")
+        return {"run": what} | _contract(Run(path).contract) | {"last": lines[-1] if lines else {}}
+    if path.is_dir() and any(path.glob("*.mcap")):
+        from robot_rl.bag import info
+        found = info(path)
+        seconds = (found.end_ns - found.start_ns) * 1e-9
+        topics = {f"topic {name}": f"{t.type} x {t.count}" for name, t in found.topics.items()}
+        return {"bag": what, "messages": found.messages, "seconds": seconds, "bytes": found.size,
+                "closed": found.closed, "dropped_bytes": found.dropped} | topics | found.custom
+    if not what:
+        raise SpecError("inspect: name a policy file, a run folder, a robot, a bag folder, or --recipe NAME")
+    robot = load_robot(what)
+    joints = {f"joint {j.name}": f"[{j.lower}, {j.upper}] rad, {j.velocity} rad/s, {j.effort} N·m" for j in robot.joints}
+    return {"robot": robot.robot, "command": f"{robot.command.interface} on {robot.command.topic}",
+            "stop": robot.stop} | joints | {f"sensor {s.name}": f"{s.type} on {s.topic}" for s in robot.sensors}
+
+
+def _contract(spec: PolicySpec) -> dict[str, Any]:
+    return {
+        "task": spec.task, "robot": spec.robot.robot if spec.robot else None, "rate_hz": spec.rate_hz,
+        "time_limit_s": spec.time_limit_s, "observation_size": spec.observation_size,
+        "observations": [f"{t.name}[{t.size}] {t.unit}".strip() for t in spec.observations],
+        "action_size": spec.action_size, "action": spec.action.kind if spec.action else None,
+        "trained": spec.trained,
+    }

@@ -1,0 +1,225 @@
+"""How many updates a second: an agent of ours against Stable-Baselines3 and sbx, on the same sizes, in one run.
+
+Each contestant lives in a process of its own, because thread pools disturb each other, and they take turns, so that a
+busy machine slows all of them. An update is one of critics, actor and temperature, replay sampling included.
+This file also is the program of such a process; there it needs only the standard library and the contestant.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+OBS, ACTION, BATCH, HIDDEN = 17, 6, 256, (256, 256)  # the sizes of HalfCheetah
+FILL = 10_000  # random transitions in each replay
+PEERS = ("sb3", "sbx", "sbx_20")  # sbx_20: 20 updates a call, the actor updated once in them
+
+
+def bench(
+    agent: str = "sac",
+    repetitions: int = 5,
+    seconds: float = 4.0,
+    threads: int | None = None,
+    peers: tuple[str, ...] = PEERS,
+    peer_python: str = sys.executable,
+    report: Callable[[str], None] = lambda line: None,
+    **configuration: Any,
+) -> dict[str, Any]:
+    """Medians over `repetitions` turns of `seconds` s each.
+
+    Keys: agent, updates_per_s, peers (name -> updates/s), ratio (name -> ours / theirs), missing (name -> why a peer
+    did not run), repetitions (name -> updates/s of each turn), machine. `threads` limits everybody (None: as each
+    library chooses); `peer_python` is the interpreter that has the peers installed; `configuration` goes to our recipe.
+    """
+    children: dict[str, Child] = {}
+    missing: dict[str, str] = {}
+    try:
+        for name in ("ours", *peers):
+            report(f"starting {name}")
+            request = {"name": name, "agent": agent, "threads": threads, "configuration": configuration}
+            children[name] = Child(sys.executable if name == "ours" else peer_python, request)
+        for name in list(children):
+            reason = children[name].ready()
+            if reason:
+                missing[name] = reason
+                children.pop(name).close()
+            report(f"{name}: {reason or 'warm'}")
+        if "ours" in missing:
+            raise RuntimeError(f"the benchmark of {agent} did not start: {missing['ours']}")
+        turns: dict[str, list[float]] = {name: [] for name in children}
+        for turn in range(repetitions):
+            for name, child in children.items():
+                turns[name].append(child.run(seconds))
+                report(f"turn {turn + 1}/{repetitions} {name}: {turns[name][-1]:.1f} updates/s")
+    finally:
+        for child in children.values():
+            child.close()
+    rates = {name: statistics.median(values) for name, values in turns.items()}
+    ours = rates.pop("ours")
+    return {
+        "agent": agent,
+        "updates_per_s": ours,
+        "peers": rates,
+        "ratio": {name: ours / rate for name, rate in rates.items()},
+        "missing": missing,
+        "repetitions": turns,
+        "machine": machine(),
+    }
+
+
+class Child:
+    """A process that warms one contestant up and then runs it for some seconds whenever asked."""
+
+    def __init__(self, python: str, request: dict[str, Any]):
+        environment = dict(os.environ)
+        if request["threads"]:
+            count = str(request["threads"])
+            environment |= {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count}
+        self.process = subprocess.Popen(
+            [python, os.path.abspath(__file__), json.dumps(request)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def ready(self) -> str:
+        """Wait for the warm-up; returns why it failed, or nothing."""
+        answer = self._read()
+        return "" if answer.get("ready") else str(answer.get("error", "it ended without an answer"))
+
+    def run(self, seconds: float) -> float:
+        """Updates/s over `seconds` s."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{seconds}\n")
+        self.process.stdin.flush()
+        answer = self._read()
+        if "updates" not in answer:
+            raise RuntimeError(f"a benchmark process failed: {answer}")
+        return float(answer["updates"]) / float(answer["seconds"])
+
+    def close(self) -> None:
+        """End the process."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("{"):  # a library may print lines of its own
+                answer: dict[str, Any] = json.loads(line)
+                return answer
+        return {}
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    model = platform.processor()
+    flags: set[str] = set()
+    try:
+        with open("/proc/cpuinfo") as file:
+            lines = dict(line.split(":", 1) for line in file if ":" in line)
+        fields = {key.strip(): value.strip() for key, value in lines.items()}
+        model, flags = fields.get("model name", model), set(fields.get("flags", "").split())
+    except OSError:
+        pass  # not Linux: the processor's name is all there is
+    units = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
+    return {"processor": model, "cores": os.cpu_count(), "units": units, "python": platform.python_version()}
+
+
+def _ours(request: dict[str, Any]) -> Callable[[], int]:
+    import numpy as np
+
+    from robot_rl.learn import recipes
+    from robot_rl.replay import Replay
+
+    sizes = {"hidden": HIDDEN, "batch": BATCH} | request["configuration"]
+    agent = recipes.make(request["agent"], OBS, ACTION, **sizes)
+    replay = Replay(2 * FILL, OBS, ACTION)
+    random = np.random.default_rng(0)
+    replay.begin(random.normal(size=OBS))
+    for step in range(FILL):
+        ends = step % 1000 == 999
+        replay.step(random.uniform(-1, 1, ACTION), random.normal(), random.normal(size=OBS), False, ends)
+        if ends:
+            replay.begin(random.normal(size=OBS))
+
+    def call() -> int:
+        agent.update(replay)
+        return agent.schedule.updates_per_step
+
+    return call
+
+
+def _baselines(request: dict[str, Any]) -> Callable[[], int]:
+    """SB3's and sbx's `train`, which share their interface."""
+    import gymnasium
+    import numpy as np
+
+    calls = 20 if request["name"] == "sbx_20" else 1
+
+    class Spaces(gymnasium.Env[Any, Any]):
+        observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (OBS,), np.float32)
+        action_space = gymnasium.spaces.Box(-1, 1, (ACTION,), np.float32)
+
+        def reset(self, **kwargs: Any) -> Any:
+            return np.zeros(OBS, np.float32), {}
+
+        def step(self, action: Any) -> Any:
+            return np.zeros(OBS, np.float32), 0.0, False, False, {}
+
+    common: dict[str, Any] = {"batch_size": BATCH, "buffer_size": 2 * FILL, "policy_kwargs": {"net_arch": list(HIDDEN)}}
+    if request["name"] == "sb3":
+        import torch
+        from stable_baselines3 import SAC
+
+        if request["threads"]:
+            torch.set_num_threads(request["threads"])
+        model: Any = SAC("MlpPolicy", Spaces(), **common)
+    else:
+        from sbx import SAC as JaxSAC
+
+        model = JaxSAC("MlpPolicy", Spaces(), policy_delay=calls, **common)
+    model.learn(1)  # sets up its logger and its buffers
+    random = np.random.default_rng(0)
+    for _ in range(FILL):
+        obs, following = random.normal(size=(2, 1, OBS)).astype(np.float32)
+        action = random.uniform(-1, 1, (1, ACTION)).astype(np.float32)
+        model.replay_buffer.add(obs, following, action, random.normal(size=1), np.zeros(1), [{}])
+
+    def call() -> int:
+        model.train(gradient_steps=calls, batch_size=BATCH)
+        return calls
+
+    return call
+
+
+def _child(request: dict[str, Any]) -> None:
+    """Warm up, say so, then answer each line on stdin (seconds) with a line of JSON."""
+    try:
+        call = _ours(request) if request["name"] == "ours" else _baselines(request)
+        for _ in range(5):
+            call()
+    except Exception as error:
+        print(json.dumps({"error": f"{type(error).__name__}: {error}"}), flush=True)
+        return
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        updates, start, used = 0, time.perf_counter(), time.process_time()
+        while time.perf_counter() - start < float(line):
+            updates += call()
+        elapsed = time.perf_counter() - start
+        print(json.dumps({"updates": updates, "seconds": elapsed, "cpu_s": time.process_time() - used}), flush=True)
+
+
+if __name__ == "__main__":
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    _child(json.loads(sys.argv[1]))

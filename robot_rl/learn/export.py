@@ -1,0 +1,131 @@
+"""Export: a policy module as one ONNX file that carries its contract, checked against torch each time it is written.
+
+File: inputs `obs` (B, O) and `noise` (B, A) float32, output `action` (B, A) float32, B free; metadata `robot_rl` (the
+contract, JSON) and `sha256` (of the weights).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+TOLERANCE = 1e-5  # largest allowed difference of an action between torch and ONNX Runtime
+OPSET = 18  # read by the ONNX Runtime of every Python from 3.10 on
+_traced: dict[str, onnx.ModelProto] = {}  # tracing takes seconds: a policy that differs in weights only reuses the graph
+
+
+class ExportError(RuntimeError):
+    """The file would not do what the module does."""
+
+
+def export(
+    policy: nn.Module,
+    obs_size: int,
+    action_size: int,
+    contract_json: str,
+    path: str | os.PathLike[str],
+    examples: np.ndarray | None = None,
+) -> float:
+    """Write `policy` to `path` atomically and return the largest difference to torch that was found.
+
+    The two are compared on random observations and on `examples` (B, O), with and without noise. A difference above
+    TOLERANCE is an ExportError, and a file that was at `path` stays.
+    """
+    policy = policy.cpu().eval()
+    tests = _tests(obs_size, action_size, examples)
+    key = repr((policy, [(name, value.shape) for name, value in policy.state_dict().items()]))
+    model = _traced.get(key) or _trace(policy, obs_size, action_size)
+    _set_weights(model, policy.state_dict())
+    for name, text in (("robot_rl", contract_json), ("sha256", weights_hash(policy))):
+        entry = next((one for one in model.metadata_props if one.key == name), None) or model.metadata_props.add()
+        entry.key, entry.value = name, text
+    content = model.SerializeToString()
+    difference = parity(policy, content, tests)
+    if not difference <= TOLERANCE:
+        raise ExportError(f"{path}: actions differ by {difference:.3g} between torch and ONNX Runtime, {TOLERANCE:g} allowed")
+    _traced[key] = model
+    _replace(Path(path), content)
+    return difference
+
+
+def weights_hash(policy: nn.Module) -> str:
+    """SHA-256, in hex, of the names and the values of everything that `policy` holds."""
+    digest = hashlib.sha256()
+    for name, value in sorted(policy.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def parity(policy: nn.Module, content: bytes, tests: list[tuple[Tensor, Tensor]]) -> float:
+    """The largest absolute difference of an action between `policy` and the ONNX file `content` on `tests`."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for obs, noise in tests:
+        with torch.inference_mode():
+            expected = policy(obs, noise).numpy()
+        (action,) = session.run(["action"], {"obs": obs.numpy(), "noise": noise.numpy()})
+        if action.shape != expected.shape:
+            raise ExportError(f"ONNX Runtime returned actions {action.shape}, torch {expected.shape}")
+        difference = float(np.abs(action - expected).max())
+        worst = max(worst, difference) if np.isfinite(difference) else float("inf")
+    return worst
+
+
+def _tests(obs_size: int, action_size: int, examples: np.ndarray | None) -> list[tuple[Tensor, Tensor]]:
+    """(obs, noise) pairs of several batch sizes: random ones of small and large scale, and the examples."""
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(size, obs_size, generator=generator) * scale for size, scale in ((1, 1.0), (64, 1.0), (64, 10.0))]
+    if examples is not None and len(examples):
+        batches.append(torch.as_tensor(np.asarray(examples), dtype=torch.float32).reshape(-1, obs_size))
+    noise = [torch.randn(len(obs), action_size, generator=generator) for obs in batches]
+    return [(obs, drawn * scale) for obs, drawn in zip(batches, noise) for scale in (0.0, 1.0)]
+
+
+def _trace(policy: nn.Module, obs_size: int, action_size: int) -> onnx.ModelProto:
+    """The graph of `policy` with its parameters and buffers as initializers of the same names."""
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # names absent torchvision
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            policy,
+            (torch.zeros(2, obs_size), torch.zeros(2, action_size)),
+            dynamo=True,
+            opset_version=OPSET,
+            optimize=False,  # folding would bake weights into constants that a later export could not replace
+            verbose=False,
+            input_names=["obs", "noise"],
+            output_names=["action"],
+            dynamic_shapes=({0: "batch"}, {0: "batch"}),
+        )
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    return model
+
+
+def _set_weights(model: onnx.ModelProto, state: dict[str, Tensor]) -> None:
+    for initializer in model.graph.initializer:
+        if initializer.name in state:
+            value = state[initializer.name].detach().cpu().contiguous().numpy()
+            initializer.CopyFrom(onnx.numpy_helper.from_array(value, initializer.name))
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write the file so that a reader sees the old one or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with open(partial, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)

@@ -1,0 +1,106 @@
+"""Observation → action (stage 3 of a step): one ONNX file that carries network, normaliser and contract."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from robot_rl.spec import PolicySpec, SpecError
+
+CONTRACT_KEY, DIGEST_KEY, SIZE_KEY = "robot_rl", "robot_rl_sha256", "robot_rl_graph_bytes"
+
+
+class Policy:
+    """A policy file, checked and ready to act.
+
+    Raises SpecError when the file is missing, damaged, without a contract, or of another size than its contract says.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            data = self.path.read_bytes()
+        except OSError as error:
+            raise SpecError(f"policy {path}: cannot be read: {error.strerror}") from error
+        try:
+            self._session = onnxruntime.InferenceSession(data, _options(), providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise SpecError(f"policy {path}: not a usable ONNX file: {str(error).splitlines()[0]}") from error
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        if CONTRACT_KEY not in metadata:
+            raise SpecError(f"policy {path}: no '{CONTRACT_KEY}' contract in its metadata (it has "
+                            f"{sorted(metadata) or 'none'}); export it with `robot-rl export`")
+        _verify(data, metadata, str(path))
+        self.spec = PolicySpec.from_json(metadata[CONTRACT_KEY], f"policy {path}")
+        self.sha256 = hashlib.sha256(data).hexdigest()
+        self._check_sizes()
+        self._feed = {"obs": np.zeros((1, self.spec.observation_size), np.float32),
+                      "noise": np.zeros((1, self.spec.action_size), np.float32)}
+
+    def __call__(self, observation: np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
+        """Action (A,) float32 in [-1, 1] for an observation (O,).
+
+        Standard normal `noise` (A,) gives the action that the learner would explore with; None the best one.
+        """
+        self._feed["obs"][0] = observation
+        self._feed["noise"][0] = 0.0 if noise is None else noise
+        return self._session.run(["action"], self._feed)[0][0]
+
+    def warm_up(self, calls: int = 50) -> None:
+        """Run the network so that the first control tick is not the slow one."""
+        for _ in range(calls):
+            self(self._feed["obs"][0])
+
+    def _check_sizes(self) -> None:
+        inputs = {i.name: i.shape for i in self._session.get_inputs()}
+        wanted = {"obs": self.spec.observation_size, "noise": self.spec.action_size}
+        for name, size in wanted.items():
+            if name not in inputs or inputs[name][-1] != size:
+                raise SpecError(f"policy {self.path}: input '{name}' is {inputs.get(name, 'absent')} in the network, "
+                                f"size {size} in its contract")
+
+
+def seal(graph: bytes, contract: str) -> bytes:
+    """The ONNX bytes with the contract and a digest of both attached as metadata.
+
+    Fields of a protobuf message may be appended, so neither torch nor the `onnx` package is needed to do or undo this.
+    """
+    digest = _digest(graph, contract)
+    entries = {CONTRACT_KEY: contract, DIGEST_KEY: digest, SIZE_KEY: str(len(graph))}
+    return graph + b"".join(_field(14, _field(1, k.encode()) + _field(2, v.encode())) for k, v in entries.items())
+
+
+def _digest(graph: bytes, contract: str) -> str:
+    return hashlib.sha256(graph + contract.encode()).hexdigest()
+
+
+def _verify(data: bytes, metadata: dict[str, str], path: str) -> None:
+    size = metadata.get(SIZE_KEY, "")
+    found = _digest(data[:int(size)], metadata[CONTRACT_KEY]) if size.isdigit() else "none"
+    if found != metadata.get(DIGEST_KEY):
+        raise SpecError(f"policy {path}: damaged: {DIGEST_KEY} says {metadata.get(DIGEST_KEY)}, the file gives {found}")
+
+
+def _field(number: int, payload: bytes) -> bytes:
+    """A length-delimited protobuf field."""
+    return _varint(number << 3 | 2) + _varint(len(payload)) + payload
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes(out + bytes([value]))
+
+
+def _options() -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return options

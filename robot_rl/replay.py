@@ -1,0 +1,200 @@
+"""Replay memory: transitions in one packed ring of float32 rows, sampled in one gather.
+
+A row holds one observation and, when a step was taken from it, that step:
+`[observation | action | reward | alive | taken]`. The observation that a step led to is the next row, so a segment
+(an unbroken run of steps) of n steps costs n + 1 rows. `taken` is 0 in the last row of a segment and in the newest row,
+therefore a walk along rows that stops at `taken == 0` cannot cross a segment's edge, nor the seam of the ring, where the
+newest row meets the oldest.
+
+Axes: B batch, T time (horizon), O observation, A action.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+Batch = dict[str, np.ndarray]
+ONLINE, PRIOR = 0, 1  # values of a batch's `source`
+
+
+class Data(Protocol):
+    """What a learner pulls batches from."""
+
+    def sample(self, batch: int, horizon: int = 1, n_step: int = 1, discount: float = 0.99) -> Batch: ...
+
+    def __len__(self) -> int: ...
+
+
+class Replay:
+    """A ring of `capacity` rows (one per step and one more per segment); the oldest steps make room for new ones."""
+
+    def __init__(self, capacity: int, obs_size: int, action_size: int, seed: int = 0):
+        if capacity < 2:
+            raise ValueError(f"replay: capacity is {capacity} rows, a step needs at least 2")
+        self.capacity, self.obs_size, self.action_size = capacity, obs_size, action_size
+        self._reward, self._alive, self._taken = (obs_size + action_size + column for column in range(3))
+        self._rows = np.zeros((capacity, obs_size + action_size + 3), np.float32)  # pages are used as they fill
+        self._starts = np.zeros(capacity, np.int64)  # ring of the row numbers that a step was taken from, in order
+        self._head = -1  # number of the newest row, counted since the start and never reused; its place is % capacity
+        self._first = self._last = 0  # steps [first, last) are held; step k's row number is _starts[k % capacity]
+        self._open = False
+        self._generator = np.random.default_rng(seed)
+
+    def __len__(self) -> int:
+        """Transitions held."""
+        return self._last - self._first
+
+    def begin(self, obs: np.ndarray) -> None:
+        """Start a segment at `obs` (O,). A segment that was left open ends as if truncated."""
+        lone = self._open and not (self._last > self._first and self._newest_start() == self._head - 1)
+        if lone:
+            self._head -= 1  # the row before was a beginning from which no step was taken
+        self._put(obs)
+        self._open = True
+
+    def step(self, action: np.ndarray, reward: float, obs: np.ndarray, terminated: bool, truncated: bool) -> None:
+        """Add the step that took `action` (A,) in [-1, 1] and led to `obs` (O,)."""
+        if not self._open:
+            raise RuntimeError("replay: step() outside a segment: call begin(obs) after an episode has ended")
+        row = self._rows[self._head % self.capacity]
+        row[self.obs_size : self._reward] = action
+        row[self._reward :] = reward, not terminated, 1.0
+        self._starts[self._last % self.capacity] = self._head
+        self._last += 1
+        self._put(obs)
+        self._open = not (terminated or truncated)
+
+    def sample(self, batch: int, horizon: int = 1, n_step: int = 1, discount: float = 0.99) -> Batch:
+        """`batch` steps drawn evenly, each with up to `n_step` rewards and, for `horizon` > 1, the steps that follow.
+
+        obs (B, O), action (B, A) float32; reward (B,): the discounted sum of the next n rewards, where n is `n_step` or
+        what is left of the segment; next_obs (B, O): the observation after them; discount (B,): discount**n, or 0
+        where the n-th step terminated (truncation keeps it, so a learner bootstraps); index (B,) int64: a number that
+        is this step's alone; weight (B,) 1.0; source (B,) int64: ONLINE.
+        With `horizon` T > 1 each has a time axis, (B, T, ...); times after the end of the segment have weight 0,
+        reward 0 and discount 0 and hold the segment's last observation.
+        """
+        if not len(self):
+            raise RuntimeError("replay: nothing to sample: no step was added")
+        number = self._generator.integers(self._first, self._last, batch)
+        index = self._starts[number % self.capacity]
+        if horizon == 1 and n_step == 1:
+            return self._single(index, discount)
+        return self._windows(index, horizon, n_step, discount)
+
+    def _single(self, index: np.ndarray, discount: float) -> Batch:
+        rows = self._rows.take((index[:, None] + np.arange(2)) % self.capacity, axis=0)  # (B, 2, columns)
+        now = rows[:, 0]
+        return {
+            "obs": now[:, : self.obs_size],
+            "action": now[:, self.obs_size : self._reward],
+            "reward": now[:, self._reward],
+            "discount": now[:, self._alive] * np.float32(discount),
+            "next_obs": rows[:, 1, : self.obs_size],
+            "index": index,
+            "weight": now[:, self._taken],
+            "source": np.zeros(len(index), np.int64),
+        }
+
+    def _windows(self, index: np.ndarray, horizon: int, n_step: int, discount: float) -> Batch:
+        """The general case of `sample`; row j of a window is j steps after its start, or the last row it may see."""
+        length = horizon + n_step  # rows of a window, the last next_obs included
+        window = index[:, None] + np.arange(length)
+        taken = np.minimum.accumulate(self._rows[window % self.capacity, self._taken], axis=1)  # (B, length)
+        end = taken.sum(1).astype(np.int64)[:, None]  # steps in the window before its segment's end, at least 1
+        at = np.minimum(np.arange(length), end)
+        rows = self._rows[(index[:, None] + at) % self.capacity]
+        reward = rows[:, :, self._reward] * taken
+        times = np.arange(horizon)
+        returns = np.zeros((len(index), horizon), np.float32)
+        for step in range(n_step):
+            returns += np.float32(discount**step) * reward[:, times + step]
+        last = np.minimum(times + n_step, end)  # (B, T): the row bootstrapped from
+        count = last - np.minimum(times, end)
+        each = np.arange(len(index))[:, None]
+        alive = rows[each, np.maximum(last - 1, 0), self._alive] * (count > 0)
+        batch = {
+            "obs": rows[:, :horizon, : self.obs_size],
+            "action": rows[:, :horizon, self.obs_size : self._reward],
+            "reward": returns,
+            "discount": (alive * discount**count).astype(np.float32),
+            "next_obs": rows[each, last, : self.obs_size],
+            "index": index[:, None] + at[:, :horizon],
+            "weight": taken[:, :horizon],
+            "source": np.zeros((len(index), horizon), np.int64),
+        }
+        return batch if horizon > 1 else {key: value[:, 0] for key, value in batch.items()}
+
+    def _newest_start(self) -> int:
+        return int(self._starts[(self._last - 1) % self.capacity])
+
+    def _put(self, obs: np.ndarray) -> None:
+        """Write `obs` as the newest row, over the oldest one once the ring is full."""
+        self._head += 1
+        gone = self._head - self.capacity
+        if self._last > self._first and self._starts[self._first % self.capacity] <= gone:
+            self._first += 1
+        row = self._rows[self._head % self.capacity]
+        row[: self.obs_size] = obs
+        row[self.obs_size :] = 0.0
+
+    def state_dict(self) -> Batch:
+        """Arrays that `load_state_dict` takes: the used rows from the oldest on, counters and the generator."""
+        oldest = max(0, self._head + 1 - self.capacity)
+        rows = np.arange(oldest, self._head + 1) % self.capacity
+        steps = np.arange(self._first, self._last) % self.capacity
+        generator = json.dumps(self._generator.bit_generator.state)
+        return {
+            "rows": self._rows[rows],
+            "starts": self._starts[steps],
+            "counters": np.array([self._head, self._first, self._last, self._open], np.int64),
+            "generator": np.frombuffer(generator.encode(), np.uint8),
+        }
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Continue from `state`. The ring may be larger than the one that was saved, not too small for what it held."""
+        rows = np.asarray(state["rows"])
+        if rows.shape[1] != self._rows.shape[1] or len(rows) > self.capacity:
+            raise ValueError(f"replay: the saved memory is {rows.shape} rows x columns, this one is {self._rows.shape}")
+        self._head, self._first, self._last, is_open = (int(value) for value in state["counters"])
+        self._open = bool(is_open)
+        self._rows[np.arange(self._head + 1 - len(rows), self._head + 1) % self.capacity] = rows
+        self._starts[np.arange(self._first, self._last) % self.capacity] = state["starts"]
+        self._generator.bit_generator.state = json.loads(np.asarray(state["generator"]).tobytes())
+
+
+class Mixture:
+    """Batches of which the share `ratio` comes from `prior` and the rest from `online`; samples as either does.
+
+    With 0 < ratio < 1, while one of the two is still empty, everything comes from the other.
+    """
+
+    def __init__(self, prior: Data, online: Data, ratio: float):
+        if not 0.0 <= ratio <= 1.0:
+            raise ValueError(f"mixture: ratio is {ratio}, the share of prior data lies in [0, 1]")
+        self.prior, self.online, self.ratio = prior, online, ratio
+
+    def __len__(self) -> int:
+        """Transitions held by both."""
+        return len(self.prior) + len(self.online)
+
+    def sample(self, batch: int, horizon: int = 1, n_step: int = 1, discount: float = 0.99) -> Batch:
+        """As `Replay.sample`; the first round(batch * share) entries come from `prior` and have source PRIOR."""
+        from_prior = round(batch * self._share())
+        parts = []
+        for data, count, source in ((self.prior, from_prior, PRIOR), (self.online, batch - from_prior, ONLINE)):
+            if count:
+                part = data.sample(count, horizon, n_step, discount)
+                parts.append(part | {"source": np.full_like(part["source"], source)})
+        if len(parts) == 1:
+            return parts[0]
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+    def _share(self) -> float:
+        if 0.0 < self.ratio < 1.0 and not (len(self.prior) and len(self.online)):
+            return float(len(self.prior) > 0)
+        return self.ratio

@@ -1,0 +1,213 @@
+"""One self-contained HTML page about a demo, a run or a folder of bags. What is missing is named, never made up."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import time
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robot_rl import page, sections
+from robot_rl.log import read_lines, write_atomic
+from robot_rl.spec import SpecError
+from robot_rl.tracks import Track, read_tracks
+
+
+@dataclass
+class Found:
+    """What a folder holds of a demo, a run or recordings; `kind` is one of these three words."""
+
+    folder: Path
+    kind: str
+    figures: dict[str, Any] = field(default_factory=dict)
+    """demo.json."""
+    runs: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = field(default_factory=dict)
+    """By `train` and `finetune`: run.json and the lines of metrics.jsonl."""
+    tracks: dict[str, list[Track]] = field(default_factory=dict)
+    """By `before`, `after` or `only`: the recorded episodes."""
+    missing: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    """Bags that could not be read, and why."""
+
+    @property
+    def task(self) -> str:
+        """The task's name, as far as anything tells it."""
+        told = [config.get("task") for config, _ in self.runs.values()]
+        told += [t.spec.task for tracks in self.tracks.values() for t in tracks[:1]]
+        told.append(self.figures.get("simulation", {}).get("task"))
+        return next((name for name in told if name), "robot-rl")
+
+
+def write_report(folder: Path, out: Path) -> Path:
+    """Write the page about `folder` to `out`. Raises SpecError when the folder holds nothing to report."""
+    found = find(folder)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(out, _page(found).encode())
+    return out
+
+
+def find(folder: Path) -> Found:
+    """Look at what a folder holds. Raises SpecError when that is nothing."""
+    if not folder.is_dir():
+        raise SpecError(f"{folder}: no such folder")
+    parts = [folder / name for name in ("demo.json", "train/metrics.jsonl", "finetuned/metrics.jsonl")]
+    if any(part.exists() for part in parts):
+        return _demo(folder)
+    if (folder / "metrics.jsonl").exists():
+        found = Found(folder, "run")
+        _add_run(found, folder)
+        _add_tracks(found, "only", folder / "bags")
+        return found
+    found = Found(folder, "recording")
+    _add_tracks(found, "only", folder)
+    if not found.tracks:
+        raise SpecError(f"{folder}: nothing to report: no demo.json, no metrics.jsonl and no readable bag in it"
+                        + "".join(f"\n  {line}" for line in found.refused))
+    return found
+
+
+def _demo(folder: Path) -> Found:
+    found, figures = Found(folder, "demo"), folder / "demo.json"
+    if figures.exists():
+        try:
+            found.figures = json.loads(figures.read_text())
+        except ValueError as error:
+            raise SpecError(f"{figures}: not JSON: {error}") from error
+    else:
+        found.missing.append("demo.json, the demo's result: it is written when both rounds on the robot are done")
+    for name, what in (("train", "training in simulation"), ("finetuned", "fine-tuning on the robot")):
+        if not _add_run(found, folder / name):
+            found.missing.append(f"{name}/metrics.jsonl, the learning curves of {what}")
+    for name in ("before", "after"):
+        if not _add_tracks(found, name, folder / name):
+            found.missing.append(f"{name}/, the recorded episodes {name} fine-tuning")
+    return found
+
+
+def _add_run(found: Found, folder: Path) -> bool:
+    lines = read_lines(folder / "metrics.jsonl")
+    if not lines:
+        return False
+    file = folder / "run.json"
+    config = json.loads(file.read_text()) if file.exists() else {}
+    found.runs["finetune" if any("robot/success" in line for line in lines) else "train"] = (config, lines)
+    return True
+
+
+def _add_tracks(found: Found, name: str, folder: Path) -> bool:
+    tracks, refused = read_tracks(folder)
+    found.refused += refused
+    if tracks:
+        found.tracks[name] = tracks
+    return bool(tracks)
+
+
+def _page(found: Found) -> str:
+    parts = [("result", "Result", sections.result(found.figures, found.runs, found.tracks)),
+             ("learning", "Learning", sections.learning(found.runs, found.figures)),
+             ("paths", "Paths and distances", sections.paths(found.tracks)),
+             ("timing", "Loop timing and safety", sections.timing(found.tracks, found.figures)),
+             ("cameras", "Camera stills", sections.cameras(found.tracks)),
+             ("commands", "Open the bags, run it again", _commands(found))]
+    shown = [(name, title, body) for name, title, body in parts if body]
+    links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in shown)
+    body = _head(found) + f"<nav>{links}</nav>" + _gaps(found)
+    body += "\n".join(page.section(*part) for part in shown)
+    title = f"{found.task}: {found.kind}"
+    return page.page(title, body + f"<footer>{escape(_made())}</footer>")
+
+
+def _head(found: Found) -> str:
+    title = {"demo": "from simulation to the robot", "run": "a training run", "recording": "recorded episodes"}
+    return (f'<p class="eyebrow">robot-rl report on <code>{escape(str(found.folder))}</code></p>'
+            f"<h1>{escape(found.task)}, {title[found.kind]}</h1>"
+            + page.paragraph(sections.summary(found.figures, found.runs, found.tracks), "lead"))
+
+
+def _gaps(found: Found) -> str:
+    """What this page would show and cannot."""
+    out = ""
+    if found.missing:
+        out += "<h3>Not in this folder</h3>" + page.bullets(found.missing)
+    if found.refused:
+        out += "<h3>Left out</h3>" + page.bullets(found.refused)
+    return out
+
+
+def _commands(found: Found) -> str:
+    bag = next((t.bag for tracks in found.tracks.values() for t in tracks), None)
+    out = ""
+    if bag is not None:
+        out += page.paragraph("A bag is a rosbag2 folder with one MCAP file. It holds every message the policy saw, "
+                              "every command it sent, and one message for each step on policy/step.")
+        out += page.code(f"robot-rl inspect {shlex.quote(str(bag))}", f"ros2 bag info {shlex.quote(str(bag))}",
+                         f"ros2 bag play {shlex.quote(str(bag))}")
+        out += page.paragraph(
+            "Without ROS 2: open the .mcap file in Foxglove (Open local file) or in PlotJuggler (Data, Load). Worth a "
+            "look are tip_pose, joint_states, the camera topics, and policy/step, whose layout names its parts "
+            "(observation, reward, asked, action, sent, reasons, lateness, latency).")
+    commands = found.figures.get("commands") or _rerun(found)
+    out += page.paragraph("Run each step again (a run folder that exists is never written over: give another --out):")
+    return out + page.code(*(c if isinstance(c, str) else shlex.join(map(str, c)) for c in commands)) + _seeds(found)
+
+
+def _rerun(found: Found) -> list[list[str]]:
+    """The commands, from what the files tell."""
+    here, figures = str(found.folder), found.figures
+    if found.kind == "recording":
+        return [["robot-rl", "report", here]]
+    run = here if found.kind == "run" else f"{here}/train"
+    config = found.runs.get("train", found.runs.get("finetune", ({}, [])))[0]
+    out = []
+    if config and "train" in found.runs:
+        changed = [part for k, v in config.get("options", {}).items() for part in ("--set", f"{k}={json.dumps(v)}")]
+        out.append(["robot-rl", "train", config["task"], "--recipe", config["recipe"], "--steps", str(config["steps"]),
+                    "--seed", str(config["seed"]), *changed, "--out", run])
+    if found.kind == "run":
+        return [*out, ["robot-rl", "export", run, "-o", f"{run}/policy.onnx"], ["robot-rl", "report", here]]
+    policy = f"{here}/policy.onnx"
+    name = next((t.spec.robot.robot for ts in found.tracks.values() for t in ts if t.spec.robot), "so101")
+    out.append(["robot-rl", "export", run, "-o", policy])
+    for key, file, more in (("before", policy, []), ("after", f"{here}/finetuned/policy.onnx", [])):
+        count = str(figures.get(key, {}).get("episodes", 30))
+        if key == "before":
+            out.append(["robot-rl", "eval", policy, "--episodes",
+                        str(figures.get("simulation", {}).get("episodes", 200))])
+            out.append(["robot-rl", "sim-robot", name, *(["--gap", figures["gap"]] if "gap" in figures else [])])
+        out.append(["robot-rl", "deploy", file, "--robot", name, "--episodes", count, "--record", f"{here}/{key}",
+                    *more])
+        if key == "before":
+            out.append(["robot-rl", "finetune", run, "--data", f"{here}/before", "--robot", name, "--out",
+                        f"{here}/finetuned"])
+    return [*out, ["robot-rl", "report", here]]
+
+
+def _seeds(found: Found) -> str:
+    seeds = [f"{what} {config['seed']}" for what, (config, _) in found.runs.items() if "seed" in config]
+    if "seed" in found.figures:
+        seeds.insert(0, f"demo {found.figures['seed']}")
+    return page.paragraph(f"Seeds: {', '.join(seeds)}.", "soft") if seeds else ""
+
+
+def _made() -> str:
+    """When and where this page was written."""
+    cores, memory = len(os.sched_getaffinity(0)), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return (f"Written {time.strftime('%Y-%m-%d %H:%M %Z')} on this machine: {_processor()}, {cores} cores, "
+            f"{memory:.0f} GiB memory, {platform.system()} {platform.machine()}, Python {platform.python_version()}, "
+            f"numpy {np.__version__}. The page is one file and loads nothing.")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+                platform.processor() or platform.machine())

@@ -1,0 +1,62 @@
+"""A run's folder: what was asked for, the contract, the checkpoint and the metrics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from robot_rl.log import write_atomic
+from robot_rl.spec import Data, PolicySpec, SpecError
+
+
+class RunConfig(Data, kw_only=True):
+    """Everything that decides what a run does; the same configuration gives the same run."""
+
+    task: str
+    robot: str | None = None
+    recipe: str
+    options: dict[str, Any] = {}
+    """Keyword arguments of the recipe that differ from its defaults."""
+    seed: int = 0
+    steps: int
+    learn_after: int
+    evaluate_every: int
+    evaluation_episodes: int
+    checkpoint_every: int
+    action_repeat: int = 1
+    capacity: int = 1_000_000
+
+
+class Run:
+    """Paths and small files of a run."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.checkpoint = self.folder / "checkpoint.pt"
+        self._config, self._contract = self.folder / "run.json", self.folder / "contract.json"
+
+    def create(self, config: RunConfig, contract: PolicySpec) -> None:
+        """Start a run here. Raises SpecError when one is here already: nothing is overwritten."""
+        if self._config.exists():
+            raise SpecError(f"{self.folder} holds a run already; continue it with --resume or choose another --out")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(self._contract, contract.to_json().encode())
+        write_atomic(self._config, msgspec.json.format(msgspec.json.encode(config), indent=2))
+
+    @property
+    def config(self) -> RunConfig:
+        """What the run was asked for. Raises SpecError when there is no run."""
+        try:
+            return msgspec.json.decode(self._config.read_bytes(), type=RunConfig)
+        except FileNotFoundError as error:
+            raise SpecError(f"{self.folder} is not a run: no {self._config.name}; make one with `robot-rl train`"
+                            ) from error
+        except msgspec.MsgspecError as error:
+            raise SpecError(f"{self._config}: {error}") from error
+
+    @property
+    def contract(self) -> PolicySpec:
+        """The contract that the run trains under."""
+        return PolicySpec.from_json(self._contract.read_bytes(), str(self._contract))

@@ -1,0 +1,249 @@
+"""The assembly half of the command line: joins environment, agent, replay and robot, and runs them.
+
+The worlds meet here and in cli.py only, inside the functions that need them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from robot_rl import __version__
+from robot_rl.run import Run, RunConfig
+from robot_rl.spec import PolicySpec, SpecError
+
+if TYPE_CHECKING:
+    from hardware.deploy import BusOptions
+    from robot_rl.learn.agent import Agent
+
+
+def options(recipe: str, settings: Iterable[str]) -> dict[str, Any]:
+    """NAME=VALUE settings as keyword arguments of a recipe; values are JSON, other text is taken as it is."""
+    from robot_rl.learn import recipes
+    known, chosen = recipes.options(recipe), {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or name not in known:
+            raise SpecError(f"--set {setting}: {recipe} takes NAME=VALUE with NAME one of {', '.join(known)}")
+        try:
+            chosen[name] = json.loads(text)
+        except json.JSONDecodeError:
+            chosen[name] = text
+    return chosen
+
+
+def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) -> dict[str, Any]:
+    """Train or continue a run; returns the last evaluation."""
+    import sim
+    from robot_rl.collect import Collector
+    from robot_rl.learn import checkpoint
+    from robot_rl.log import Log
+    from robot_rl.replay import Replay
+    from robot_rl.train import Plan, Training, discount_for
+    use_threads(threads)
+    env = sim.make(config.task, config.robot, config.action_repeat)
+    evaluation = sim.make(config.task, config.robot, config.action_repeat)
+    contract = sim.env_spec(env, config.task)
+    if not resume:
+        horizon = discount_for(round(contract.time_limit_s * contract.rate_hz))
+        config = msgspec.structs.replace(config, options={"discount": horizon} | config.options)
+        run.create(config, contract)
+    state = checkpoint.load(run.checkpoint) if resume and run.checkpoint.exists() else None
+    agent = make_agent(config, contract, device)
+    capacity = min(config.capacity, 2 * config.steps + 1_000)
+    replay = Replay(capacity, contract.observation_size, contract.action_size, config.seed)
+    collector = Collector(env, agent, replay, config.seed, config.learn_after)
+    plan = Plan(config.steps, config.learn_after, config.evaluate_every, config.evaluation_episodes,
+                config.checkpoint_every)
+    log = Log(run.folder, state["collector"]["steps"] if state else 0)
+    training = Training(collector, agent, evaluation, plan, log,
+                        lambda state: checkpoint.save(run.checkpoint, state))
+    if state:
+        training.load_state_dict(state)
+    try:
+        figures = training.run()
+    finally:
+        log.close()
+    return {"run": str(run.folder), "task": config.task} | figures
+
+
+def evaluate(policy: Path, episodes: int, robot: str | None, seed: int, gap: str, action_repeat: int
+             ) -> dict[str, Any]:
+    """Evaluate an exported policy, or a run's newest checkpoint, in simulation."""
+    import sim
+    from robot_rl.evaluate import evaluate as run_episodes
+    extra: dict[str, Any] = {}
+    if gap:
+        from sim.randomize import Gap
+        extra["gap"] = replace(Gap.parse(gap), seed=seed)
+    if policy.is_dir():
+        run = Run(policy)
+        agent, config, _ = load_agent(run)
+        contract, act = run.contract, lambda o: agent.act(o[None], None, explore=False)[0][0]
+        robot, action_repeat = robot or config.robot, config.action_repeat
+    else:
+        from robot_rl.policy import Policy
+        loaded = Policy(policy)
+        contract, act = loaded.spec, lambda o: loaded(o)
+        action_repeat = loaded.spec.trained.get("action_repeat", action_repeat)
+    env = sim.make(contract.task, robot, action_repeat, **extra)
+    return {"task": contract.task} | run_episodes(env, act, episodes, seed)
+
+
+def export(folder: Path, out: Path) -> dict[str, Any]:
+    """Export a run's newest checkpoint; returns the file and the largest difference to torch."""
+    run = Run(folder)
+    agent, config, steps = load_agent(run)
+    return {"policy": str(out)} | write_policy(agent, stamped(run.contract, config, steps), out)
+
+
+def write_policy(agent: Agent, contract: PolicySpec, out: Path) -> dict[str, Any]:
+    """One ONNX file from an agent, checked against torch, renamed into place."""
+    from robot_rl.learn.export import export as write
+    difference = write(agent.policy(), contract.observation_size, contract.action_size, contract.to_json(), out)
+    return {"largest_difference": difference, "bytes": out.stat().st_size}
+
+
+def stamped(contract: PolicySpec, config: RunConfig, steps: int) -> PolicySpec:
+    """The contract with where the policy comes from."""
+    trained = {"recipe": config.recipe, "options": config.options, "seed": config.seed, "steps": steps,
+               "action_repeat": config.action_repeat, "robot_rl": __version__}
+    return msgspec.structs.replace(contract, trained=trained)
+
+
+def make_agent(config: RunConfig, contract: PolicySpec, device: str = "auto") -> Agent:
+    """The agent that a configuration asks for."""
+    import torch
+
+    from robot_rl.learn import recipes
+    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    return recipes.make(config.recipe, contract.observation_size, contract.action_size, seed=config.seed,
+                        device=where, **config.options)
+
+
+def load_agent(run: Run) -> tuple[Agent, RunConfig, int]:
+    """A run's agent at its newest checkpoint, its configuration and its steps. Raises SpecError without one."""
+    from robot_rl.learn import checkpoint
+    config = run.config
+    if not run.checkpoint.exists():
+        raise SpecError(f"{run.checkpoint}: no checkpoint yet")
+    state = checkpoint.load(run.checkpoint)
+    agent = make_agent(config, run.contract, "cpu")
+    agent.load_state_dict(state["agent"])
+    return agent, config, state["collector"]["steps"] if "collector" in state else state["episodes"]
+
+
+def use_threads(threads: int) -> None:
+    """Bound the learner's CPU threads; 0 means one for each core this process may use."""
+    import torch
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+
+
+class ServedRobot:
+    """A policy process that runs an episode when asked, on whatever robot is on the bus. A context manager."""
+
+    def __init__(self, policy: Path, robot: str, bags: Path, where: BusOptions, seed: int) -> None:
+        from hardware.bus import EVENTS
+        from robot_rl.steplog import TEXT_TYPE
+        command = [sys.executable, "-m", "robot_rl.cli", "deploy", str(policy), "--robot", robot, "--serve",
+                   "--explore", "--record", str(bags), "--seed", str(seed), "--no-cameras", *where.arguments()]
+        self._bus = where.connect("learner")
+        self._bags = self._bus.reader("recorder/bag", TEXT_TYPE, EVENTS)
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> ServedRobot:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if "deploy: ready" in line:
+                return self
+        raise SpecError(f"the policy process ended with status {self._process.wait()} before it was ready")
+
+    def __exit__(self, *error: object) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(15)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        self._bus.close()
+
+    def run_episode(self) -> tuple[dict[str, Any], Path]:
+        """One episode: its result and its bag. Raises TimeoutError when robot, policy or recorder do not answer."""
+        from hardware.deploy import RUN_SERVICE
+        done, said = self._bus.call(RUN_SERVICE, 120.0)
+        if not done:
+            raise TimeoutError(said)
+        result = json.loads(said)
+        return result, self._bag(result["episode"])
+
+    def reload(self) -> None:
+        """Swap the exported file into the running process."""
+        done, said = self._bus.call("policy/reload", 20.0)
+        if not done:
+            raise SpecError(f"the policy process refused the new policy: {said}")
+
+    def _bag(self, episode: int, timeout_s: float = 10.0) -> Path:
+        from hardware import messages
+        from robot_rl.steplog import TEXT_TYPE
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end:
+            for sample in self._bags.take():
+                told = json.loads(messages.decode(sample.data, TEXT_TYPE).data)
+                if told["episode"] == episode:
+                    return Path(told["bag"])
+            time.sleep(0.005)
+        raise TimeoutError(f"the recorder did not finish the bag of episode {episode} within {timeout_s:g} s")
+
+
+def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minutes: float, out: Path, repeats: int,
+             warm_updates: int, ratio: float, changes: list[str], where: BusOptions, seed: int, threads: int
+             ) -> dict[str, Any]:
+    """Fine-tune a run on a robot; the new run in `out` continues where it broke off when it exists."""
+    from robot_rl.finetune import Finetuning, bags_in, load_bags
+    from robot_rl.learn import checkpoint
+    from robot_rl.log import Log
+    from robot_rl.replay import Replay
+    from robot_rl.spec import load_robot
+    use_threads(threads)
+    origin, run = Run(source), Run(out)
+    resuming = run.checkpoint.exists()
+    base = run.config if resuming else origin.config
+    config = msgspec.structs.replace(base, options=base.options | options(base.recipe, changes))
+    contract = origin.contract.on(load_robot(robot), f"run {source}")
+    prior, online = (Replay(capacity, contract.observation_size, contract.action_size, seed + k)
+                     for k, capacity in enumerate((500_000, 200_000)))
+    agent = make_agent(config, contract)
+    state = checkpoint.load(run.checkpoint if resuming else origin.checkpoint)
+    agent.load_state_dict(state["agent"])
+    loaded, refused = 0, []
+    if not resuming:
+        loaded, refused = load_bags(prior, bags_in(data) if data else [], contract)
+        run.create(config, contract)
+    for line in refused:
+        print(f"finetune: left out: {line}", file=sys.stderr)
+    policy, log = run.folder / "policy.onnx", Log(run.folder, state.get("episodes", 0) if resuming else 0)
+
+    def write() -> None:
+        write_policy(agent, stamped(contract, config, tuning.episodes), policy)
+
+    tuning = Finetuning(agent, prior, online, None, write, lambda s: checkpoint.save(run.checkpoint, s), log,  # type: ignore[arg-type]
+                        ratio if len(prior) else 0.0, repeats, warm_updates)
+    if resuming:
+        tuning.load_state_dict(state)
+    write()
+    began = time.monotonic()
+    with ServedRobot(policy, robot, run.folder / "bags", where, seed) as served:
+        tuning.robot = served
+        figures = tuning.run(episodes, minutes * 60)
+    log.close()
+    return {"run": str(out), "policy": str(policy), "prior_transitions": len(prior), "prior_loaded": loaded,
+            "seconds": time.monotonic() - began} | figures

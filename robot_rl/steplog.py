@@ -1,0 +1,162 @@
+"""Step → log and log → transitions (stages 7 and 8 of a step).
+
+A step is one std_msgs/Float64MultiArray on `policy/step` whose layout names its segments, so that common plotting
+tools can read it. Times are split into whole seconds and nanoseconds, because a float64 cannot hold both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hardware import messages
+from hardware.robot_io import decode
+from robot_rl.bag import read
+from robot_rl.episode import Episode, Outcome
+from robot_rl.observe import Readings, Values
+from robot_rl.safety import Reason
+from robot_rl.spec import PolicySpec, RobotSpec, SpecError
+
+STEP_TOPIC, STEP_TYPE = "policy/step", "std_msgs/msg/Float64MultiArray"
+EPISODE_TOPIC, INFO_TOPIC, TEXT_TYPE = "policy/episode", "policy/info", "std_msgs/msg/String"
+
+
+@dataclass
+class StepRecord:
+    """One tick of the control loop; every field is a float64 vector."""
+
+    tick: np.ndarray
+    episode: np.ndarray
+    stamp: np.ndarray
+    """Wall time of the tick: (s, ns)."""
+    inputs: np.ndarray
+    """Source stamps of the messages used, (s, ns) for each sensor in the spec's order."""
+    observation: np.ndarray
+    reward: np.ndarray
+    """Reward of the step before this tick."""
+    ends: np.ndarray
+    """(terminated, truncated, success, valid) as 0 or 1."""
+    faults: np.ndarray
+    asked: np.ndarray
+    """(A,) the policy's action; NaN at the last tick of an episode, which has none."""
+    action: np.ndarray
+    """(A,) the action that the sent command amounts to."""
+    sent: np.ndarray
+    """(C,) command, rad, rad/s or N·m."""
+    reasons: np.ndarray
+    lateness: np.ndarray
+    """Of this tick against its deadline, s."""
+    latency: np.ndarray
+    """From the take of the newest state to the return of publish, s."""
+
+    def encode(self) -> bytes:
+        """CDR bytes of the message."""
+        parts = [(f.name, getattr(self, f.name)) for f in fields(self)]
+        return messages.encode(messages.float64s(np.concatenate([v for _, v in parts]),
+                                                 [(name, len(v)) for name, v in parts]))
+
+    @staticmethod
+    def decode(data: bytes) -> StepRecord:
+        """Read the message back; segments are found by their labels."""
+        message: Any = messages.decode(data, STEP_TYPE)
+        ends = np.cumsum([d.size for d in message.layout.dim])
+        parts = np.split(np.array(message.data), ends[:-1])
+        return StepRecord(**{d.label: part for d, part in zip(message.layout.dim, parts, strict=True)})
+
+
+def step_record(robot: RobotSpec, *, tick: int, episode: int, stamp_ns: int, stamps: dict[str, int], outcome: Outcome,
+                asked: np.ndarray, action: np.ndarray, sent: np.ndarray, reasons: Reason, lateness_s: float,
+                latency_s: float) -> StepRecord:
+    """Gather one tick into a record."""
+    one = np.atleast_1d
+    flags = [outcome.terminated, outcome.truncated, outcome.success, outcome.valid]
+    inputs = [part for s in robot.sensors for part in split_ns(stamps.get(s.name, 0))]
+    return StepRecord(one(float(tick)), one(float(episode)), np.array(split_ns(stamp_ns), float),
+                      np.array(inputs, float), outcome.observation.astype(float), one(outcome.reward),
+                      np.array(flags, float), one(float(outcome.faults)), asked, action, sent,
+                      one(float(reasons)), one(lateness_s), one(latency_s))
+
+
+@dataclass
+class EpisodeLog:
+    """One recorded episode: the contract it ran under, its steps, and its raw sensor messages by source stamp."""
+
+    folder: str
+    spec: PolicySpec
+    info: dict[str, Any]
+    """What `policy/info` said: contract, policy hash, robot."""
+    start: dict[str, Any]
+    end: dict[str, Any]
+    """Outcome as the policy process reported it; empty when the recording broke off."""
+    records: list[StepRecord]
+    readings: dict[str, dict[int, bytes]]
+
+    def replayed(self, spec: PolicySpec | None = None) -> Iterator[tuple[Outcome, np.ndarray | None]]:
+        """Run the episode's rules again over the raw messages: (outcome, action (A,) or None at the end) by step.
+
+        `spec` reads the same messages through another contract of the same robot, for instance with another reward.
+        """
+        spec = spec or self.spec
+        assert spec.robot is not None
+        episode, goal = Episode(spec), self.start.get("goal")
+        episode.begin(None if goal is None else np.array(goal))
+        for record in self.records:
+            faults = Reason(int(record.faults[0]))
+            episode.halt(faults & ~Reason.WORKSPACE)
+            outcome = episode.observe(Readings(self._values(record, spec.robot)))
+            last = outcome.done or not np.isfinite(record.asked).all()
+            yield outcome, None if last else episode.took(record.sent)
+            if last:
+                return
+
+    def _values(self, record: StepRecord, robot: RobotSpec) -> Values:
+        values: Values = {}
+        for sensor, (seconds, nanoseconds) in zip(robot.sensors, record.inputs.reshape(-1, 2), strict=True):
+            stamp = join_ns(seconds, nanoseconds)
+            if stamp == 0:
+                continue
+            data = self.readings[sensor.name].get(stamp)
+            if data is None:
+                raise SpecError(f"{self.folder}: tick {int(record.tick[0])}: the message of '{sensor.name}' stamped "
+                                f"{stamp} ns is not in the bag")
+            values |= decode(sensor, data, robot)
+        return values
+
+
+def read_episode(folder: str | Path) -> EpisodeLog:
+    """Read one recorded episode, also one that broke off. Raises SpecError when it holds no contract."""
+    info, start, end, records = {}, {}, {}, []
+    raw: dict[str, dict[int, bytes]] = {}
+    for message in read(folder):
+        if message.topic.endswith(STEP_TOPIC):
+            records.append(StepRecord.decode(message.data))
+        elif message.topic.endswith(INFO_TOPIC):
+            info = json.loads(messages.decode(message.data, TEXT_TYPE).data)
+        elif message.topic.endswith(EPISODE_TOPIC):
+            event = json.loads(messages.decode(message.data, TEXT_TYPE).data)
+            start, end = (event, end) if event["event"] == "start" else (start, event)
+        else:
+            raw.setdefault(message.topic, {})[message.publish_ns] = message.data
+    if "contract" not in info:
+        raise SpecError(f"{folder}: no contract on {INFO_TOPIC}: this bag was not recorded by `robot-rl deploy`")
+    spec = PolicySpec.from_json(json.dumps(info["contract"]), str(folder))
+    assert spec.robot is not None
+    readings = {s.name: next((m for topic, m in raw.items() if topic.endswith(s.topic)), {})
+                for s in spec.robot.sensors}
+    records = [r for r in records if not start or int(r.episode[0]) == start["episode"]]
+    return EpisodeLog(str(folder), spec, info, start, end, records, readings)
+
+
+def split_ns(stamp_ns: int) -> tuple[int, int]:
+    """(s, ns) of a stamp."""
+    return divmod(stamp_ns, 1_000_000_000)
+
+
+def join_ns(seconds: float, nanoseconds: float) -> int:
+    """The stamp in ns of its two parts."""
+    return int(seconds) * 1_000_000_000 + int(nanoseconds)

@@ -1,0 +1,181 @@
+"""Recorded episodes as a report looks at them: paths, the success term over time, loop timing, safety reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hardware.robot_io import decode
+from robot_rl.bag import BagError
+from robot_rl.observe import Quantity
+from robot_rl.safety import Reason
+from robot_rl.spec import POSE, PolicySpec, SpecError
+from robot_rl.steplog import EpisodeLog, join_ns, read_episode
+
+Histogram = tuple[np.ndarray, np.ndarray]
+"""Edges (N+1,) and counts (N,)."""
+
+
+@dataclass(frozen=True)
+class Track:
+    """One recorded episode; T ticks."""
+
+    bag: Path
+    spec: PolicySpec
+    start: dict[str, Any]
+    end: dict[str, Any]
+    """What the policy process said of the end; empty when the recording broke off."""
+    goal: np.ndarray | None
+    """(3,) m."""
+    tip: np.ndarray
+    """(N, 3) m, every reading of the first pose sensor from the first tick to the last; (0, 3) without one."""
+    stamps_ns: np.ndarray
+    """(T,) int64 wall time of the ticks, ns."""
+    measure: np.ndarray
+    """(T,) the quantity that success is judged by; NaN where it is unknown."""
+    lateness_ms: np.ndarray
+    latency_ms: np.ndarray
+    reasons: tuple[Reason, ...]
+
+    @property
+    def success(self) -> bool | None:
+        """None when the recording broke off before the end."""
+        return bool(self.end["success"]) if "success" in self.end else None
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """(T,) from the first tick, s."""
+        return (self.stamps_ns - self.stamps_ns[:1]) * 1e-9
+
+    @property
+    def series(self) -> str:
+        """The colour of the outcome."""
+        return {True: "good", False: "bad", None: "ink"}[self.success]
+
+    @property
+    def outcome(self) -> str:
+        """The outcome in words."""
+        if self.success is None:
+            return "recording broke off"
+        faults = self.end.get("faults", "none")
+        return "success" if self.success else "failed" if faults == "none" else f"stopped ({faults})"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How a control loop kept time; all in ms."""
+
+    rate_hz: float
+    ticks: int
+    missed: int
+    lateness: Histogram
+    latency: Histogram
+    lateness_p50: float
+    lateness_p99: float
+    latency_p50: float
+    latency_p99: float
+    events: int
+    """Ticks at which the safety filter changed a command or a fault was found."""
+
+    @staticmethod
+    def told(figures: dict[str, Any]) -> Timing:
+        """From what `robot-rl deploy` printed."""
+        late, latency = (_told(figures[key]) for key in ("lateness_ms", "latency_ms"))
+        return Timing(figures["rate_hz"], figures["ticks"], figures["missed_deadlines"], late, latency,
+                      quantile(late, 0.5), figures["jitter_ms_p99"], figures["latency_ms_p50"],
+                      figures["latency_ms_p99"], figures["safety_events"])
+
+    @staticmethod
+    def recorded(tracks: Sequence[Track]) -> Timing:
+        """From the bags; a missed deadline is a gap of a whole period between two ticks."""
+        rate = tracks[0].spec.rate_hz
+        late, latency = (np.concatenate([getattr(t, key) for t in tracks]) for key in ("lateness_ms", "latency_ms"))
+        gaps = np.concatenate([np.diff(t.stamps_ns) for t in tracks]) * 1e-9 * rate
+        events = sum(bool(r) for t in tracks for r in t.reasons)
+        p = [float(np.percentile(v, q)) if len(v) else np.nan for v in (late, latency) for q in (50, 99)]
+        return Timing(rate, len(late), int(np.maximum(np.round(gaps) - 1, 0).sum()), _histogram(late),
+                      _histogram(latency), p[0], p[1], p[2], p[3], events)
+
+
+def read_tracks(folder: Path) -> tuple[list[Track], list[str]]:
+    """Every episode in the bags below a folder, by name, and what could not be read and why."""
+    tracks, refused = [], []
+    for bag in sorted({path.parent for path in folder.rglob("*.mcap") if not path.name.startswith(".")}):
+        try:
+            log = read_episode(bag)
+        except (SpecError, BagError) as error:
+            refused.append(str(error))
+            continue
+        if log.records:
+            tracks.append(_track(bag, log))
+        else:
+            refused.append(f"{bag}: holds no step")
+    return tracks, refused
+
+
+def reason_shares(tracks: Sequence[Track]) -> dict[Reason, float]:
+    """The share of ticks that carry each reason, of those that occur."""
+    every = [r for t in tracks for r in t.reasons]
+    counts = {reason: sum(bool(r & reason) for r in every) for reason in Reason if reason and reason != Reason.FAULTS}
+    return {reason: count / len(every) for reason, count in counts.items() if count}
+
+
+def quantile(histogram: Histogram, share: float) -> float:
+    """A quantile by interpolation within its bin, on the bins' logarithmic scale; NaN without counts."""
+    edges, counts = histogram
+    total = np.concatenate([[0.0], np.cumsum(counts)])
+    if not total[-1]:
+        return float("nan")
+    return float(np.exp(np.interp(share * total[-1], total, np.log(edges))))
+
+
+def _track(bag: Path, log: EpisodeLog) -> Track:
+    goal, records = log.start.get("goal"), log.records
+    stamps = np.array([join_ns(*r.stamp) for r in records], np.int64)
+    lateness, latency = (np.array([getattr(r, key)[0] for r in records]) * 1e3 for key in ("lateness", "latency"))
+    reasons = tuple(Reason(int(r.reasons[0])) | Reason(int(r.faults[0])) for r in records)
+    return Track(bag, log.spec, log.start, log.end, None if goal is None else np.array(goal), _tip(log), stamps,
+                 _measure(log), lateness, latency, reasons)
+
+
+def _tip(log: EpisodeLog) -> np.ndarray:
+    """Every position that the first pose sensor told of between the inputs of the first and the last tick."""
+    assert log.spec.robot is not None
+    robot = log.spec.robot
+    place = next((i for i, s in enumerate(robot.sensors) if s.type == POSE), None)
+    if place is None:
+        return np.zeros((0, 3))
+    sensor = robot.sensors[place]
+    used = [join_ns(*r.inputs.reshape(-1, 2)[place]) for r in log.records]
+    first, last = next((s for s in used if s), 0), max(used)
+    found = [decode(sensor, data, robot)[f"{sensor.name}.position"]
+             for stamp, data in sorted(log.readings[sensor.name].items()) if first <= stamp <= last]
+    return np.array(found).reshape(-1, 3)
+
+
+def _measure(log: EpisodeLog) -> np.ndarray:
+    """The success term at every tick, NaN where a reading that it needs is not in the bag."""
+    success, robot, out = log.spec.success, log.spec.robot, np.full(len(log.records), np.nan)
+    if success is None or robot is None:
+        return out
+    quantity, goal = Quantity(success.term, log.spec), log.start.get("goal")
+    for i, record in enumerate(log.records):
+        try:
+            values = log._values(record, robot) | {"command": record.sent, "action": record.action}
+            out[i] = quantity(values if goal is None else values | {"goal.position": np.array(goal)})[0]
+        except (SpecError, KeyError):
+            continue
+    return out
+
+
+def _told(histogram: dict[str, list[float]]) -> Histogram:
+    return np.array(histogram["edges_ms"]), np.array(histogram["counts"])
+
+
+def _histogram(values: np.ndarray, bins: int = 60) -> Histogram:
+    edges = np.geomspace(1e-4, max(10.0, values.max(initial=0.0)), bins + 1)
+    return edges, np.histogram(np.maximum(values, 1e-4), edges)[0].astype(float)

@@ -1,0 +1,123 @@
+"""The training loop: collect, update, evaluate, keep."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from robot_rl.collect import Agent, Collector, EpisodeEnd
+from robot_rl.evaluate import evaluate
+from robot_rl.log import Log, progress
+
+EVALUATION_SEED = 1_000_003
+
+
+@dataclass(frozen=True)
+class Plan:
+    """When things happen, in environment steps (decisions)."""
+
+    steps: int
+    learn_after: int = 1_000
+    """Steps before the first update; they are taken with random actions."""
+    evaluate_every: int = 10_000
+    evaluation_episodes: int = 10
+    checkpoint_every: int = 10_000
+    log_every: int = 1_000
+
+
+def discount_for(steps: int) -> float:
+    """A discount for episodes of so many decisions: 5 / steps short of 1, within [0.95, 0.995]; 0.99 without a limit."""
+    return min(0.995, max(0.95, 1.0 - 5.0 / steps)) if steps > 0 else 0.99
+
+
+Save = Callable[[dict[str, Any]], None]
+"""Writes a checkpoint of {name: state}, atomically."""
+
+
+@dataclass
+class Training:
+    """A run in progress. `save` is called between episodes, so that `load_state_dict` continues exactly."""
+
+    collector: Collector
+    agent: Agent
+    evaluation: gymnasium.Env
+    schedule: Plan
+    log: Log
+    save: Save
+    seconds: float = 0.0
+    """Wall time spent in earlier sittings of this run."""
+    _metrics: dict[str, Any] = field(default_factory=dict)
+    _ended: list[EpisodeEnd] = field(default_factory=list)
+    _saved: int = 0
+
+    def run(self) -> dict[str, Any]:
+        """Train to the last step; returns the last evaluation's figures with steps and seconds."""
+        schedule, collector = self.schedule, self.collector
+        began = time.monotonic() - self.seconds
+        bar = progress("train", schedule.steps, "step", collector.steps)
+        while collector.steps < schedule.steps or not collector.at_start:
+            ended = collector.step()
+            step = collector.steps
+            if ended:
+                self._ended.append(ended)
+            if step >= schedule.learn_after:
+                self._metrics = self.agent.update(collector.replay)
+            self.seconds = time.monotonic() - began
+            if step % schedule.log_every == 0:
+                self._write(step)
+            if step % schedule.evaluate_every == 0 and step < schedule.steps:
+                bar.set_postfix_str(_short(self._evaluate(step)))
+            if collector.at_start and step - self._saved >= schedule.checkpoint_every:
+                self._keep()
+            bar.update()
+        self._keep()
+        bar.close()
+        figures = self._evaluate(collector.steps)
+        return figures | {"steps": collector.steps, "seconds": self.seconds}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything: agent, replay, counters, generators."""
+        return {"agent": self.agent.state_dict(), "replay": self.collector.replay.state_dict(),
+                "collector": self.collector.state_dict(), "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue a run from its checkpoint."""
+        self.agent.load_state_dict(state["agent"])
+        self.collector.replay.load_state_dict(state["replay"])
+        self.collector.load_state_dict(state["collector"])
+        self.seconds, self._saved = state["seconds"], self.collector.steps
+
+    def _keep(self) -> None:
+        self._saved = self.collector.steps
+        self.save(self.state_dict())
+
+    def _evaluate(self, step: int) -> dict[str, Any]:
+        figures = evaluate(self.evaluation, lambda o: self.agent.act(o[None], None, explore=False)[0][0],
+                           self.schedule.evaluation_episodes, EVALUATION_SEED, show=False)
+        numbers = {f"evaluate/{k}": v for k, v in figures.items() if isinstance(v, int | float)}
+        self.log.write(step, numbers | {"time/seconds": self.seconds})
+        return figures
+
+    def _write(self, step: int) -> None:
+        """One line of what was learned and collected since the last."""
+        line = {f"train/{k}": float(v) for k, v in self._metrics.items()}
+        if self._ended:
+            line["collect/return"] = float(np.mean([e.episode_return for e in self._ended]))
+            line["collect/length"] = float(np.mean([e.length for e in self._ended]))
+            if self._ended[0].success is not None:
+                line["collect/success"] = float(np.mean([bool(e.success) for e in self._ended]))
+        self._ended.clear()
+        bad = [k for k, v in line.items() if not np.isfinite(v)]
+        if bad:
+            raise FloatingPointError(f"step {step}: {', '.join(bad)} is not finite; the last checkpoint is intact")
+        self.log.write(step, line | {"time/seconds": self.seconds})
+
+
+def _short(figures: dict[str, Any]) -> str:
+    success = figures["success_rate"]
+    return f"return {figures['return_mean']:.1f}" + ("" if success is None else f", success {success:.0%}")

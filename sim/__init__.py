@@ -1,0 +1,71 @@
+"""Tasks by name. A task is a function that joins a robot to observations, actions, rewards and a goal.
+
+    @task("so101-reach", robot="so101")
+    def reach(robot: RobotSpec) -> PolicySpec: ...
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+
+from robot_rl.spec import PolicySpec, RobotSpec, SpecError, load_robot, mjcf_file
+
+TaskFunction = Callable[[RobotSpec], PolicySpec]
+_TASKS: dict[str, tuple[TaskFunction, str]] = {}
+
+
+def task(name: str, robot: str) -> Callable[[TaskFunction], TaskFunction]:
+    """Register a task under a name, with the robot that it runs on unless another is given."""
+    def register(function: TaskFunction) -> TaskFunction:
+        if name in _TASKS:
+            raise ValueError(f"task '{name}' is registered twice")
+        _TASKS[name] = (function, robot)
+        gymnasium.register(id=f"robot_rl/{name}-v0", entry_point="sim:make", kwargs={"name": name})
+        return function
+    return register
+
+
+def tasks() -> list[str]:
+    """Names of the robot tasks."""
+    return sorted(_TASKS)
+
+
+def task_spec(name: str, robot: str | None = None) -> tuple[PolicySpec, str]:
+    """The contract of a robot task, and the robot (name or path) that it runs on. Raises SpecError."""
+    if name not in tasks():
+        close = difflib.get_close_matches(name, _TASKS, 1)
+        raise SpecError(f"task '{name}' is unknown{f' (did you mean {close[0]}?)' if close else ''}; there are "
+                        f"{', '.join(tasks())}, dmc:<domain>-<task> and gym:<id>")
+    function, default = _TASKS[name]
+    return function(load_robot(robot or default)), robot or default
+
+
+def make(name: str, robot: str | None = None, action_repeat: int = 1, **options: Any) -> gymnasium.Env:
+    """An environment by task name: one of ours, `dmc:<domain>-<task>` or `gym:<id>`. Raises SpecError."""
+    if ":" in name:
+        from sim import suite
+        if robot:
+            raise SpecError(f"--robot {robot}: task {name} brings its own robot")
+        return suite.make(name, action_repeat=action_repeat)
+    from sim.env import RobotEnv
+    spec, where = task_spec(name, robot)
+    return RobotEnv(spec, str(mjcf_file(where)), **options)
+
+
+def env_spec(env: gymnasium.Env, name: str) -> PolicySpec:
+    """The contract of an environment: ours carry one; for suites it says the sizes only."""
+    contract = getattr(env.unwrapped, "contract", None)
+    if isinstance(contract, PolicySpec):
+        return contract
+    rate = getattr(env.unwrapped, "rate_hz", None) or 1.0
+    limit = getattr(env.unwrapped, "max_steps", None) or 0
+    assert env.observation_space.shape and env.action_space.shape
+    return PolicySpec(task=name, rate_hz=rate, time_limit_s=limit / rate,
+                      observation_size=env.observation_space.shape[0], action_size=env.action_space.shape[0])
+
+
+from sim import reach, swingup  # noqa: E402, F401  (each task family registers itself)

@@ -1,0 +1,68 @@
+"""A task on a simulated robot as a Gymnasium environment, under the same rules as on the robot."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+
+from robot_rl.episode import Episode, Outcome
+from robot_rl.observe import Readings
+from robot_rl.safety import Reason
+from robot_rl.spec import PolicySpec
+from sim.randomize import Gap
+from sim.robot import SimRobot
+
+SETTLE_S = 0.3  # servos sag under gravity: training starts, as the robot does, after they have
+
+
+class RobotEnv(gymnasium.Env[np.ndarray, np.ndarray]):
+    """Observation (O,) float32, action (A,) float32 in [-1, 1], `contract.rate_hz` decisions a second.
+
+    `info` holds `action` (A,), the action that the sent command amounts to, `success` and `hold_s`.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
+
+    def __init__(self, contract: PolicySpec, mjcf: str, joint_noise: float = 0.05, gap: Gap | None = None,
+                 render_mode: str | None = None) -> None:
+        assert contract.robot is not None
+        self.contract = contract
+        self.metadata = self.metadata | {"render_fps": round(contract.rate_hz)}  # type: ignore[misc]
+        self.render_mode = render_mode
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (contract.observation_size,), np.float32)
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (contract.action_size,), np.float32)
+        self._robot = SimRobot(contract.robot, mjcf, gap=gap)
+        self._episode = Episode(contract)
+        self._joint_noise = joint_noise
+        self._holds = contract.robot.command.interface == "position"
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        """Start near the default pose with a goal drawn from the contract; a seed fixes the whole episode."""
+        super().reset(seed=seed)
+        self._robot.reset(self.np_random, self._joint_noise)
+        if self._holds:
+            self._robot.step(SETTLE_S)
+        goal = self.contract.goal.sample(self.np_random) if self.contract.goal else None
+        self._robot.show_goal(goal)
+        self._episode.begin(goal)
+        outcome = self._episode.observe(Readings(self._robot.readings()))
+        return outcome.observation, self._info(outcome, np.zeros(self.contract.action_size))
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        """One decision: command, let its interval pass, look."""
+        command = self._episode.act(action)
+        self._robot.apply(command.sent)
+        self._robot.step(1.0 / self.contract.rate_hz)
+        outcome = self._episode.observe(Readings(self._robot.readings()))
+        info = self._info(outcome, command.action) | {"reasons": command.reasons | outcome.faults}
+        return outcome.observation, outcome.reward, outcome.terminated, outcome.truncated, info
+
+    def render(self) -> np.ndarray:  # type: ignore[override]
+        """(H, W, 3) uint8 rgb of the robot's first camera."""
+        assert self.contract.robot is not None
+        return self._robot.render(self.contract.robot.cameras[0].name)
+
+    def _info(self, outcome: Outcome, action: np.ndarray) -> dict[str, Any]:
+        return {"action": action, "success": outcome.success, "faults": outcome.faults or Reason.NONE}

@@ -1,0 +1,199 @@
+"""The robot as a process of its own: MuJoCo in real time behind the robot's own topics.
+
+It publishes joint states, poses (as a motion-capture system would) and camera images, obeys the command topic, and
+serves `reset`. Nobody outside can tell it from the robot by its topics; a policy, a reward or a reset that looked
+inside the simulator would have nothing to look at.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from hardware import messages
+from hardware.bus import COMMAND, LATCHED, SENSOR, Bus, Publisher, Qos
+from hardware.loop import Ticker
+from hardware.robot_io import decode_command
+from robot_rl.spec import IMAGE, JOINT_STATE, POSE, Camera, RobotSpec, Sensor
+from sim.robot import SimRobot
+
+STATE = Qos(reliable=True)  # drivers publish reliably; consumers choose (REP 2003)
+CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
+COMMAND_TIMEOUT_S = 0.2  # a driver's own watchdog: velocity and effort go to zero when commands stop coming
+HOMING_SPEED = 1.6  # rad/s (m/s), of the joint path to the default pose
+SETTLED = 0.05  # rad/s (m/s)
+
+
+class Homing:
+    """Bring the robot to its default pose through its own actuators and encoders, as a real reset does.
+
+    Position robots follow a straight joint path; others get a damped spring on their actuated joints. Then wait until
+    every joint is at rest.
+    """
+
+    def __init__(self, robot: RobotSpec, position: np.ndarray, now: float) -> None:
+        self._robot, self._start, self._began = robot, position[robot.actuated_index], now
+        self._goal = np.array([j.default for j in robot.actuated])
+        self._limit = np.array([j.effort for j in robot.actuated])
+        self._path_s = float(np.max(np.abs(self._goal - self._start))) / HOMING_SPEED
+
+    def command(self, position: np.ndarray, velocity: np.ndarray, now: float) -> np.ndarray:
+        """The command (C,) now."""
+        share = min(1.0, (now - self._began) / self._path_s) if self._path_s > 0 else 1.0
+        if self._robot.command.interface == "position":
+            return self._start + share * (self._goal - self._start)
+        index = self._robot.actuated_index
+        error, speed = self._goal - position[index], velocity[index]
+        if self._robot.command.interface == "velocity":
+            return np.clip(2.0 * error, -HOMING_SPEED, HOMING_SPEED)
+        return np.clip(self._limit * (0.6 * error - 0.08 * speed), -self._limit, self._limit)
+
+    def finished(self, position: np.ndarray, velocity: np.ndarray, now: float) -> bool:
+        """At rest at the end of the path; joints that no motor drives must have settled too."""
+        error = np.abs(position[self._robot.actuated_index] - self._goal)
+        resting = bool(np.all(np.abs(velocity) < SETTLED)) and bool(np.all(error < 0.15))
+        return now - self._began > self._path_s + 0.05 and (resting or now - self._began > self._robot.reset_timeout_s)
+
+
+class RobotProcess:
+    """A simulated robot on a bus."""
+
+    def __init__(self, robot: RobotSpec, sim: SimRobot, bus: Bus, cameras: bool = True, seed: int = 0) -> None:
+        self.robot, self.sim = robot, sim
+        rate = max(s.rate_hz for s in robot.sensors)
+        self.ticker = Ticker(rate)
+        self._rng = np.random.default_rng(seed)
+        self._sensors = [(s, bus.publisher(s.topic, s.type, STATE), _every(rate, s.rate_hz)) for s in robot.sensors]
+        self._commands = bus.reader(robot.command.topic, robot.command.type, COMMAND)
+        self._goal = bus.reader("goal", POSE, LATCHED)
+        self._reset = bus.service(robot.reset_service)
+        self._homing: tuple[Homing, Any] | None = None
+        self._last_command_ns = 0
+        self._goal_ns = 0
+        self._lock = threading.Lock()
+        self._camera_stop = threading.Event()
+        self._cameras = [_CameraThread(self, camera, bus) for camera in robot.cameras] if cameras else []
+        self.sim.reset(self._rng)
+
+    def run(self, stop: Callable[[], bool], seconds: float | None = None) -> None:
+        """Run in real time until `stop()` or for so many seconds."""
+        for camera in self._cameras:
+            camera.start()
+        end = None if seconds is None else time.monotonic() + seconds
+        self.ticker.start()
+        try:
+            while not stop() and (end is None or time.monotonic() < end):
+                self.tick(self.ticker.wait())
+        finally:
+            self._camera_stop.set()
+            for camera in self._cameras:
+                camera.join()
+
+    def tick(self, periods: int) -> None:
+        """Let `periods` ticks of physics pass under the newest command, then publish what the sensors see."""
+        self._serve_reset()
+        self._obey()
+        with self._lock:
+            self.sim.step(periods * self.ticker.period_ns * 1e-9)
+        self._show_goal()
+        stamp = time.time_ns()
+        for sensor, publisher, every in self._sensors:
+            if self.ticker.ticks % every == 0 and (seen := self.sim.measure(sensor.name)) is not None:
+                publisher.publish(_encode(self.robot, sensor, seen, stamp))
+
+    def picture(self, camera: Camera) -> np.ndarray:
+        """(H, W, 3) uint8 rgb; physics waits only while the state is copied."""
+        with self._lock:
+            self.sim.snapshot(camera.name)
+        return self.sim.render_snapshot(camera.name)
+
+    def _obey(self) -> None:
+        """Apply the newest command; a driver's own watchdog answers silence on velocity and effort interfaces."""
+        now = time.monotonic()
+        if self._homing is not None:
+            self._follow_home(now)
+            return
+        sample = self._commands.newest()
+        if sample is None:
+            return
+        age = (time.monotonic_ns() - sample.arrival_ns) * 1e-9
+        if self.robot.command.interface != "position" and age > COMMAND_TIMEOUT_S:
+            self.sim.apply(np.zeros(len(self.robot.actuated)))
+        elif sample.arrival_ns > self._last_command_ns:
+            self._last_command_ns = sample.arrival_ns
+            try:
+                command = decode_command(self.robot, sample.data)
+            except ValueError as error:
+                print(f"sim-robot: command refused: {error}", file=sys.stderr, flush=True)
+                return
+            if np.isfinite(command).all():
+                self.sim.apply(command)
+
+    def _serve_reset(self) -> None:
+        request = self._reset.take()
+        if request is None:
+            return
+        position, _ = self._joints()
+        self._homing = (Homing(self.robot, position, time.monotonic()), request)
+
+    def _follow_home(self, now: float) -> None:
+        assert self._homing is not None
+        homing, request = self._homing
+        position, velocity = self._joints()
+        self.sim.apply(homing.command(position, velocity, now))
+        if homing.finished(position, velocity, now):
+            self._homing = None
+            self._last_command_ns = time.monotonic_ns()  # what was sent before the reset is over
+            request.reply(True, "at the default pose")
+
+    def _joints(self) -> tuple[np.ndarray, np.ndarray]:
+        readings, name = self.sim.readings(), self.robot.joint_sensor.name
+        return readings[f"{name}.position"], readings[f"{name}.velocity"]
+
+    def _show_goal(self) -> None:
+        """Draw the goal, so that people and cameras see it."""
+        sample = self._goal.newest()
+        if sample is not None and sample.stamp_ns != self._goal_ns:
+            self._goal_ns = sample.stamp_ns
+            p = messages.decode(sample.data, POSE).pose.position
+            self.sim.show_goal(np.array([p.x, p.y, p.z]))
+
+
+class _CameraThread(threading.Thread):
+    """Renders one camera at its rate beside the physics; MuJoCo releases the interpreter while it draws."""
+
+    def __init__(self, process: RobotProcess, camera: Camera, bus: Bus) -> None:
+        super().__init__(daemon=True, name=f"camera {camera.name}")
+        self._process, self._camera = process, camera
+        self._images = bus.publisher(camera.topic, IMAGE, SENSOR)
+        self._infos: Publisher = bus.publisher(camera.topic.rsplit("/", 1)[0] + "/camera_info", CAMERA_INFO, SENSOR)
+
+    def run(self) -> None:
+        camera, period = self._camera, 1.0 / self._camera.rate_hz
+        size = camera.width, camera.height
+        self._intrinsics = messages.pinhole(*size, self._process.sim.fovy(camera.name))
+        deadline = time.monotonic()
+        while not self._process._camera_stop.wait(max(0.0, deadline - time.monotonic())):
+            stamp = time.time_ns()
+            picture = self._process.picture(camera)
+            self._images.publish(messages.encode(messages.image(stamp, camera.frame, picture)))
+            self._infos.publish(messages.encode(messages.camera_info(
+                stamp, camera.frame, camera.width, camera.height, self._intrinsics)))
+            deadline = max(deadline + period, time.monotonic())
+
+
+def _every(rate: float, sensor_rate: float) -> int:
+    return max(1, round(rate / sensor_rate))
+
+
+def _encode(robot: RobotSpec, sensor: Sensor, readings: dict[str, np.ndarray], stamp: int) -> bytes:
+    if sensor.type == JOINT_STATE:
+        fields = [readings[f"{sensor.name}.{key}"] for key in ("position", "velocity", "effort")]
+        return messages.encode(messages.joint_state(stamp, list(robot.names), *fields))
+    pose = [readings[f"{sensor.name}.{key}"] for key in ("position", "orientation")]
+    return messages.encode(messages.pose_stamped(stamp, sensor.frame, *pose))

@@ -1,0 +1,226 @@
+"""A simulated robot behind a robot's own interfaces: commands in, sensor readings out, nothing else looked at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mujoco
+import numpy as np
+
+from hardware.messages import xyzw
+from robot_rl.spec import JOINT_STATE, RobotSpec, Sensor
+from sim.offscreen import Offscreen
+from sim.randomize import DelayLine, Gap
+from sim.wiring import compile_model, wire
+
+VELOCITY_WINDOW_S = 0.05  # servos difference their encoder over about this time, so noise reaches the speed too
+Values = dict[str, np.ndarray]
+State = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+class SimRobot:
+    """MuJoCo as the robot of a RobotSpec, with an optional reality gap.
+
+    Joint arrays are (J,) in the spec's order, commands (C,) in the order of its actuated joints; rad, rad/s, N·m, m, s.
+    The MJCF needs the joints and an actuator for each commanded one; what does not fit raises SpecError here.
+    """
+
+    def __init__(self, spec: RobotSpec, mjcf: str | Path, gap: Gap | None = None) -> None:
+        self.spec, self.gap = spec, gap or Gap()
+        self.model = compile_model(Path(mjcf))
+        self._wiring = wire(spec, self.model, Path(mjcf))
+        self.gap.apply(self.model)
+        self.data = mujoco.MjData(self.model)
+        self._seen = mujoco.MjData(self.model)  # the state that sensors look at, when it is not the newest
+        self._bias = self.gap.biases(len(spec.joints))
+        self._noise = np.random.default_rng(self.gap.seed)
+        self._lags = self.gap.command_delay > 0 or self.gap.sensor_delay > 0
+        self._commands: DelayLine[np.ndarray] = DelayLine(self.gap.command_delay)
+        self._states: DelayLine[State] = DelayLine(self.gap.sensor_delay)
+        self._pictures: dict[str, tuple[mujoco.MjData, Offscreen | None]] = {}
+        self._goal = _mocap(self.model, "goal")
+        self._poses = {s.name: (self.model.site(s.site).id, self.model.body(s.frame).id)
+                       for s in spec.sensors if s.site is not None}
+        self.reset()
+
+    @property
+    def time(self) -> float:
+        """Seconds of physics since the last reset."""
+        return float(self.data.time)
+
+    def reset(self, rng: np.random.Generator | None = None, joint_noise: float = 0.0) -> None:
+        """Teleport to the default pose, at rest; `joint_noise` (rad) shifts every joint by up to that much.
+
+        The command becomes the default pose (position interface) or zero. With `rng`, it alone determines what follows.
+        """
+        pose = np.array([j.default for j in self.spec.joints])
+        if joint_noise:
+            if rng is None:
+                raise ValueError(f"joint_noise={joint_noise} needs rng, the generator that draws it")
+            pose += rng.uniform(-joint_noise, joint_noise, len(pose))
+        if rng is not None:
+            self._noise = np.random.default_rng(rng.integers(2**63))
+        mujoco.mj_resetData(self.model, self.data)
+        self.data.qpos[self._wiring.position] = np.clip(pose, *self._limits())
+        default = [j.default if self.spec.command.interface == "position" else 0.0 for j in self.spec.actuated]
+        self._commands.restart(0.0, np.array(default))
+        self._drive(np.array(default))
+        filtered = self.model.actuator_actadr >= 0
+        self.data.act[self.model.actuator_actadr[filtered]] = self.data.ctrl[filtered]
+        mujoco.mj_forward(self.model, self.data)
+        self._states.restart(0.0, self._state())
+        self._owed = 0.0
+        self._delivered = {s.name: self._measure(s) for s in self.spec.sensors}
+
+    def apply(self, command: np.ndarray) -> None:
+        """Obey a command (C,): rad, rad/s or N·m, by the spec's interface. Raises ValueError if it makes no sense."""
+        command = np.array(command, dtype=np.float64)
+        if command.shape != self._wiring.actuator.shape:
+            raise ValueError(f"command has shape {command.shape}; "
+                             f"{self.spec.robot} takes {self._wiring.actuator.shape}")
+        if not np.isfinite(command).all():
+            raise ValueError(f"command {command} is not finite")
+        self._commands.push(self.time, command)
+        if not self._lags:
+            self._drive(self._commands.read(self.time))
+
+    def step(self, seconds: float) -> None:
+        """Let physics pass; a rest shorter than its time step is kept for the next call."""
+        self._owed += seconds
+        steps = int(self._owed / self.model.opt.timestep + 1e-6)
+        self._owed -= steps * self.model.opt.timestep
+        if not self._lags:
+            mujoco.mj_step(self.model, self.data, steps)
+        else:
+            for _ in range(steps):
+                self._drive(self._commands.read(self.time))
+                mujoco.mj_step(self.model, self.data)
+                if self.gap.sensor_delay:
+                    self._states.push(self.time, self._state())
+        mujoco.mj_kinematics(self.model, self.data)  # mj_step leaves the poses one step behind
+
+    def measure(self, sensor: str) -> Values | None:
+        """One message of a sensor, as it arrives now through the gap; None when it is lost. Keys as in `readings`."""
+        if self.gap.dropout and self._noise.random() < self.gap.dropout:
+            return None
+        return self._measure(next(s for s in self.spec.sensors if s.name == sensor))
+
+    def readings(self) -> Values:
+        """The newest message of every sensor; where one is lost, the one before it.
+
+        `<joint sensor>.position|velocity|effort` (J,), `<pose sensor>.position` (3,) and `.orientation` (4,) xyzw in
+        the sensor's frame.
+        """
+        for sensor in self.spec.sensors:
+            seen = self.measure(sensor.name)
+            if seen is not None:
+                self._delivered[sensor.name] = seen
+        return {key: value for seen in self._delivered.values() for key, value in seen.items()}
+
+    def truth(self) -> Values:
+        """What `readings` would say with perfect sensors; for judging from outside, never for a policy."""
+        return {key: value for sensor in self.spec.sensors
+                for key, value in self._look(sensor, self.data, self._state()).items()}
+
+    def show_goal(self, position: np.ndarray | None) -> None:
+        """Draw a goal at a position (3,), m in the world; None hides it. Without a mocap body `goal`, nothing."""
+        if self._goal is not None:
+            self.data.mocap_pos[self._goal] = (0.0, 0.0, -10.0) if position is None else position
+
+    def render(self, camera: str) -> np.ndarray:
+        """(H, W, 3) uint8 rgb of a camera of the spec, in its size. Raises RenderError where OpenGL is missing."""
+        self.snapshot(camera)
+        return self.render_snapshot(camera)
+
+    def portrait(self, camera: str, width: int, height: int) -> np.ndarray:
+        """(H, W, 3) uint8 rgb for people: any size, with shadows and smooth edges. Raises RenderError."""
+        picture = Offscreen(self.model, width, height, fine=True)
+        try:
+            return picture.render(self.data, self.model.camera(camera).id)
+        finally:
+            picture.close()
+
+    def snapshot(self, camera: str) -> None:
+        """Keep the present state for a camera, so that `render_snapshot` can draw it while physics goes on."""
+        if camera not in self._pictures:
+            self._pictures[camera] = mujoco.MjData(self.model), None
+        kept = self._pictures[camera][0]
+        kept.qpos[:], kept.mocap_pos[:], kept.mocap_quat[:] = self.data.qpos, self.data.mocap_pos, self.data.mocap_quat
+
+    def render_snapshot(self, camera: str) -> np.ndarray:
+        """(H, W, 3) uint8 rgb of the state kept by `snapshot`; one thread at a time for each camera."""
+        kept, picture = self._pictures[camera]
+        if picture is None:
+            size = next(c for c in self.spec.cameras if c.name == camera)
+            picture = Offscreen(self.model, size.width, size.height)
+            self._pictures[camera] = kept, picture
+        mujoco.mj_kinematics(self.model, kept)
+        mujoco.mj_comPos(self.model, kept)
+        mujoco.mj_camlight(self.model, kept)
+        return picture.render(kept, self.model.camera(camera).id)
+
+    def fovy(self, camera: str) -> float:
+        """Vertical field of view of a camera, rad."""
+        return float(np.deg2rad(self.model.cam_fovy[self.model.camera(camera).id]))
+
+    def close(self) -> None:
+        """Free what the cameras hold."""
+        for _, picture in self._pictures.values():
+            if picture is not None:
+                picture.close()
+        self._pictures.clear()
+
+    def _limits(self) -> tuple[np.ndarray, np.ndarray]:
+        lower = np.array([-np.inf if j.lower is None else j.lower for j in self.spec.joints])
+        upper = np.array([np.inf if j.upper is None else j.upper for j in self.spec.joints])
+        return lower, upper
+
+    def _drive(self, command: np.ndarray) -> None:
+        """Put a command (C,) on the actuators; a position servo closes its loop on the biased encoder."""
+        if self.spec.command.interface == "position":
+            command = command - self._bias[self.spec.actuated_index]
+        self.data.ctrl[self._wiring.actuator] = self._wiring.scale * command
+
+    def _state(self) -> State:
+        return self.data.qpos.copy(), self.data.qvel.copy(), self.data.qfrc_actuator.copy()
+
+    def _measure(self, sensor: Sensor) -> Values:
+        """A message of a sensor: late and noisy, but not lost."""
+        if self.gap.sensor_delay:
+            state = self._states.read(self.time)
+            self._seen.qpos[:] = state[0]
+            mujoco.mj_kinematics(self.model, self._seen)
+            values = self._look(sensor, self._seen, state)
+        else:
+            values = self._look(sensor, self.data, self._state())
+        if sensor.type == JOINT_STATE:
+            self._add(values, f"{sensor.name}.position", self.gap.noise)
+            self._add(values, f"{sensor.name}.velocity", self.gap.noise / VELOCITY_WINDOW_S)
+            values[f"{sensor.name}.position"] += self._bias
+        else:
+            self._add(values, f"{sensor.name}.position", self.gap.pose_noise)
+        return values
+
+    def _add(self, values: Values, key: str, deviation: float) -> None:
+        if deviation:
+            values[key] += self._noise.normal(0.0, deviation, values[key].shape)
+
+    def _look(self, sensor: Sensor, data: mujoco.MjData, state: State) -> Values:
+        """Perfect values of a sensor in a state; `data` holds the poses of that state."""
+        if sensor.type == JOINT_STATE:
+            position, velocity, effort = state
+            return {f"{sensor.name}.position": position[self._wiring.position],
+                    f"{sensor.name}.velocity": velocity[self._wiring.dof],
+                    f"{sensor.name}.effort": effort[self._wiring.dof]}
+        site, frame = self._poses[sensor.name]
+        axes = data.xmat[frame].reshape(3, 3).T
+        quaternion = np.empty(4)
+        mujoco.mju_mat2Quat(quaternion, (axes @ data.site_xmat[site].reshape(3, 3)).ravel())
+        return {f"{sensor.name}.position": axes @ (data.site_xpos[site] - data.xpos[frame]),
+                f"{sensor.name}.orientation": xyzw(quaternion)}
+
+
+def _mocap(model: mujoco.MjModel, body: str) -> int | None:
+    """Where a mocap body stands among the mocap bodies, if there is one."""
+    index = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, body)
+    return None if index < 0 or model.body_mocapid[index] < 0 else int(model.body_mocapid[index])

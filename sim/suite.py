@@ -1,0 +1,212 @@
+"""Environments from elsewhere, in the form that training expects: `dmc:<domain>-<task>` and `gym:<id>`."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from robot_rl.spec import SpecError
+from sim.offscreen import Offscreen
+
+UNBOUNDED = 1e6  # suites write a missing bound as infinity or as a huge number
+Step = tuple[np.ndarray, float, bool, bool, dict[str, Any]]
+
+
+def make(task: str, action_repeat: int = 1, seed: int | None = None, render_mode: str | None = None) -> gymnasium.Env:
+    """A suite task: observation (O,) float32, action (A,) float32 in [-1, 1], each held for `action_repeat` steps.
+
+    `seed` is that of the first reset where reset brings none. Beyond Gymnasium's interface the environment has
+    `rate_hz` (decisions a second) and `max_steps` (decisions an episode), either None where the suite says nothing.
+    Raises SpecError for a name that is unknown, with the closest ones, or spaces that are not boxes.
+    """
+    if action_repeat < 1:
+        raise SpecError(f"action_repeat={action_repeat} must be at least 1")
+    suite, _, name = task.partition(":")
+    if suite not in ("dmc", "gym"):
+        raise SpecError(f"task '{task}': suites are dmc:<domain>-<task> and gym:<id>")
+    with _quiet():
+        env: gymnasium.Env = _Dmc(name, render_mode) if suite == "dmc" else _gym(name, render_mode)
+    return Suite(env, task, action_repeat, seed)
+
+
+class Suite(gymnasium.Env[np.ndarray, np.ndarray]):
+    """Flat float32 observations, actions in [-1, 1], action repeat. Raises SpecError for spaces that are not boxes."""
+
+    def __init__(self, env: gymnasium.Env, task: str, action_repeat: int, seed: int | None) -> None:
+        self._env = env
+        self.metadata, self.render_mode = env.metadata, env.render_mode
+        action = env.action_space
+        if not isinstance(action, spaces.Box) or np.max(np.abs([action.low, action.high])) > UNBOUNDED:
+            raise SpecError(f"{task}: action space {action}: only bounded boxes can be commanded")
+        if not all(isinstance(leaf, spaces.Box) for leaf in _leaves(env.observation_space)):
+            raise SpecError(f"{task}: observation space {env.observation_space}: only boxes can be observed")
+        flat = spaces.flatten_space(env.observation_space)
+        assert isinstance(flat, spaces.Box) and action.shape is not None
+        self._low, self._span, self._shape = action.low, (action.high - action.low) / 2, action.shape
+        self._repeat, self._seed = action_repeat, seed
+        self.observation_space = spaces.Box(flat.low.astype(np.float32), flat.high.astype(np.float32), dtype=np.float32)
+        self.action_space = spaces.Box(-1.0, 1.0, (int(np.prod(action.shape)),), np.float32)
+        rate, limit = _rate_hz(env), _step_limit(env)
+        self.rate_hz = rate / action_repeat if rate else None
+        self.max_steps = -(-limit // action_repeat) if limit else None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None
+              ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start an episode; a seed determines it wholly, together with the actions."""
+        seed, self._seed = (self._seed if seed is None else seed), None
+        super().reset(seed=seed)
+        observation, info = self._env.reset(seed=seed, options=options)
+        return self._flat(observation), info
+
+    def step(self, action: np.ndarray) -> Step:
+        """Hold an action (A,) in [-1, 1]; rewards of the held steps add up, and the episode's end cuts them short."""
+        command = self._low + (np.reshape(action, self._shape).clip(-1.0, 1.0) + 1.0) * self._span
+        command = command.astype(self._low.dtype)
+        total = 0.0
+        for _ in range(self._repeat):
+            observation, reward, terminated, truncated, info = self._env.step(command)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        return self._flat(observation), total, bool(terminated), bool(truncated), info
+
+    def render(self) -> Any:
+        """(H, W, 3) uint8 rgb where `render_mode` is rgb_array."""
+        return self._env.render()
+
+    def close(self) -> None:
+        """Free what the environment holds."""
+        self._env.close()
+
+    def _flat(self, observation: Any) -> np.ndarray:
+        return np.asarray(spaces.flatten(self._env.observation_space, observation), dtype=np.float32)
+
+
+class _Dmc(gymnasium.Env[np.ndarray, np.ndarray]):
+    """A task of the dm_control suite. Its time limit truncates; only a discount of 0 terminates."""
+
+    def __init__(self, name: str, render_mode: str | None) -> None:
+        suite = _dm_control()
+        known = {f"{domain}-{task}": (domain, task) for domain, task in suite.ALL_TASKS}
+        if name not in known:
+            raise SpecError(f"dmc:{name} is unknown; {_close(name, known)}")
+        # a fixed seed here, because some tasks draw their model with it, and reset(seed) must determine everything
+        self._env = suite.load(*known[name], task_kwargs={"random": 0})
+        self.render_mode = render_mode
+        self._picture: Offscreen | None = None
+        seconds = self._env.control_timestep()
+        self.rate_hz = 1.0 / seconds
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": round(self.rate_hz)}
+        limit = self._env._step_limit
+        self.max_steps = int(np.ceil(limit)) if np.isfinite(limit) else None
+        action = self._env.action_spec()
+        self.action_space = spaces.Box(action.minimum.astype(np.float64), action.maximum.astype(np.float64),
+                                       dtype=np.float64)
+        size = sum(int(np.prod(spec.shape)) for spec in self._env.observation_spec().values())
+        self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float64)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None
+              ) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self._env.task._random = np.random.RandomState(seed % 2**32)
+        return self._observe(self._env.reset().observation), {}
+
+    def step(self, action: np.ndarray) -> Step:
+        step = self._env.step(action)
+        terminated = step.last() and step.discount == 0.0
+        return self._observe(step.observation), step.reward or 0.0, terminated, step.last() and not terminated, {}
+
+    def render(self) -> np.ndarray:  # type: ignore[override]
+        """(240, 320, 3) uint8 rgb of the task's first camera."""
+        model = self._env.physics.model.ptr
+        if self._picture is None:
+            self._picture = Offscreen(model, 320, 240)
+        return self._picture.render(self._env.physics.data.ptr, 0 if model.ncam else -1)
+
+    def close(self) -> None:
+        if self._picture is not None:
+            self._picture.close()
+            self._picture = None
+
+    def _observe(self, observation: dict[str, Any]) -> np.ndarray:
+        return np.concatenate([np.ravel(value) for value in observation.values()])
+
+
+def _dm_control() -> Any:
+    """The suite module, imported when first asked for, without a window system: `offscreen` draws its pictures."""
+    chosen = os.environ.get("MUJOCO_GL")
+    os.environ["MUJOCO_GL"] = "disable"
+    try:
+        from dm_control import suite
+    except ImportError as error:
+        raise SpecError(f"dmc: tasks need dm_control (pip install 'robot-rl[sim]'): {error}") from error
+    finally:
+        os.environ.pop("MUJOCO_GL")
+        if chosen is not None:
+            os.environ["MUJOCO_GL"] = chosen
+    return suite
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without MuJoCo's remarks on how the suite's own models are written."""
+    from absl import logging
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def _gym(name: str, render_mode: str | None) -> gymnasium.Env:
+    options: dict[str, Any] = {"render_mode": render_mode} if render_mode else {}  # not every environment takes it
+    try:
+        return gymnasium.make(name, disable_env_checker=True, **options)
+    except gymnasium.error.UnregisteredEnv as error:
+        raise SpecError(f"gym:{name} is unknown; {_close(name, gymnasium.registry)}") from error
+    except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
+        raise SpecError(f"gym:{name} cannot start: {error}") from error
+
+
+def _close(name: str, known: Iterable[str]) -> str:
+    """The known names that are closest, as part of an error."""
+    names = {known.lower(): known for known in known}
+    close = difflib.get_close_matches(name.lower(), names, 5, 0.5)
+    return f"did you mean {', '.join(names[c] for c in close)}?" if close else f"there are {', '.join(sorted(known))}"
+
+
+def _leaves(space: spaces.Space[Any]) -> list[spaces.Space[Any]]:
+    """The spaces inside nested dicts and tuples."""
+    if isinstance(space, spaces.Dict):
+        return [leaf for inner in space.values() for leaf in _leaves(inner)]
+    if isinstance(space, spaces.Tuple):
+        return [leaf for inner in space.spaces for leaf in _leaves(inner)]
+    return [space]
+
+
+def _rate_hz(env: gymnasium.Env) -> float | None:
+    """Steps a second, as far as the environment says."""
+    inner = env.unwrapped
+    if isinstance(inner, _Dmc):
+        return inner.rate_hz
+    seconds = getattr(inner, "dt", None)
+    if isinstance(seconds, float) and seconds > 0:
+        return 1.0 / seconds
+    frames = inner.metadata.get("render_fps")
+    return float(frames) if frames else None
+
+
+def _step_limit(env: gymnasium.Env) -> int | None:
+    """Steps an episode at most, as far as the environment says."""
+    if isinstance(env.unwrapped, _Dmc):
+        return env.unwrapped.max_steps
+    return env.spec.max_episode_steps if env.spec else None

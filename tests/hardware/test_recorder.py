@@ -1,0 +1,274 @@
+"""The recorder as a process of its own: real messages over the bus, real files, real kills."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pytest
+from rosbags.highlevel import AnyReader
+
+from hardware import messages
+from hardware.bag_thread import OVERHEAD, BagThread
+from hardware.bus import EVENTS, LATCHED, SENSOR, Bus, connect
+from hardware.recorder import bag_name
+from robot_rl import bag
+
+STATE, TEXT, STEP = "sensor_msgs/msg/JointState", "std_msgs/msg/String", "std_msgs/msg/Float64MultiArray"
+IMAGE = "sensor_msgs/msg/Image"
+TOPICS = [["joint_states", STATE, "sensor"], ["policy/info", TEXT, "latched"], ["policy/step", STEP, "events"]]
+ROOT = Path(__file__).parents[2]
+FLUSH_S = 0.5
+LIMITED = """
+import resource, sys
+from hardware.recorder import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+sys.exit(main(sys.argv[2:]))
+"""
+_DOMAINS = itertools.count(os.getpid() % 80 + 20)
+
+
+@pytest.fixture
+def bus(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bus]:
+    """A bus in a domain of its own, which the recorder inherits."""
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(20 + next(_DOMAINS) % 80))
+    with connect("dds", "test", "arm") as bus:
+        yield bus
+
+
+class Robot:
+    """Publishes joint states at 200 Hz in a thread and remembers the stamps, as a robot process would."""
+
+    def __init__(self, bus: Bus, joints: int = 2) -> None:
+        self.states = bus.publisher("joint_states", STATE, SENSOR)
+        self.events = bus.publisher("policy/episode", TEXT, EVENTS)
+        self.steps = bus.publisher("policy/step", STEP, EVENTS)
+        self.info = bus.publisher("policy/info", TEXT, LATCHED)
+        self.told = bus.reader("recorder/bag", TEXT, EVENTS)
+        self.stamps: list[int] = []
+        self._data = messages.encode(messages.joint_state(1, [f"joint_{n}" for n in range(joints)], [0.1] * joints))
+        self.silent = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Robot:
+        self.info.publish(text({"policy": "p"}))
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.silent.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self.silent.wait(0.005):
+            self.stamps.append(self.states.publish(self._data))
+
+    def episode(self, number: int, steps: int = 20, **fields: Any) -> tuple[int, int]:
+        """Run an episode with a step every 10 ms; returns the stamps of its two events."""
+        start = self.events.publish(text({"event": "start", "episode": number, **fields}))
+        for step in range(steps):
+            self.steps.publish(messages.encode(messages.float64s([number, step], [("episode", 1), ("step", 1)])))
+            time.sleep(0.01)
+        return start, self.events.publish(text({"event": "end", "episode": number, "success": number % 2 == 0}))
+
+    def wait_told(self, count: int, timeout_s: float = 8.0) -> list[dict[str, Any]]:
+        """What `recorder/bag` says, `count` times."""
+        told: list[dict[str, Any]] = []
+        end = time.monotonic() + timeout_s
+        while len(told) < count:
+            assert time.monotonic() < end, f"{len(told)} of {count} bags after {timeout_s} s"
+            told += [json.loads(messages.decode(sample.data, TEXT).data) for sample in self.told.take()]
+            time.sleep(0.01)
+        return told
+
+
+class Process:
+    """A recorder process that is ready."""
+
+    def __init__(self, out: Path, *options: str, limit: int = 0, topics: list[list[str]] = TOPICS) -> None:
+        program = ["-c", LIMITED, str(limit)] if limit else ["-m", "hardware.recorder"]
+        self.popen = subprocess.Popen(
+            [sys.executable, *program, "--bus", "dds", "--namespace", "arm", "--out", str(out), *options], cwd=ROOT,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert self.popen.stdin and self.popen.stdout
+        self.popen.stdin.write(json.dumps(topics))
+        self.popen.stdin.close()
+        self.popen.stdin = None
+        self.said = [self.popen.stdout.readline()]
+
+    def __enter__(self) -> Process:
+        assert self.said[0].startswith("recorder: ready"), self.end()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.popen.poll() is None:
+            self.popen.kill()
+            self.popen.wait()
+
+    def end(self, how: signal.Signals = signal.SIGTERM) -> tuple[str, str]:
+        """Signal it and return what it said on stdout and stderr."""
+        self.popen.send_signal(how)
+        out, err = self.popen.communicate(timeout=10)
+        return "".join(self.said) + out, err
+
+
+def text(value: object) -> bytes:
+    """A std_msgs/String with JSON."""
+    return messages.encode(messages.string(json.dumps(value)))
+
+
+def published(path: Path, topic: str) -> list[int]:
+    """Source stamps of a topic's messages in a bag."""
+    return [message.publish_ns for message in bag.read(path, topics={topic})]
+
+
+def test_one_bag_an_episode_with_preroll(bus: Bus, tmp_path: Path) -> None:
+    with Robot(bus) as robot, Process(tmp_path) as process:
+        time.sleep(0.7)
+        times, told = [], []
+        for number in (3, 4):
+            times.append(robot.episode(number, bag=f"episode_{number:04d}", goal=[0.1, 0.2]))
+            told += robot.wait_told(1)
+        said, errors = process.end()
+    assert process.popen.returncode == 0 and errors == "" and "recorder: ready" in said
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["episode_0003", "episode_0004"]
+    for number, (start, end), report in zip((3, 4), times, told, strict=True):
+        folder = tmp_path / f"episode_{number:04d}"
+        found = bag.info(folder)
+        assert report == {"bag": str(folder), "episode": number, "messages": found.messages, "dropped": 0}
+        assert found.closed and found.custom == {
+            "episode": str(number), "goal": "[0.1, 0.2]", "success": "true" if number == 4 else "false",
+            "recorder_end": "episode end", "recorder_dropped": "0"}
+        events = [json.loads(messages.decode(m.data, TEXT).data) for m in bag.read(folder, {"/arm/policy/episode"})]
+        assert [(event["event"], event["episode"]) for event in events] == [("start", number), ("end", number)]
+        steps = [messages.decode(m.data, STEP).data.tolist() for m in bag.read(folder, {"/arm/policy/step"})]
+        assert steps == [[number, step] for step in range(20)]
+        assert found.topics["/arm/policy/info"].messages == 1
+        got = published(folder, "/arm/joint_states")
+        assert [stamp for stamp in robot.stamps if got[0] <= stamp <= got[-1]] == got, "no gap"
+        assert 0.4e9 < start - got[0] < 0.65e9, "half a second from before the start"
+        assert 0.05e9 < got[-1] - end < 0.3e9, "and a little from after the end"
+        assert found.end_ns - found.start_ns < 1.5e9, "the latched message of long ago does not stretch the bag"
+        with AnyReader([folder]) as reader:
+            assert reader.message_count == found.messages
+
+
+def test_killed_at_any_moment(bus: Bus, tmp_path: Path) -> None:
+    with Robot(bus) as robot:
+        for attempt, after_s in enumerate((0.61, 0.83, 1.27)):
+            with Process(tmp_path, "--flush", str(FLUSH_S)) as process:
+                robot.events.publish(text({"event": "start", "episode": attempt, "bag": f"bag_{attempt}"}))
+                time.sleep(after_s)
+                process.end(signal.SIGKILL)
+                killed = time.time_ns()
+            folder = tmp_path / f"bag_{attempt}"
+            assert not bag.info(folder).closed and bag.info(folder).custom["episode"] == str(attempt)
+            got = published(folder, "/arm/joint_states")
+            due = [stamp for stamp in robot.stamps if got[0] <= stamp < killed - FLUSH_S * 1e9]
+            assert due and set(due) <= set(got), "everything older than the flush interval"
+            assert bag.recover(folder).closed and published(folder, "/arm/joint_states") == got
+
+
+def test_full_disk_is_told_once_and_does_not_stop_the_recorder(bus: Bus, tmp_path: Path) -> None:
+    with Robot(bus, joints=40) as robot, Process(tmp_path, "--flush", "0.1", limit=120_000) as process:
+        for number in range(2):
+            robot.episode(number, steps=60, bag=f"long_{number}")
+            (report,) = robot.wait_told(1)
+            assert "File too large" in report["error"] and report["dropped"] > 0
+            found = bag.info(report["bag"])
+            assert found.messages == report["messages"] > 0 and found.dropped == 0
+        robot.silent.set()
+        time.sleep(0.6)  # nothing left to pre-roll
+        robot.episode(2, steps=2, bag="short")
+        (report,) = robot.wait_told(1)
+        assert "error" not in report and bag.info(report["bag"]).closed
+        said, errors = process.end()
+    assert errors.count("cannot write") == 1 and said.count("complete") == 3
+
+
+def test_stop_closes_the_bag_and_names_never_clash(bus: Bus, tmp_path: Path) -> None:
+    (tmp_path / "episode_0000").mkdir()
+    with Robot(bus) as robot, Process(tmp_path) as process:
+        robot.events.publish(messages.encode(messages.string("no JSON")))
+        robot.events.publish(text(["no event"]))
+        robot.episode(0, steps=5, bag="../../outside")
+        robot.events.publish(text({"event": "start", "episode": 0, "bag": "episode_0000"}))
+        time.sleep(0.3)
+        said, errors = process.end(signal.SIGINT)
+    assert {folder.name for folder in tmp_path.iterdir()} == {"episode_0000", "episode_0000-2", "episode_0000-3"}
+    assert "exists already, writing" in said and errors.count("not an episode event") == 2
+    last = bag.info(tmp_path / "episode_0000-3")
+    assert last.closed and last.custom["recorder_end"] == "recorder stopped" and last.messages > 10
+
+
+def test_policy_process_gone_ends_the_bag(bus: Bus, tmp_path: Path) -> None:
+    with Robot(bus) as robot, Process(tmp_path):
+        robot.events.publish(text({"event": "start", "episode": 1, "bag": "broken"}))
+        time.sleep(1.3)
+        robot.events.close()
+        (report,) = robot.wait_told(1)
+    assert bag.info(report["bag"]).custom["recorder_end"] == "policy process gone"
+
+
+def test_episodes_that_follow_at_once_are_kept_apart(bus: Bus, tmp_path: Path) -> None:
+    with Robot(bus) as robot, Process(tmp_path):
+        for number in range(6):
+            robot.episode(number, steps=2)
+        reports = robot.wait_told(5)
+    for number, report in enumerate(reports):
+        assert report["episode"] == number and report["bag"] == str(tmp_path / f"episode_{number:04d}")
+        steps = [messages.decode(m.data, STEP).data.tolist() for m in bag.read(report["bag"], {"/arm/policy/step"})]
+        assert steps == [[number, 0], [number, 1]]
+
+
+def test_continuous_recording_is_split(bus: Bus, tmp_path: Path) -> None:
+    camera = bus.publisher("image_raw", IMAGE, SENSOR)
+    picture = messages.encode(messages.image(1, "camera", np.zeros((480, 640, 3), np.uint8)))
+    topics = [*TOPICS, ["image_raw", IMAGE, "sensor"]]
+    options = ("--continuous", "run", "--split", "2", "--flush", "0.1")
+    with Robot(bus) as robot, Process(tmp_path, *options, topics=topics) as process:
+        for _ in range(10):
+            camera.publish(picture)
+            time.sleep(0.08)
+        robot.episode(1)
+        time.sleep(0.1)
+        process.end()
+    found = bag.info(tmp_path / "run")
+    assert found.closed and 3 <= len(found.files) <= 6 and found.size > 9e6
+    assert found.topics["/arm/image_raw"].messages == 10 and found.topics["/arm/policy/episode"].messages == 2
+    assert all(message.data == picture for message in bag.read(tmp_path / "run", {"/arm/image_raw"}))
+    with AnyReader([tmp_path / "run"]) as reader:
+        assert reader.message_count == found.messages
+
+
+def test_a_slow_disk_costs_messages_not_memory(tmp_path: Path) -> None:
+    thread = BagThread(tmp_path, queue_bytes=100 * (1000 + OVERHEAD))
+    thread.open("slow", [("/x", TEXT, SENSOR)], {})
+    for number in range(250):  # nobody writes yet: the disk could not be slower
+        thread.put("/x", bytes(1000), number + 1, number + 1)
+    assert thread.queued <= 100 * (1000 + OVERHEAD) and thread.dropped == 150
+    thread.close({})
+    thread.start()
+    thread.stop()
+    (report,) = thread.reports()
+    assert (report.messages, report.dropped, report.error) == (100, 150, "")
+    assert bag.info(tmp_path / "slow").custom["recorder_dropped"] == "150"
+
+
+@pytest.mark.parametrize("asked, episode, name", [
+    ("episode_0001", 1, "episode_0001"), (None, 7, "episode_0007"), ("", None, "episode"), (".", 2, "episode_0002"),
+    ("..", 2, "episode_0002"), (".hidden", 2, "episode_0002"), ("a/b", 2, "a_b"), ("a\x00b", 2, "episode_0002"),
+    ("x" * 300, 2, "episode_0002"), (5, 2, "episode_0002")])
+def test_bag_names_stay_in_their_folder(asked: object, episode: int | None, name: str) -> None:
+    assert bag_name(asked, episode) == name

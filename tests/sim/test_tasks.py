@@ -1,0 +1,92 @@
+"""Every registered task: spec conformity, Gymnasium's checker, determinism under a seed, the time limit."""
+
+from __future__ import annotations
+
+import warnings
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+import sim
+from robot_rl.safety import Reason
+from robot_rl.spec import PolicySpec, SpecError
+
+TASKS = sim.tasks()
+
+
+def rollout(name: str, seed: int, steps: int = 40) -> np.ndarray:
+    env = sim.make(name)
+    rng = np.random.default_rng(seed)
+    observation, _ = env.reset(seed=seed)
+    rows = [observation]
+    for _ in range(steps):
+        observation, reward, terminated, truncated, _ = env.step(rng.uniform(-1, 1, env.action_space.shape))
+        rows += [observation, np.atleast_1d(reward)]
+        if terminated or truncated:
+            break
+    return np.concatenate(rows)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_passes_gymnasiums_checker_by_its_registered_id(name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*render.*")
+        warnings.filterwarnings("ignore", message=".*infinity.*")
+        check_env(gymnasium.make(f"robot_rl/{name}-v0").unwrapped, skip_render_check=True)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_spec_matches_the_environment(name: str) -> None:
+    env = sim.make(name)
+    spec = sim.env_spec(env, name)
+    assert PolicySpec.from_json(spec.to_json()) == spec
+    observation, info = env.reset(seed=0)
+    assert observation.shape == (spec.observation_size,)
+    assert observation.dtype == np.float32
+    assert info["action"].shape == (spec.action_size,)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_seed_fixes_the_episode(name: str) -> None:
+    np.testing.assert_array_equal(rollout(name, 5), rollout(name, 5))
+    assert not np.array_equal(rollout(name, 5), rollout(name, 6))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_time_limit_truncates_and_does_not_terminate(name: str) -> None:
+    env = sim.make(name)
+    spec = sim.env_spec(env, name)
+    env.reset(seed=1)
+    for step in range(1, round(spec.time_limit_s * spec.rate_hz) + 1):
+        _, _, terminated, truncated, info = env.step(np.zeros(spec.action_size, np.float32))
+        assert not terminated
+        if truncated:
+            break
+    assert truncated
+    assert info["faults"] == Reason.NONE
+    assert step == round(spec.time_limit_s * spec.rate_hz)
+
+
+def test_sent_action_differs_from_the_asked_one_where_safety_clips() -> None:
+    env = sim.make("so101-reach")
+    env.reset(seed=0)
+    asked, clipped = np.ones(5, np.float32), False
+    for _ in range(20):
+        _, _, _, truncated, info = env.step(asked)
+        clipped |= bool(info["reasons"] & (Reason.POSITION | Reason.EFFORT)) and not np.allclose(info["action"], asked)
+        if truncated:
+            break
+    assert clipped
+
+
+def test_unknown_task_suggests_the_close_one() -> None:
+    with pytest.raises(SpecError, match="did you mean so101-reach"):
+        sim.make("so101-reech")
+
+
+def test_a_task_on_a_robot_without_its_joints_names_them() -> None:
+    with pytest.raises(SpecError, match="shoulder_pan.*arm"):
+        sim.make("so101-reach", robot="furuta")

@@ -1,0 +1,114 @@
+"""One episode: observation, action map, reward, success and ends, with hand-computed numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from robot_rl.act import ActionMap
+from robot_rl.episode import Episode
+from robot_rl.observe import Readings
+from robot_rl.reward import shape
+from robot_rl.safety import Reason
+from robot_rl.spec import ActionSpec, Reward, Success, Term
+from tests.robots import contract, robot
+
+GOAL = np.array([0.2, 0.0, 0.1])
+
+
+def readings(position=(0.1, 0.2, 0.3), tip=(0.0, 0.0, 0.0), velocity=(1.0, 2.0, 3.0)) -> Readings:
+    return Readings({"joints.position": np.array(position), "joints.velocity": np.array(velocity),
+                     "joints.effort": np.zeros(3), "tip.position": np.array(tip),
+                     "tip.orientation": np.array([0, 0, 0, 1.0])})
+
+
+def test_observation_by_hand() -> None:
+    episode = Episode(contract())
+    episode.begin(GOAL)
+    first = episode.observe(readings())
+    distance = np.hypot(0.2, 0.1)
+    np.testing.assert_allclose(first.observation, np.float32(
+        [0.1, 0.2, 0.3, 1.0, 0.5, np.sin(0.3), np.cos(0.3), 0, 0, 0, 0, 0, 0, 0, 0, 0, distance]), rtol=1e-6)
+    assert first.reward == 0
+    command = episode.act(np.array([1.0, -0.5]))  # joints b, a: +0.04, -0.04 rad
+    np.testing.assert_allclose(command.sent, [0.06, 0.24])
+    second = episode.observe(readings())
+    np.testing.assert_allclose(second.observation[7:13], [0, 0, 0, 0, 1.0, -0.5], rtol=1e-6)
+    np.testing.assert_allclose(second.observation[13:15], [-0.04, 0.04], rtol=1e-6)
+    outside = (distance - 0.1) / 0.5
+    assert second.reward == pytest.approx(0.1 ** (outside**2) - 0.1 * 1.25)
+
+
+def test_success_needs_the_hold_without_a_break_and_ends_the_episode() -> None:
+    episode = Episode(contract())
+    episode.begin(GOAL)
+    episode.observe(readings(tip=GOAL))
+    seen = []
+    for tip in (GOAL, (0, 0, 0), GOAL, GOAL):
+        episode.act(np.zeros(2))
+        seen.append(episode.observe(readings(tip=tip)))
+    assert [o.terminated for o in seen] == [False, False, False, True]  # 0.1 s is two periods at 20 Hz
+    assert [float(o.observation[15]) for o in seen] == pytest.approx([0.05, 0, 0.05, 0.1])
+    assert seen[-1].success
+    assert seen[-1].reward == pytest.approx(1.0 + 5.0)
+    assert not seen[-1].truncated
+
+
+def test_time_limit_truncates_and_success_at_the_end_counts_when_it_does_not_end() -> None:
+    ends = Success(term=contract().success.term, below=0.1, hold_s=0.5, ends_episode=False)
+    episode = Episode(contract(success=ends))
+    episode.begin(GOAL)
+    outcome = episode.observe(readings())
+    for step in range(20):
+        episode.act(np.zeros(2))
+        outcome = episode.observe(readings(tip=GOAL if step >= 10 else (0, 0, 0)))
+        assert outcome.done == (step == 19)
+    assert outcome.truncated
+    assert not outcome.terminated
+    assert outcome.success
+
+
+def test_a_fault_stops_for_good_and_teaches_nothing() -> None:
+    episode = Episode(contract())
+    episode.begin(GOAL)
+    good = episode.observe(readings())
+    bad = episode.observe(Readings(readings().values, ages={"joints": 1.0}))
+    assert (bad.truncated, bad.valid, bad.faults) == (True, False, Reason.STALE)
+    np.testing.assert_array_equal(bad.observation, good.observation)
+    assert episode.observe(readings()).truncated
+
+
+def test_a_nan_action_moves_nothing_and_stops() -> None:
+    episode = Episode(contract())
+    episode.begin(GOAL)
+    episode.observe(readings())
+    command = episode.act(np.array([np.nan, 0.0]))
+    np.testing.assert_array_equal(command.sent, [0.1, 0.2])
+    assert command.reasons == Reason.NONFINITE
+    assert episode.observe(readings()).faults == Reason.NONFINITE
+
+
+def test_goal_must_match_the_contract() -> None:
+    with pytest.raises(ValueError, match="triple-reach"):
+        Episode(contract()).begin(None)
+
+
+@given(arrays(float, 2, elements=st.floats(-1, 1)), arrays(float, 2, elements=st.floats(-2, 2)),
+       st.sampled_from(["absolute", "delta"]), st.floats(0.05, 1.0))
+def test_action_map_is_invertible(action, last, kind, smooth) -> None:
+    spec = ActionSpec(kind=kind, joints=("b", "a"), scale=(0.4, 0.2), offset=(0.1, -0.1), filter=smooth)
+    mapping = ActionMap(spec, robot())
+    np.testing.assert_allclose(mapping.inverse(mapping.target(action, last), last), action, atol=1e-9)
+
+
+def test_joints_outside_the_action_keep_their_default() -> None:
+    mapping = ActionMap(ActionSpec(kind="delta", joints=("b",), scale=(0.1,)), robot())
+    np.testing.assert_allclose(mapping.target(np.ones(1), np.array([0.7, 0.2])), [0.1, 0.3])
+
+
+def test_tolerance_by_hand() -> None:
+    reward = Reward(term=Term(name="x", source="hold"), weight=1, shape="tolerance", lower=1, upper=2, margin=2)
+    np.testing.assert_allclose(shape(reward, np.array([1.5, 2.0, 4.0, 0.0, 3.0])), [1, 1, 0.1, 0.1**0.25, 0.1**0.25])
