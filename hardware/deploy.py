@@ -46,7 +46,8 @@ class Recorder:
     """The recorder process: one bag per episode in `folder`. A context manager."""
 
     def __init__(self, folder: Path, spec: PolicySpec, robot: RobotSpec, where: BusOptions, cameras: bool) -> None:
-        command = [sys.executable, "-m", "hardware.recorder", *where.arguments(), "--out", str(folder)]
+        command = [sys.executable, "-m", "hardware.recorder", *where.arguments(), "--out", str(folder),
+                   "--with-parent"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(topics(spec, robot, cameras)))

@@ -255,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, _: stopping.append(number))
     disk = BagThread(Path(args.out), queue_bytes=args.max_queue << 20, flush_s=args.flush, split_bytes=args.split << 20)
-    with connect(args.bus, "recorder", args.namespace) as bus:
+    with connect(args.bus, "recorder", args.namespace, args.domain) as bus:
         recorder = Recorder(bus, wanted, disk, episodes=args.continuous is None, preroll_s=args.preroll,
                             tail_s=args.tail)
         disk.start()
@@ -293,6 +293,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--bus", choices=("auto", "dds", "ros"), default="auto", help="backend; auto is ros where rclpy is installed")
     add("--namespace", default="", help="namespace of the robot's topics")
+    add("--domain", type=int, help="DDS domain (ROS_DOMAIN_ID, else 0)")
     add("--out", required=True, help="folder for the bags")
     add("--topics", default="-", help="file with a JSON list of [topic, type, kind]; - reads stdin (default)")
     add("--preroll", type=float, default=0.5, metavar="S", help="what a bag holds from before its episode, s (0.5)")

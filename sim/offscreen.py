@@ -16,6 +16,7 @@ import numpy as np
 INSTALL = "on Debian or Ubuntu: apt-get install libegl1 libgl1 (or, software only: libosmesa6)"
 _LIBRARIES = {"egl": "EGL", "osmesa": "OSMesa"}
 _open: weakref.WeakSet[Offscreen] = weakref.WeakSet()
+_making = threading.Lock()
 
 
 class RenderError(RuntimeError):
@@ -29,22 +30,23 @@ class Offscreen:
     """
 
     def __init__(self, model: mujoco.MjModel, width: int, height: int, fine: bool = False) -> None:
-        model.vis.global_.offwidth, model.vis.global_.offheight = width, height
-        model.vis.quality.offsamples = 4 if fine else 0
         self._model, self._pixels = model, np.empty((height, width, 3), np.uint8)
         self._viewport = mujoco.MjrRect(0, 0, width, height)
         self._scene, self._option = mujoco.MjvScene(model, 1000), mujoco.MjvOption()
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW.value] = fine
         self._camera, self._drawing = mujoco.MjvCamera(), None
         self._backend, self._busy = backend(), threading.Lock()
-        self._gl = _context(self._backend, width, height)
-        self._gl.make_current()
-        self._drawing = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._drawing)
-        _let_go(self._backend)
-        atexit.unregister(_close_all)
-        atexit.register(_close_all)  # after the backend registered its own end, hence run before it
-        _open.add(self)
+        with _making:  # MuJoCo reads a picture's size from the model, which others may be drawing too
+            model.vis.global_.offwidth, model.vis.global_.offheight = width, height
+            model.vis.quality.offsamples = 4 if fine else 0
+            self._gl = _context(self._backend, width, height)
+            self._gl.make_current()
+            self._drawing = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._drawing)
+            _let_go(self._backend)
+            atexit.unregister(_close_all)
+            atexit.register(_close_all)  # after the backend registered its own end, hence run before it
+            _open.add(self)
 
     def render(self, data: mujoco.MjData, camera: int) -> np.ndarray:
         """(H, W, 3) uint8 rgb of what a camera (its index in the model; -1 is the free one) sees."""

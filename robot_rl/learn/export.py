@@ -1,7 +1,7 @@
 """Export: a policy module as one ONNX file that carries its contract, checked against torch each time it is written.
 
 File: inputs `obs` (B, O) and `noise` (B, A) float32, output `action` (B, A) float32, B free; metadata `robot_rl` (the
-contract, JSON) and `sha256` (of the weights).
+contract, JSON), a digest of both and `weights_sha256`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import onnx
 import onnxruntime
 import torch
 from torch import Tensor, nn
+
+from robot_rl.policy import seal
 
 TOLERANCE = 1e-5  # largest allowed difference of an action between torch and ONNX Runtime
 OPSET = 18  # read by the ONNX Runtime of every Python from 3.10 on
@@ -45,10 +47,9 @@ def export(
     key = repr((policy, [(name, value.shape) for name, value in policy.state_dict().items()]))
     model = _traced.get(key) or _trace(policy, obs_size, action_size)
     _set_weights(model, policy.state_dict())
-    for name, text in (("robot_rl", contract_json), ("sha256", weights_hash(policy))):
-        entry = next((one for one in model.metadata_props if one.key == name), None) or model.metadata_props.add()
-        entry.key, entry.value = name, text
-    content = model.SerializeToString()
+    del model.metadata_props[:]
+    model.metadata_props.add(key="weights_sha256", value=weights_hash(policy))
+    content = seal(model.SerializeToString(), contract_json)
     difference = parity(policy, content, tests)
     if not difference <= TOLERANCE:
         raise ExportError(f"{path}: actions differ by {difference:.3g} between torch and ONNX Runtime, {TOLERANCE:g} allowed")

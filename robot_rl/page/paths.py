@@ -1,0 +1,135 @@
+def paths(tracks: Tracks) -> str:
+    """Where the tip went, and how the success term went, for each group of episodes."""
+    drawn = {key: group for key, group in tracks.items() if any(len(t.tip) for t in group)}
+    out, parts = "", []
+    if drawn:
+        said = "The same goals before and after. " if _paired(tracks) else ""
+        out += page.paragraph(said + "Each line is the tip of the robot in one episode, as the tracker saw it; circles "
+                              "are the goals, to scale.")
+        parts += [_top_and_side(group, drawn, words) for key, words in WORDS.items()
+                  if (group := drawn.get(key)) is not None]
+    over_time = [figure for key, words in WORDS.items() if (figure := _over_time(tracks.get(key, ()), words))]
+    if over_time:
+        parts.append("<div>" + "<p></p>".join(over_time) + "</div>")
+    return out + (page.columns(parts) if parts else "") + _episodes(tracks)
+
+
+def _top_and_side(group: Sequence[Track], every: Tracks, words: str) -> str:
+    points = [p for g in every.values() for t in g for p in (t.tip, np.array([t.goal]).reshape(-1, 3))
+              if t.goal is not None or p is t.tip]
+    x, y, z = np.concatenate(points).T
+    across, ahead = (span(v, pad=0.04) for v in (y, x))
+    away, up = (span(v, pad=0.04) for v in (np.hypot(x, y), z))
+    # the robot looks up the page, so its left, +y, is at the left
+    top = Chart(Axis(*across, "left (+) and right of the base, m", reverse=True), Axis(*ahead, "ahead of the base, m"),
+                equal=True)
+    side = Chart(Axis(*away, "distance from the base's vertical axis, m"), Axis(*up, "height, m"), equal=True)
+    for track in sorted(group, key=lambda t: t.success is not True, reverse=False):
+        title = f"{track.bag.name}: {track.outcome}"
+        flat = np.stack([track.tip[:, 1], track.tip[:, 0]], 1)
+        tall = np.stack([np.hypot(track.tip[:, 0], track.tip[:, 1]), track.tip[:, 2]], 1)
+        goal = track.goal
+        spots = [(goal[1], goal[0]), (float(np.hypot(goal[0], goal[1])), goal[2])] if goal is not None else [None] * 2
+        for chart, line, spot in ((top, flat, spots[0]), (side, tall, spots[1])):
+            _draw(chart, line, spot, _radius(track), track.series, title)
+    starts = [t.tip[0] for t in group if len(t.tip)]
+    if starts:
+        a, b, c = np.mean(starts, 0)
+        top.note(b, a, "start")
+        side.note(float(np.hypot(a, b)), c, "start")
+    won = sum(t.success is True for t in group)
+    seen = f"tip paths {words}, {won} of {len(group)} in success"
+    return page.figure(f"{words[0].upper()}{words[1:]}: {won} of {len(group)}",
+                       '<p class="eyebrow">From above</p>' + top.svg(f"{seen}, from above")
+                       + '<p class="eyebrow">From the side</p>' + side.svg(f"{seen}, from the side"),
+                       "", [*OUTCOMES, ("ring ink", f"goal, radius {100 * _radius(group[0]):g} cm")])
+
+
+def _draw(chart: Chart, line: np.ndarray, spot: tuple[float, float] | None, radius: float, series: str,
+          title: str) -> None:
+    if spot is not None:
+        chart.circle(*spot, radius, series, title)
+    if len(line):
+        kept = thin(line, 0.001)
+        chart.line(kept[:, 0], kept[:, 1], f"fine {series}", title)
+        if series == "good":
+            chart.dots(kept[-1:, 0], kept[-1:, 1], series, [title], 2.2)
+        else:
+            chart.cross(*kept[-1], series, title)
+
+
+def _radius(track: Track) -> float:
+    """The bound of the success term where that is a distance, m."""
+    success = track.spec.success
+    return success.below if success is not None and success.below and success.term.transform == "norm" else 0.01
+
+
+def _over_time(group: Sequence[Track], words: str) -> str:
+    """The success term of every episode over time, with its bound."""
+    success = group[0].spec.success if group else None
+    if success is None or not any(np.isfinite(t.measure).any() for t in group):
+        return ""
+    distance, values = success.term.transform == "norm", np.concatenate([t.measure for t in group])
+    scale, unit = (100.0, "cm") if distance and success.term.unit == "m" else (1.0, success.term.unit)
+    label = ("distance to the goal" if distance else success.term.name) + (f", {unit}" if unit else "")
+    bound = scale * (success.below if success.below is not None else success.above or 0.0)
+    low, high = span(values * scale, include=[bound])
+    if distance:
+        positive = values[np.isfinite(values) & (values > 0)] * scale
+        low, high = min(float(positive.min()), bound) * 0.8, max(float(positive.max()), bound) * 1.2
+    longest = max(float(t.seconds[-1]) for t in group)
+    chart = Chart(Axis(0, longest, "time in the episode, s"), Axis(low, high, label, log=distance), height=210)
+    for track in sorted(group, key=lambda t: t.success is not True):
+        chart.line(track.seconds, track.measure * scale, f"fine {track.series}", f"{track.bag.name}: {track.outcome}")
+    chart.rule(bound, f"{number(bound)} {unit}".strip())
+    return page.figure(f"{_named(success)}, {words}", chart.svg(f"{label} over time {words}"),
+                       _judged(success, bound, unit), OUTCOMES)
+
+
+def _named(success: Success) -> str:
+    return "Distance to the goal" if success.term.transform == "norm" else success.term.name.capitalize()
+
+
+def _judged(success: Success, bound: float, unit: str) -> str:
+    side = "below" if success.below is not None else "above"
+    when = "which ends the episode" if success.ends_episode else "until the time is up"
+    return f"Success is to stay {side} the dashed line ({bound:g} {unit}) for {success.hold_s:g} s, {when}."
+
+
+def _paired(tracks: Tracks) -> bool:
+    """Whether the episodes before and after had the same goals in the same order."""
+    before, after = tracks.get("before", ()), tracks.get("after", ())
+    return bool(before) and len(before) == len(after) and all(
+        a.goal is not None and b.goal is not None and np.allclose(a.goal, b.goal)
+        for a, b in zip(before, after, strict=True))
+
+
+def _episodes(tracks: Tracks) -> str:
+    """Every episode in a table that unfolds."""
+    if _paired(tracks):
+        head = ["Goal x, y, z (cm)", "Before", "s", "ended at", "After", "s", "ended at"]
+        rows = [[_goal(a), *_row(a), *_row(b)] for a, b in zip(tracks["before"], tracks["after"], strict=True)]
+        return _unfold(page.table(head, rows))
+    head, parts = ["Bag", "Goal x, y, z (cm)", "Outcome", "s", "ended at"], ""
+    for key, group in tracks.items():
+        title = f"<h3>{escape(WORDS[key].capitalize())}</h3>" if len(tracks) > 1 else ""
+        parts += title + page.table(head, [[escape(t.bag.name), _goal(t), *_row(t)] for t in group])
+    return _unfold(parts) if parts else ""
+
+
+def _unfold(inside: str) -> str:
+    return f"<details><summary>Every episode as a table</summary>{inside}</details>"
+
+
+def _goal(track: Track) -> str:
+    return "none" if track.goal is None else ", ".join(f"{100 * v:.1f}".replace("-", "\N{MINUS SIGN}")
+                                                       for v in track.goal)
+
+
+def _row(track: Track) -> list[str]:
+    success = track.spec.success
+    value = track.measure[-1] if len(track.measure) else np.nan
+    metres = success is not None and success.term.unit == "m"
+    ended = "" if not np.isfinite(value) else f"{1e3 * value:.1f} mm" if metres else f"{value:.3g}"
+    colour = {"good": "good", "bad": "bad"}.get(track.series, "soft")
+    return [f'<span class="{colour}">{escape(track.outcome)}</span>', f"{track.seconds[-1]:.2f}", ended]
