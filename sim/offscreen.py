@@ -111,6 +111,9 @@ def _let_go(name: str) -> None:
     if name == "egl":
         from mujoco import egl
         egl.EGL.eglMakeCurrent(egl.EGL_DISPLAY, egl.EGL.EGL_NO_SURFACE, egl.EGL.EGL_NO_SURFACE, egl.EGL.EGL_NO_CONTEXT)
+    elif name == "osmesa":
+        from mujoco import osmesa
+        osmesa.osmesa.OSMesaMakeCurrent(None, None, osmesa.GL.GL_FLOAT, 0, 0)
 
 
 def _close_all() -> None:

@@ -48,7 +48,8 @@ class Suite(gymnasium.Env[np.ndarray, np.ndarray]):
         if not all(isinstance(leaf, spaces.Box) for leaf in _leaves(env.observation_space)):
             raise SpecError(f"{task}: observation space {env.observation_space}: only boxes can be observed")
         flat = spaces.flatten_space(env.observation_space)
-        assert isinstance(flat, spaces.Box) and action.shape is not None
+        assert isinstance(flat, spaces.Box)
+        assert action.shape is not None
         self._low, self._span, self._shape = action.low, (action.high - action.low) / 2, action.shape
         self._repeat, self._seed = action_repeat, seed
         self.observation_space = spaces.Box(flat.low.astype(np.float32), flat.high.astype(np.float32), dtype=np.float32)

@@ -133,7 +133,8 @@ def test_steps_shorter_than_physics_add_up() -> None:
     coarse.step(0.1)
     for _ in range(300):
         fine.step(0.1 / 300)
-    assert coarse.time == pytest.approx(0.1) and fine.time == pytest.approx(0.1)
+    assert coarse.time == pytest.approx(0.1)
+    assert fine.time == pytest.approx(0.1)
 
 
 def test_commands_that_make_no_sense_are_refused() -> None:
@@ -232,7 +233,9 @@ def test_a_broken_mjcf_is_named(tmp_path: Path) -> None:
 def test_gap_reads_its_own_writing_and_refuses_the_rest() -> None:
     text = "payload=0.1,motor_strength=0.8,seed=3"
     assert Gap.parse(text) == Gap(payload=0.1, motor_strength=0.8, seed=3)
-    assert str(Gap.parse(text)) == text and Gap.parse("") == Gap() and str(Gap()) == ""
+    assert str(Gap.parse(text)) == text
+    assert Gap.parse("") == Gap()
+    assert str(Gap()) == ""
     with pytest.raises(ValueError, match=r"'weight=1' is not one of payload=NUMBER, friction=NUMBER.*seed=NUMBER"):
         Gap.parse("payload=0.1,weight=1")
     for wrong, said in (("payload=heavy", "not a number"), ("payload=-1", "at least 0"), ("dropout=2", "at most 1"),
@@ -285,7 +288,8 @@ def test_friction_keeps_small_changes_of_the_target_from_moving_the_arm() -> Non
         sim = robot(gap=gap)
         before = settle(sim, np.zeros(6))["joints.position"][0]
         moved.append(abs(settle(sim, np.array([0.015, 0, 0, 0, 0, 0]))["joints.position"][0] - before))
-    assert moved[0] > 0.01 and moved[1] < 0.002
+    assert moved[0] > 0.01
+    assert moved[1] < 0.002
     hung = robot("furuta", "friction=0.01")
     assert hung.model.dof_frictionloss.tolist() == [0.01, 0.0]  # a joint without a motor has no gearbox
 
@@ -379,7 +383,8 @@ def test_cameras_see_the_robot_and_the_goal(eyes: SimRobot) -> None:
     eyes.show_goal(np.array([0.25, 0.0, 0.12]))
     for camera in eyes.spec.cameras:
         picture = eyes.render(camera.name)
-        assert picture.shape == (camera.height, camera.width, 3) and picture.dtype == np.uint8
+        assert picture.shape == (camera.height, camera.width, 3)
+        assert picture.dtype == np.uint8
         assert ((picture[..., 0] > 120) & (picture[..., 2] < 60)).mean() > 0.01, "orange parts"
         assert goal_pixels(picture) > 20
     eyes.show_goal(None)
@@ -433,4 +438,6 @@ def test_without_opengl_state_works_and_pictures_say_what_is_missing() -> None:
             "try: r.render('front')\nexcept o.RenderError as e: print(e)\n")
     env = {k: v for k, v in os.environ.items() if k != "MUJOCO_GL"}
     said = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
-    assert "libEGL" in said and "libOSMesa" in said and "apt-get install libegl1 libgl1" in said
+    assert "libEGL" in said
+    assert "libOSMesa" in said
+    assert "apt-get install libegl1 libgl1" in said

@@ -82,12 +82,18 @@ def test_spaces_are_what_training_expects(task: str) -> None:
         warnings.filterwarnings("ignore", message=".*Box observation space m.*imum value is -?infinity")
         check_env(env, skip_render_check=True)
     low, high = env.action_space.low, env.action_space.high
-    assert (low == -1).all() and (high == 1).all() and env.action_space.dtype == np.float32
+    assert (low == -1).all()
+    assert (high == 1).all()
+    assert env.action_space.dtype == np.float32
     observation, _ = env.reset(seed=0)
-    assert observation.dtype == np.float32 and observation.ndim == 1
+    assert observation.dtype == np.float32
+    assert observation.ndim == 1
     observation, reward, terminated, truncated, _ = env.step(high)
-    assert observation.dtype == np.float32 and np.isfinite(observation).all()
-    assert type(reward) is float and type(terminated) is bool and type(truncated) is bool
+    assert observation.dtype == np.float32
+    assert np.isfinite(observation).all()
+    assert type(reward) is float
+    assert type(terminated) is bool
+    assert type(truncated) is bool
 
 
 @pytest.mark.parametrize(("task", "repeat", "decisions", "rate"), [
@@ -95,12 +101,14 @@ def test_spaces_are_what_training_expects(task: str) -> None:
     ("gym:Pendulum-v1", 8, 25, 2.5)])
 def test_the_time_limit_truncates(task: str, repeat: int, decisions: int, rate: float) -> None:
     env = suite.make(task, action_repeat=repeat)
-    assert env.max_steps == decisions and env.rate_hz == pytest.approx(rate)
+    assert env.max_steps == decisions
+    assert env.rate_hz == pytest.approx(rate)
     env.reset(seed=0)
     action = np.zeros(env.action_space.shape, np.float32)
     for count in range(1, decisions + 1):
         _, _, terminated, truncated, _ = env.step(action)
-        assert not terminated and truncated == (count == decisions)
+        assert not terminated
+        assert truncated == (count == decisions)
 
 
 def test_discount_zero_terminates() -> None:
@@ -108,7 +116,8 @@ def test_discount_zero_terminates() -> None:
     env.reset(seed=0)
     env._env.task.get_termination = lambda physics: 0.0
     _, _, terminated, truncated, _ = env.step(np.zeros(1))
-    assert terminated and not truncated
+    assert terminated
+    assert not truncated
 
 
 def test_repeat_sums_rewards_and_stops_at_the_end() -> None:
@@ -181,5 +190,6 @@ def test_pictures_of_suite_tasks() -> None:
         picture = env.render()
     except RenderError as error:
         pytest.skip(str(error))
-    assert picture.shape == (240, 320, 3) and picture.std() > 10
+    assert picture.shape == (240, 320, 3)
+    assert picture.std() > 10
     env.close()
