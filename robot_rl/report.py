@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from robot_rl import page, sections
 from robot_rl.log import read_lines, write_atomic
+from robot_rl.page import curves, headline, html, paths, stills, timing
+from robot_rl.page.tracks import Track, read_tracks
 from robot_rl.spec import SpecError
-from robot_rl.tracks import Track, read_tracks
 
 
 @dataclass
@@ -110,34 +110,34 @@ def _add_tracks(found: Found, name: str, folder: Path) -> bool:
 
 
 def _page(found: Found) -> str:
-    parts = [("result", "Result", sections.result(found.figures, found.runs, found.tracks)),
-             ("learning", "Learning", sections.learning(found.runs, found.figures)),
-             ("paths", "Paths and distances", sections.paths(found.tracks)),
-             ("timing", "Loop timing and safety", sections.timing(found.tracks, found.figures)),
-             ("cameras", "Camera stills", sections.cameras(found.tracks)),
+    parts = [("result", "Result", headline.result(found.figures, found.runs, found.tracks)),
+             ("learning", "Learning", curves.learning(found.runs, found.figures)),
+             ("paths", "Paths and distances", paths.paths(found.tracks)),
+             ("timing", "Loop timing and safety", timing.timing(found.tracks, found.figures)),
+             ("cameras", "Camera stills", stills.cameras(found.tracks)),
              ("commands", "Open the bags, run it again", _commands(found))]
     shown = [(name, title, body) for name, title, body in parts if body]
     links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in shown)
     body = _head(found) + f"<nav>{links}</nav>" + _gaps(found)
-    body += "\n".join(page.section(*part) for part in shown)
+    body += "\n".join(html.section(*part) for part in shown)
     title = f"{found.task}: {found.kind}"
-    return page.page(title, body + f"<footer>{escape(_made())}</footer>")
+    return html.page(title, body + f"<footer>{escape(_made())}</footer>")
 
 
 def _head(found: Found) -> str:
     title = {"demo": "from simulation to the robot", "run": "a training run", "recording": "recorded episodes"}
     return (f'<p class="eyebrow">robot-rl report on <code>{escape(str(found.folder))}</code></p>'
             f"<h1>{escape(found.task)}, {title[found.kind]}</h1>"
-            + page.paragraph(sections.summary(found.figures, found.runs, found.tracks), "lead"))
+            + html.paragraph(headline.summary(found.figures, found.runs, found.tracks), "lead"))
 
 
 def _gaps(found: Found) -> str:
     """What this page would show and cannot."""
     out = ""
     if found.missing:
-        out += "<h3>Not in this folder</h3>" + page.bullets(found.missing)
+        out += "<h3>Not in this folder</h3>" + html.bullets(found.missing)
     if found.refused:
-        out += "<h3>Left out</h3>" + page.bullets(found.refused)
+        out += "<h3>Left out</h3>" + html.bullets(found.refused)
     return out
 
 
@@ -145,17 +145,17 @@ def _commands(found: Found) -> str:
     bag = next((t.bag for tracks in found.tracks.values() for t in tracks), None)
     out = ""
     if bag is not None:
-        out += page.paragraph("A bag is a rosbag2 folder with one MCAP file. It holds every message the policy saw, "
+        out += html.paragraph("A bag is a rosbag2 folder with one MCAP file. It holds every message the policy saw, "
                               "every command it sent, and one message for each step on policy/step.")
-        out += page.code(f"robot-rl inspect {shlex.quote(str(bag))}", f"ros2 bag info {shlex.quote(str(bag))}",
+        out += html.code(f"robot-rl inspect {shlex.quote(str(bag))}", f"ros2 bag info {shlex.quote(str(bag))}",
                          f"ros2 bag play {shlex.quote(str(bag))}")
-        out += page.paragraph(
+        out += html.paragraph(
             "Without ROS 2: open the .mcap file in Foxglove (Open local file) or in PlotJuggler (Data, Load). Worth a "
             "look are tip_pose, joint_states, the camera topics, and policy/step, whose layout names its parts "
             "(observation, reward, asked, action, sent, reasons, lateness, latency).")
     commands = found.figures.get("commands") or _rerun(found)
-    out += page.paragraph("Run each step again (a run folder that exists is never written over: give another --out):")
-    return out + page.code(*(c if isinstance(c, str) else shlex.join(map(str, c)) for c in commands)) + _seeds(found)
+    out += html.paragraph("Run each step again (a run folder that exists is never written over: give another --out):")
+    return out + html.code(*(c if isinstance(c, str) else shlex.join(map(str, c)) for c in commands)) + _seeds(found)
 
 
 def _rerun(found: Found) -> list[list[str]]:
@@ -193,7 +193,7 @@ def _seeds(found: Found) -> str:
     seeds = [f"{what} {config['seed']}" for what, (config, _) in found.runs.items() if "seed" in config]
     if "seed" in found.figures:
         seeds.insert(0, f"demo {found.figures['seed']}")
-    return page.paragraph(f"Seeds: {', '.join(seeds)}.", "soft") if seeds else ""
+    return html.paragraph(f"Seeds: {', '.join(seeds)}.", "soft") if seeds else ""
 
 
 def _made() -> str:

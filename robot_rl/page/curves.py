@@ -1,10 +1,27 @@
+"""Learning curves of the training in simulation and of the fine-tuning on the robot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from robot_rl.evaluate import wilson
+from robot_rl.page import html
+from robot_rl.page.figures import Axis, Chart, number, span
+
+Runs = Mapping[str, tuple[dict[str, Any], list[dict[str, Any]]]]
+"""By `train` and `finetune`: what run.json says and the lines of metrics.jsonl."""
+
+
 def learning(runs: Runs, figures: Mapping[str, Any]) -> str:
     """Learning curves of the training in simulation and of the fine-tuning on the robot."""
     out = ""
     if "train" in runs and (drawn := _simulated(runs["train"][1])):
-        out += "<h3>In simulation</h3>" + page.columns(drawn)
+        out += "<h3>In simulation</h3>" + html.columns(drawn)
     if "finetune" in runs and (drawn := _on_robot(runs["finetune"][1], figures)):
-        out += "<h3>On the robot, while fine-tuning</h3>" + page.columns(drawn)
+        out += "<h3>On the robot, while fine-tuning</h3>" + html.columns(drawn)
     return out
 
 
@@ -22,7 +39,7 @@ def _simulated(lines: Sequence[dict[str, Any]]) -> list[str]:
         chart.band(tested, low, high, "after")
         chart.line(tested, rate, "after")
         chart.dots(tested, rate, "after", [f"step {s:,.0f}: {r:.0%}" for s, r in zip(tested, rate, strict=True)])
-        out.append(page.figure("Success rate", chart.svg("success rate against environment steps and wall time"),
+        out.append(html.figure("Success rate", chart.svg("success rate against environment steps and wall time"),
                                f"Evaluation: {episodes[-1]:.0f} episodes without exploration noise each time; the "
                                "band is the 95% Wilson interval.",
                                [("after", "evaluation"), ("before", "while exploring")]))
@@ -44,7 +61,7 @@ def _pair(lines: Sequence[dict[str, Any]], x: Axis, top: Any, title: str, unit: 
     chart.line(x1, y1, "after")
     chart.dots(x1, y1, "after", [f"step {s:,.0f}: {v:.4g}" for s, v in zip(x1, y1, strict=True)])
     legend = [(c, words) for c, words, y in (("after", main[1], y1), ("before", other[1], y2)) if len(y)]
-    return page.figure(title, chart.svg(f"{title} against environment steps and wall time"), caption, legend)
+    return html.figure(title, chart.svg(f"{title} against environment steps and wall time"), caption, legend)
 
 
 def _wall(lines: Sequence[dict[str, Any]]) -> tuple[list[tuple[float, str]], str] | None:
@@ -75,7 +92,7 @@ def _on_robot(lines: Sequence[dict[str, Any]], figures: Mapping[str, Any], windo
     told = figures.get("before", {}).get("success_rate")
     if told is not None:
         chart.rule(told, f"before: {told:.0%}")
-    first = page.figure("Success rate", chart.svg("success of fine-tuning episodes against robot minutes"),
+    first = html.figure("Success rate", chart.svg("success of fine-tuning episodes against robot minutes"),
                         "With exploration noise, thus lower than the policy alone would be.",
                         [("after", f"mean of the last {window} episodes"), ("dot good", "an episode: success"),
                          ("dot bad", "no success")])
@@ -84,7 +101,7 @@ def _on_robot(lines: Sequence[dict[str, Any]], figures: Mapping[str, Any], windo
         chart = Chart(x, Axis(*span(values), unit))
         chart.dots(minutes, values, "faint before", [f"episode {k}: {v:.4g}" for k, v in enumerate(values)])
         chart.line(minutes, _rolling(values, window), "after")
-        out.append(page.figure(title, chart.svg(f"{title} of fine-tuning episodes against robot minutes"), "",
+        out.append(html.figure(title, chart.svg(f"{title} of fine-tuning episodes against robot minutes"), "",
                                [("after", f"mean of the last {window} episodes"), ("dot before", "an episode")]))
     return out
 

@@ -1,3 +1,32 @@
+"""The result: success in simulation, before and after, with intervals, time used, and the reality gap in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from robot_rl.evaluate import wilson
+from robot_rl.page import html
+from robot_rl.page.curves import Runs
+from robot_rl.page.figures import intervals
+from robot_rl.page.tracks import WORDS, Track, Tracks, paired
+
+GAP_WORDS = {
+    "payload": lambda v: f"{1e3 * v:g} g carried at the tip",
+    "friction": lambda v: f"{v:g} N·m of dry friction added to every driven joint",
+    "motor_strength": lambda v: f"motors with {v:.0%} of their gain and force",
+    "encoder_bias": lambda v: f"encoders off by {v:g} rad ({np.degrees(v):.1f}°)",
+    "command_delay": lambda v: f"commands that take effect {1e3 * v:g} ms late",
+    "sensor_delay": lambda v: f"measurements that arrive {1e3 * v:g} ms late",
+    "noise": lambda v: f"encoder noise of {v:g} rad (standard deviation)",
+    "pose_noise": lambda v: f"tip tracker noise of {1e3 * v:g} mm (standard deviation)",
+    "dropout": lambda v: f"{v:.1%} of sensor messages lost",
+}
+
+
 def scores(figures: Mapping[str, Any], tracks: Tracks) -> list[tuple[str, str, dict[str, Any]]]:
     """(words, series, figures) of every evaluation: as the commands told it, else from the bags."""
     out = [("in simulation", "ink", figures["simulation"])] if "simulation" in figures else []
@@ -25,7 +54,7 @@ def summary(figures: Mapping[str, Any], runs: Runs, tracks: Tracks) -> str:
     if {"ink", "before", "after"} <= told.keys() and minutes is not None:
         return (f"Trained in simulation alone, the policy succeeds in {told['ink']} episodes there, but in "
                 f"{told['before']} on a robot with a reality gap. After {minutes:.1f} minutes of learning on that "
-                f"robot it succeeds in {told['after']}{', with the same goals' if _paired(tracks) else ''}.")
+                f"robot it succeeds in {told['after']}{', with the same goals' if paired(tracks) else ''}.")
     parts = []
     if "train" in runs:
         parts.append(_trained(runs["train"][1]))
@@ -61,16 +90,16 @@ def result(figures: Mapping[str, Any], runs: Runs, tracks: Tracks) -> str:
     cells = [[escape(place[0].upper() + place[1:]), f"<b>{row['success_rate']:.1%}</b>",
               "{:.1%} to {:.1%}".format(*row["success_ci95"]), str(row["episodes"]), f"{row['return_mean']:.2f}"]
              for place, _, row in rows]
-    table = page.table(["", "Success", "95% interval", "Episodes", "Return"], cells)
+    table = html.table(["", "Success", "95% interval", "Episodes", "Return"], cells)
     dots = [(f"{place}: {row['success_rate']:.1%}", series, row["success_ci95"][0], row["success_rate"],
              row["success_ci95"][1]) for place, series, row in rows]
-    drawn = page.figure("Success rate with its 95% Wilson interval",
+    drawn = html.figure("Success rate with its 95% Wilson interval",
                         intervals(dots, "share of episodes", "success rates with intervals: "
                                   + "; ".join(name for name, *_ in dots)),
                         "A dot is the share of episodes that ended in success; the whisker spans the success rates "
                         "that are compatible with so many episodes.")
     left = f'<div class="wide">{table}{_verdict(rows)}{_gap(figures)}</div>'
-    return _tiles(figures, runs, tracks) + page.columns([left, drawn])
+    return _tiles(figures, runs, tracks) + html.columns([left, drawn])
 
 
 def _tiles(figures: Mapping[str, Any], runs: Runs, tracks: Tracks) -> str:
@@ -97,7 +126,7 @@ def _verdict(rows: Sequence[tuple[str, str, dict[str, Any]]]) -> str:
     if not {"before", "after"} <= told.keys():
         return ""
     apart = told["after"]["success_ci95"][0] > told["before"]["success_ci95"][1]
-    return "<p></p>" + page.paragraph(
+    return "<p></p>" + html.paragraph(
         "The interval after fine-tuning lies wholly above the one before: the gain is not a matter of luck."
         if apart else "The two intervals on the robot overlap: so few episodes do not prove a gain.")
 
@@ -108,8 +137,8 @@ def _gap(figures: Mapping[str, Any]) -> str:
     items = [part.partition("=") for part in str(figures["gap"]).split(",") if part]
     lines = [GAP_WORDS[key](float(value)) if key in GAP_WORDS else f"{key} = {value}"
              for key, _, value in items if key != "seed"]
-    return ("<h3>The reality gap</h3>" + page.paragraph("What the robot has and the simulation in training had not:")
-            + page.bullets(lines or ["nothing: the robot behaves as in training"]))
+    return ("<h3>The reality gap</h3>" + html.paragraph("What the robot has and the simulation in training had not:")
+            + html.bullets(lines or ["nothing: the robot behaves as in training"]))
 
 
 def _of(row: Mapping[str, Any]) -> str:

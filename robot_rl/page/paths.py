@@ -1,17 +1,33 @@
+"""Where the tip went, how near it came to its goal, and every episode in a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+
+from robot_rl.page import html
+from robot_rl.page.figures import Axis, Chart, number, span, thin
+from robot_rl.page.tracks import OUTCOMES, WORDS, Track, Tracks
+from robot_rl.page.tracks import paired
+from robot_rl.spec import Success
+
+
 def paths(tracks: Tracks) -> str:
     """Where the tip went, and how the success term went, for each group of episodes."""
     drawn = {key: group for key, group in tracks.items() if any(len(t.tip) for t in group)}
     out, parts = "", []
     if drawn:
-        said = "The same goals before and after. " if _paired(tracks) else ""
-        out += page.paragraph(said + "Each line is the tip of the robot in one episode, as the tracker saw it; circles "
+        said = "The same goals before and after. " if paired(tracks) else ""
+        out += html.paragraph(said + "Each line is the tip of the robot in one episode, as the tracker saw it; circles "
                               "are the goals, to scale.")
         parts += [_top_and_side(group, drawn, words) for key, words in WORDS.items()
                   if (group := drawn.get(key)) is not None]
     over_time = [figure for key, words in WORDS.items() if (figure := _over_time(tracks.get(key, ()), words))]
     if over_time:
         parts.append("<div>" + "<p></p>".join(over_time) + "</div>")
-    return out + (page.columns(parts) if parts else "") + _episodes(tracks)
+    return out + (html.columns(parts) if parts else "") + _episodes(tracks)
 
 
 def _top_and_side(group: Sequence[Track], every: Tracks, words: str) -> str:
@@ -39,7 +55,7 @@ def _top_and_side(group: Sequence[Track], every: Tracks, words: str) -> str:
         side.note(float(np.hypot(a, b)), c, "start")
     won = sum(t.success is True for t in group)
     seen = f"tip paths {words}, {won} of {len(group)} in success"
-    return page.figure(f"{words[0].upper()}{words[1:]}: {won} of {len(group)}",
+    return html.figure(f"{words[0].upper()}{words[1:]}: {won} of {len(group)}",
                        '<p class="eyebrow">From above</p>' + top.svg(f"{seen}, from above")
                        + '<p class="eyebrow">From the side</p>' + side.svg(f"{seen}, from the side"),
                        "", [*OUTCOMES, ("ring ink", f"goal, radius {100 * _radius(group[0]):g} cm")])
@@ -82,7 +98,7 @@ def _over_time(group: Sequence[Track], words: str) -> str:
     for track in sorted(group, key=lambda t: t.success is not True):
         chart.line(track.seconds, track.measure * scale, f"fine {track.series}", f"{track.bag.name}: {track.outcome}")
     chart.rule(bound, f"{number(bound)} {unit}".strip())
-    return page.figure(f"{_named(success)}, {words}", chart.svg(f"{label} over time {words}"),
+    return html.figure(f"{_named(success)}, {words}", chart.svg(f"{label} over time {words}"),
                        _judged(success, bound, unit), OUTCOMES)
 
 
@@ -96,24 +112,16 @@ def _judged(success: Success, bound: float, unit: str) -> str:
     return f"Success is to stay {side} the dashed line ({bound:g} {unit}) for {success.hold_s:g} s, {when}."
 
 
-def _paired(tracks: Tracks) -> bool:
-    """Whether the episodes before and after had the same goals in the same order."""
-    before, after = tracks.get("before", ()), tracks.get("after", ())
-    return bool(before) and len(before) == len(after) and all(
-        a.goal is not None and b.goal is not None and np.allclose(a.goal, b.goal)
-        for a, b in zip(before, after, strict=True))
-
-
 def _episodes(tracks: Tracks) -> str:
     """Every episode in a table that unfolds."""
-    if _paired(tracks):
+    if paired(tracks):
         head = ["Goal x, y, z (cm)", "Before", "s", "ended at", "After", "s", "ended at"]
         rows = [[_goal(a), *_row(a), *_row(b)] for a, b in zip(tracks["before"], tracks["after"], strict=True)]
-        return _unfold(page.table(head, rows))
+        return _unfold(html.table(head, rows))
     head, parts = ["Bag", "Goal x, y, z (cm)", "Outcome", "s", "ended at"], ""
     for key, group in tracks.items():
         title = f"<h3>{escape(WORDS[key].capitalize())}</h3>" if len(tracks) > 1 else ""
-        parts += title + page.table(head, [[escape(t.bag.name), _goal(t), *_row(t)] for t in group])
+        parts += title + html.table(head, [[escape(t.bag.name), _goal(t), *_row(t)] for t in group])
     return _unfold(parts) if parts else ""
 
 

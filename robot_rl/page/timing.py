@@ -1,3 +1,65 @@
+"""How the control loop kept time and what the safety filter did, from the bags or from what `deploy` told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from robot_rl.page import html
+from robot_rl.page.figures import Axis, Chart, bars
+from robot_rl.page.tracks import WORDS, Track, Tracks
+from robot_rl.safety import Reason
+
+Histogram = tuple[np.ndarray, np.ndarray]
+"""Edges (N+1,) and counts (N,)."""
+REASONS = {
+    Reason.STOP: "stop: a stop message", Reason.MISSING: "missing: a sensor never spoke",
+    Reason.STALE: "stale: a sensor fell silent", Reason.NONFINITE: "nonfinite: NaN or infinite values",
+    Reason.WORKSPACE: "workspace: the tip left its box", Reason.POSITION: "position: cut at a joint limit",
+    Reason.RATE: "rate: cut at a speed limit", Reason.EFFORT: "effort: cut at what the motor can push",
+}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How a control loop kept time; all in ms."""
+
+    rate_hz: float
+    ticks: int
+    missed: int
+    lateness: Histogram
+    latency: Histogram
+    lateness_p50: float
+    lateness_p99: float
+    latency_p50: float
+    latency_p99: float
+    events: int
+    """Ticks at which the safety filter changed a command or a fault was found."""
+
+    @staticmethod
+    def told(figures: dict[str, Any]) -> Timing:
+        """From what `robot-rl deploy` printed."""
+        late, latency = (_told(figures[key]) for key in ("lateness_ms", "latency_ms"))
+        return Timing(figures["rate_hz"], figures["ticks"], figures["missed_deadlines"], late, latency,
+                      quantile(late, 0.5), figures["jitter_ms_p99"], figures["latency_ms_p50"],
+                      figures["latency_ms_p99"], figures["safety_events"])
+
+    @staticmethod
+    def recorded(tracks: Sequence[Track]) -> Timing:
+        """From the bags; a missed deadline is a gap of a whole period between two ticks."""
+        rate = tracks[0].spec.rate_hz
+        late, latency = (np.concatenate([getattr(t, key) for t in tracks]) for key in ("lateness_ms", "latency_ms"))
+        gaps = np.concatenate([np.diff(t.stamps_ns) for t in tracks]) * 1e-9 * rate
+        events = sum(bool(r) for t in tracks for r in t.reasons)
+        p = [float(np.percentile(v, q)) if len(v) else np.nan for v in (late, latency) for q in (50, 99)]
+        return Timing(rate, len(late), int(np.maximum(np.round(gaps) - 1, 0).sum()), _histogram(late),
+                      _histogram(latency), p[0], p[1], p[2], p[3], events)
+
+
 def timing(tracks: Tracks, figures: Mapping[str, Any]) -> str:
     """How the control loop kept its deadlines, and what the safety filter did."""
     found = {}
@@ -13,7 +75,7 @@ def timing(tracks: Tracks, figures: Mapping[str, Any]) -> str:
     latency = _histograms({k: (t.latency, t.latency_p50, t.latency_p99) for k, t in found.items()},
                           "Observation to command", "From the take of the newest sensor messages to the return of the "
                           "publish call: observation, network, safety filter and message.")
-    return _timing_table(found) + page.columns([late, latency, _safety(tracks, found)])
+    return _timing_table(found) + html.columns([late, latency, _safety(tracks, found)])
 
 
 def _timing_table(found: Mapping[str, Timing]) -> str:
@@ -24,7 +86,7 @@ def _timing_table(found: Mapping[str, Timing]) -> str:
             ("Observation to command, median", lambda t: _ms(t.latency_p50)),
             ("Observation to command, 99th percentile", lambda t: _ms(t.latency_p99)),
             ("Ticks with a safety event", lambda t: f"{t.events:,} ({t.events / max(t.ticks, 1):.1%})")]
-    return page.table(["", *(escape(WORDS[key].capitalize()) for key in found)],
+    return html.table(["", *(escape(WORDS[key].capitalize()) for key in found)],
                       [[escape(name), *(tell(t) for t in found.values())] for name, tell in rows])
 
 
@@ -42,23 +104,48 @@ def _histograms(found: Mapping[str, tuple[Any, float, float]], title: str, capti
         for name, value in (("p50", p50), ("p99", p99)):
             if np.isfinite(value):
                 chart.flag(value, key, f"{name} {_ms(value)}", row)
-    return page.figure(title, chart.svg(f"histogram, {title.lower()}, ms"), caption + " Both scales are logarithmic.",
+    return html.figure(title, chart.svg(f"histogram, {title.lower()}, ms"), caption + " Both scales are logarithmic.",
                        [(key, WORDS[key]) for key in found])
 
 
 def _safety(tracks: Tracks, found: Mapping[str, Timing]) -> str:
     shares = {key: reason_shares(tracks[key]) for key in found if tracks.get(key)}
     if not shares:
-        return page.figure("Safety events by reason", "", "The bags that tell the reasons are not in this folder.")
+        return html.figure("Safety events by reason", "", "The bags that tell the reasons are not in this folder.")
     seen = [r for r in REASONS if any(r in s for s in shares.values())]
     caption = ("Share of ticks at which the safety filter changed the command, or a fault was found, by reason. A tick "
                "can have several.")
     if not seen:
-        return page.figure("Safety events by reason", "", "None: the safety filter changed no command.")
+        return html.figure("Safety events by reason", "", "None: the safety filter changed no command.")
     rows = {REASONS[r]: [(key, s.get(r, 0.0)) for key, s in shares.items()] for r in seen}
-    return page.figure("Safety events by reason", bars(rows, "share of ticks", "safety events by reason"), caption,
+    return html.figure("Safety events by reason", bars(rows, "share of ticks", "safety events by reason"), caption,
                        [(key, WORDS[key]) for key in shares])
 
 
 def _ms(value: float) -> str:
     return "unknown" if not np.isfinite(value) else f"{value:.3g} ms" if value < 100 else f"{value:,.0f} ms"
+
+
+def reason_shares(tracks: Sequence[Track]) -> dict[Reason, float]:
+    """The share of ticks that carry each reason, of those that occur."""
+    every = [r for t in tracks for r in t.reasons]
+    counts = {reason: sum(bool(r & reason) for r in every) for reason in Reason if reason and reason != Reason.FAULTS}
+    return {reason: count / len(every) for reason, count in counts.items() if count}
+
+
+def quantile(histogram: Histogram, share: float) -> float:
+    """A quantile by interpolation within its bin, on the bins' logarithmic scale; NaN without counts."""
+    edges, counts = histogram
+    total = np.concatenate([[0.0], np.cumsum(counts)])
+    if not total[-1]:
+        return float("nan")
+    return float(np.exp(np.interp(share * total[-1], total, np.log(edges))))
+
+
+def _told(histogram: dict[str, list[float]]) -> Histogram:
+    return np.array(histogram["edges_ms"]), np.array(histogram["counts"])
+
+
+def _histogram(values: np.ndarray, bins: int = 60) -> Histogram:
+    edges = np.geomspace(1e-4, max(10.0, values.max(initial=0.0)), bins + 1)
+    return edges, np.histogram(np.maximum(values, 1e-4), edges)[0].astype(float)

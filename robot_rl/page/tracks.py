@@ -1,8 +1,8 @@
-"""Recorded episodes as a report looks at them: paths, the success term over time, loop timing, safety reasons."""
+"""Recorded episodes as a report looks at them: where the tip went, how success came about, how each tick ran."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from robot_rl.safety import Reason
 from robot_rl.spec import POSE, PolicySpec, SpecError
 from robot_rl.steplog import EpisodeLog, join_ns, read_episode
 
-Histogram = tuple[np.ndarray, np.ndarray]
-"""Edges (N+1,) and counts (N,)."""
+WORDS = {"before": "before fine-tuning", "after": "after fine-tuning", "only": "recorded"}
+"""The groups that episodes come in; the keys are also the names of their colours."""
+OUTCOMES = [("good", "success"), ("bad", "no success")]
 
 
 @dataclass(frozen=True)
@@ -65,40 +66,16 @@ class Track:
         return "success" if self.success else "failed" if faults == "none" else f"stopped ({faults})"
 
 
-@dataclass(frozen=True)
-class Timing:
-    """How a control loop kept time; all in ms."""
+Tracks = Mapping[str, Sequence[Track]]
+"""By group, see `WORDS`."""
 
-    rate_hz: float
-    ticks: int
-    missed: int
-    lateness: Histogram
-    latency: Histogram
-    lateness_p50: float
-    lateness_p99: float
-    latency_p50: float
-    latency_p99: float
-    events: int
-    """Ticks at which the safety filter changed a command or a fault was found."""
 
-    @staticmethod
-    def told(figures: dict[str, Any]) -> Timing:
-        """From what `robot-rl deploy` printed."""
-        late, latency = (_told(figures[key]) for key in ("lateness_ms", "latency_ms"))
-        return Timing(figures["rate_hz"], figures["ticks"], figures["missed_deadlines"], late, latency,
-                      quantile(late, 0.5), figures["jitter_ms_p99"], figures["latency_ms_p50"],
-                      figures["latency_ms_p99"], figures["safety_events"])
-
-    @staticmethod
-    def recorded(tracks: Sequence[Track]) -> Timing:
-        """From the bags; a missed deadline is a gap of a whole period between two ticks."""
-        rate = tracks[0].spec.rate_hz
-        late, latency = (np.concatenate([getattr(t, key) for t in tracks]) for key in ("lateness_ms", "latency_ms"))
-        gaps = np.concatenate([np.diff(t.stamps_ns) for t in tracks]) * 1e-9 * rate
-        events = sum(bool(r) for t in tracks for r in t.reasons)
-        p = [float(np.percentile(v, q)) if len(v) else np.nan for v in (late, latency) for q in (50, 99)]
-        return Timing(rate, len(late), int(np.maximum(np.round(gaps) - 1, 0).sum()), _histogram(late),
-                      _histogram(latency), p[0], p[1], p[2], p[3], events)
+def paired(tracks: Tracks) -> bool:
+    """Whether the episodes before and after had the same goals in the same order."""
+    before, after = tracks.get("before", ()), tracks.get("after", ())
+    return bool(before) and len(before) == len(after) and all(
+        a.goal is not None and b.goal is not None and np.allclose(a.goal, b.goal)
+        for a, b in zip(before, after, strict=True))
 
 
 def read_tracks(folder: Path) -> tuple[list[Track], list[str]]:
@@ -115,22 +92,6 @@ def read_tracks(folder: Path) -> tuple[list[Track], list[str]]:
         else:
             refused.append(f"{bag}: holds no step")
     return tracks, refused
-
-
-def reason_shares(tracks: Sequence[Track]) -> dict[Reason, float]:
-    """The share of ticks that carry each reason, of those that occur."""
-    every = [r for t in tracks for r in t.reasons]
-    counts = {reason: sum(bool(r & reason) for r in every) for reason in Reason if reason and reason != Reason.FAULTS}
-    return {reason: count / len(every) for reason, count in counts.items() if count}
-
-
-def quantile(histogram: Histogram, share: float) -> float:
-    """A quantile by interpolation within its bin, on the bins' logarithmic scale; NaN without counts."""
-    edges, counts = histogram
-    total = np.concatenate([[0.0], np.cumsum(counts)])
-    if not total[-1]:
-        return float("nan")
-    return float(np.exp(np.interp(share * total[-1], total, np.log(edges))))
 
 
 def _track(bag: Path, log: EpisodeLog) -> Track:
@@ -170,12 +131,3 @@ def _measure(log: EpisodeLog) -> np.ndarray:
         except (SpecError, KeyError):
             continue
     return out
-
-
-def _told(histogram: dict[str, list[float]]) -> Histogram:
-    return np.array(histogram["edges_ms"]), np.array(histogram["counts"])
-
-
-def _histogram(values: np.ndarray, bins: int = 60) -> Histogram:
-    edges = np.geomspace(1e-4, max(10.0, values.max(initial=0.0)), bins + 1)
-    return edges, np.histogram(np.maximum(values, 1e-4), edges)[0].astype(float)
