@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import queue
+import select
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from hardware.bus import Qos
 from robot_rl.bag import BagError, BagWriter
@@ -134,7 +138,7 @@ class BagThread(threading.Thread):
         self._bag, self._offered, self._failure = None, 0, ""
         self._folder = free_folder(self._out_folder, name)
         if self._folder.name != name:
-            print(f"recorder: {self._out_folder / name} exists already, writing {self._folder}", flush=True)
+            say(f"recorder: {self._out_folder / name} exists already, writing {self._folder}")
         self._bag = BagWriter(self._folder, custom=custom, flush_s=self._flush_s, split_bytes=self._split_bytes)
         for topic in topics:
             self._bag.add_topic(*topic)
@@ -157,6 +161,13 @@ class BagThread(threading.Thread):
 
     def _finish(self) -> None:
         self._running = False
+
+
+def say(line: str, stream: TextIO = sys.stdout) -> None:
+    """Print a line, unless whoever should read it is gone or reads no more: that must not hold the recorder up."""
+    with contextlib.suppress(OSError, ValueError):
+        if select.select([], [stream], [], 0)[1]:
+            os.write(stream.fileno(), f"{line}\n".encode())
 
 
 def free_folder(out: Path, name: str) -> Path:

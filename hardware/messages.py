@@ -102,12 +102,12 @@ def stamp_ns(header: Any) -> int:
 
 def xyzw(quaternion_wxyz: ArrayLike) -> NDArray[np.float64]:
     """(..., 4) MuJoCo's w, x, y, z to ROS's x, y, z, w."""
-    return np.roll(_quaternions(quaternion_wxyz), -1, axis=-1)
+    return _quaternions(quaternion_wxyz)[..., [1, 2, 3, 0]]
 
 
 def wxyz(quaternion_xyzw: ArrayLike) -> NDArray[np.float64]:
     """(..., 4) ROS's x, y, z, w to MuJoCo's w, x, y, z."""
-    return np.roll(_quaternions(quaternion_xyzw), 1, axis=-1)
+    return _quaternions(quaternion_xyzw)[..., [3, 0, 1, 2]]
 
 
 def _quaternions(values: ArrayLike) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from hardware.messages import definition, type_hash
 from robot_rl import rosbag2
@@ -34,11 +34,13 @@ _COPY_BYTES = 4 << 20
 _LOG = logging.getLogger(__name__)
 
 
-class Topic(NamedTuple):
+@dataclass(frozen=True)
+class Topic:
     """What a bag holds of one topic."""
 
     type: str
-    messages: int
+    count: int
+    """Messages."""
 
 
 @dataclass(frozen=True)

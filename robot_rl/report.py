@@ -12,8 +12,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from robot_rl.log import read_lines, write_atomic
 from robot_rl.page import curves, headline, html, paths, stills, timing
 from robot_rl.page.tracks import Track, read_tracks
@@ -121,14 +119,15 @@ def _page(found: Found) -> str:
     body = _head(found) + f"<nav>{links}</nav>" + _gaps(found)
     body += "\n".join(html.section(*part) for part in shown)
     title = f"{found.task}: {found.kind}"
-    return html.page(title, body + f"<footer>{escape(_made())}</footer>")
+    return html.page(title, body)
 
 
 def _head(found: Found) -> str:
     title = {"demo": "from simulation to the robot", "run": "a training run", "recording": "recorded episodes"}
     return (f'<p class="eyebrow">robot-rl report on <code>{escape(str(found.folder))}</code></p>'
             f"<h1>{escape(found.task)}, {title[found.kind]}</h1>"
-            + html.paragraph(headline.summary(found.figures, found.runs, found.tracks), "lead"))
+            + html.paragraph(headline.summary(found.figures, found.runs, found.tracks), "lead")
+            + html.paragraph(_made(), "eyebrow"))
 
 
 def _gaps(found: Found) -> str:
@@ -200,8 +199,7 @@ def _made() -> str:
     """When and where this page was written."""
     cores, memory = len(os.sched_getaffinity(0)), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (f"Written {time.strftime('%Y-%m-%d %H:%M %Z')} on this machine: {_processor()}, {cores} cores, "
-            f"{memory:.0f} GiB memory, {platform.system()} {platform.machine()}, Python {platform.python_version()}, "
-            f"numpy {np.__version__}. The page is one file and loads nothing.")
+            f"{memory:.0f} GiB, {platform.system()} {platform.machine()}, Python {platform.python_version()}.")
 
 
 def _processor() -> str:

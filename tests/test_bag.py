@@ -74,7 +74,9 @@ def test_round_trip(tmp_path: Path) -> None:
     texts = [message.data for message in bag.read(tmp_path / "ep", topics={"/policy/info"})]
     assert texts == [data for topic, _, data, _, _ in content if topic == "/policy/info"]
     found = bag.info(tmp_path / "ep")
-    assert found.closed and found.dropped == 0 and found.messages == len(content) == 220
+    assert found.closed
+    assert found.dropped == 0
+    assert found.messages == len(content) == 220
     assert found.topics == {"/arm/joint_states": bag.Topic(STATE, 200), "/policy/info": bag.Topic(TEXT, 20)}
     assert (found.start_ns, found.end_ns) == (content[0][3], content[-1][3])
     assert found.custom == {"success": "true", "note": 'a "quoted": \n text, é'}
@@ -94,7 +96,9 @@ def test_other_readers_agree(tmp_path: Path) -> None:
         got = [(c.topic, s.name, m.data, m.log_time, m.publish_time) for s, c, m in peer.iter_messages() if s]
         assert got == content
         summary = peer.get_summary()
-        assert summary and summary.statistics and summary.statistics.message_count == len(content)
+        assert summary
+        assert summary.statistics
+        assert summary.statistics.message_count == len(content)
         assert len(summary.chunk_indexes) > 5
         assert [note.name for note in peer.iter_metadata()] == ["rosbag2"]
 
@@ -102,8 +106,11 @@ def test_other_readers_agree(tmp_path: Path) -> None:
 def test_metadata_is_version_8_with_text_qos_from_the_start(tmp_path: Path) -> None:
     write(tmp_path / "ep", rows(20), flush_every=5, custom={"episode": "7"})
     root = yaml.safe_load((tmp_path / "ep" / "metadata.yaml").read_text())["rosbag2_bagfile_information"]
-    assert root["version"] == 8 and root["storage_identifier"] == "mcap" and root["custom_data"] == {"episode": "7"}
-    assert root["relative_file_paths"] == ["ep_0.mcap"] and root["ros_distro"] == ""
+    assert root["version"] == 8
+    assert root["storage_identifier"] == "mcap"
+    assert root["custom_data"] == {"episode": "7"}
+    assert root["relative_file_paths"] == ["ep_0.mcap"]
+    assert root["ros_distro"] == ""
     profiles = {}
     for entry in root["topics_with_message_count"]:
         assert isinstance(entry["topic_metadata"]["offered_qos_profiles"], str)
@@ -118,7 +125,8 @@ def test_read_sorts_by_log_time_across_chunks(tmp_path: Path) -> None:
     order = np.random.default_rng(0).permutation(len(content))
     write(tmp_path / "ep", [content[i] for i in order], chunk_bytes=3000)
     times = [message.log_ns for message in bag.read(tmp_path / "ep")]
-    assert times == sorted(times) and len(times) == len(content)
+    assert times == sorted(times)
+    assert len(times) == len(content)
     assert sorted(map(tuple, bag.read(tmp_path / "ep"))) == sorted(content)
 
 
@@ -145,7 +153,7 @@ def test_reads_what_others_write(tmp_path: Path, mode: CompressionMode) -> None:
     assert bag.info(tmp_path / "other").messages == len(content)
 
 
-@pytest.mark.parametrize("chunked, kind", [(True, CompressionType.LZ4), (True, CompressionType.NONE), (False, None)])
+@pytest.mark.parametrize(("chunked", "kind"), [(True, CompressionType.LZ4), (True, CompressionType.NONE), (False, None)])
 def test_reads_mcap_of_other_layouts(tmp_path: Path, chunked: bool, kind: CompressionType | None) -> None:
     path = tmp_path / "other.mcap"
     with path.open("wb") as stream:
@@ -195,10 +203,13 @@ def test_truncated_anywhere(killed: Killed, tmp_path: Path, data: st.DataObject)
     flushed = max([count for at, count in killed.marks if at <= cut], default=0)
     assert flushed <= len(got) <= flushed + EVERY, "all that was flushed before the cut"
     found = bag.info(target)
-    assert found.messages == len(got) and not found.closed
+    assert found.messages == len(got)
+    assert not found.closed
 
     recovered = bag.recover(target)
-    assert recovered.closed and recovered.messages == len(got) and recovered.dropped == 0
+    assert recovered.closed
+    assert recovered.messages == len(got)
+    assert recovered.dropped == 0
     assert [tuple(message) for message in bag.read(target)] == got
     with AnyReader([target]) as reader:
         assert reader.message_count == len(got)
@@ -292,14 +303,16 @@ except OSError:
 """
 
 
-@pytest.mark.parametrize("room, closed", [(20_000, True), (100, False)])
+@pytest.mark.parametrize(("room", "closed"), [(20_000, True), (100, False)])
 def test_full_disk_leaves_whole_chunks(tmp_path: Path, room: int, closed: bool) -> None:
     run = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path / "ep"), str(room)], capture_output=True,
                          text=True, check=True, cwd=Path(__file__).parents[1])
     offered, last = run.stdout.splitlines()
     assert last == ("closed" if closed else "not closed")
     found = bag.info(tmp_path / "ep")
-    assert found.closed == closed and found.dropped == 0 and 25 <= found.messages <= int(offered) <= 40
+    assert found.closed == closed
+    assert found.dropped == 0
+    assert 25 <= found.messages <= int(offered) <= 40
     assert found.custom == {"k": "v"}
     numbers = [int.from_bytes(message.data[:4], "little") for message in bag.read(tmp_path / "ep")]
     assert numbers == list(range(found.messages))

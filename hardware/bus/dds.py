@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from types import new_class
 from typing import Any
 
 from cyclonedds._clayer import ddspy_take, ddspy_write_ts
@@ -253,16 +254,14 @@ def _configuration(interface: str) -> str:
 
 @cache
 def _idl_type(type: str) -> Any:
-    """A type that carries the ROS type's DDS name and leaves the payload alone."""
+    """A type that carries the ROS type's DDS name and leaves the payload alone.
+
+    Between two of ours DDS compares the structure, not the name, so its one field is named after the type.
+    """
     package, kind, name = type.split("/")
-    body = {"__annotations__": {"payload": uint8}}
-    made = dataclass(_new_struct(name, body, f"{package}.{kind}.dds_.{name}_"))
-    return made
-
-
-def _new_struct(name: str, body: dict[str, Any], typename: str) -> Any:
-    import types
-    return types.new_class(name, (IdlStruct,), {"typename": typename}, lambda namespace: namespace.update(body))
+    fields = {"__annotations__": {f"{package}_{kind}_{name}": uint8}}
+    made = new_class(name, (IdlStruct,), {"typename": f"{package}.{kind}.dds_.{name}_"}, lambda body: body.update(fields))
+    return dataclass(made)
 
 
 def _policies(type: str, qos: Qos) -> DdsQos:

@@ -107,8 +107,9 @@ def _on_robot(lines: Sequence[dict[str, Any]], figures: Mapping[str, Any], windo
 
 
 def _rolling(values: np.ndarray, window: int) -> np.ndarray:
-    """(N,) mean of the newest `window` values at each place, of fewer at the start."""
-    return np.array([np.mean(values[max(0, i - window + 1):i + 1]) for i in range(len(values))])
+    """(N,) mean of the newest `window` values at each place; NaN until there are half as many."""
+    means = [np.mean(values[max(0, i - window + 1):i + 1]) for i in range(len(values))]
+    return np.where(np.arange(len(values)) + 1 < window // 2, np.nan, means)
 
 
 def _series(lines: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:

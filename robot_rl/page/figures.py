@@ -67,14 +67,14 @@ def span(*values: ArrayLike, pad: float = 0.05, include: Sequence[float] = ()) -
 
 def number(value: float) -> str:
     """Short text of a number: 12k, 1.5M, 0.05."""
-    for size, letter in ((1e6, "M"), (1e4, "k")):
+    for size, letter in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
-            return f"{value / (1e3 if letter == 'k' else size):.4g}{letter}"
+            return f"{value / size:.4g}{letter}".replace("-", "\N{MINUS SIGN}")
     return f"{value:.10g}".replace("-", "\N{MINUS SIGN}")
 
 
 class Chart:
-    """One pair of axes. `equal` makes a unit as long on y as on x; `top` is a second x axis of (x, text) and a label."""
+    """One pair of axes. `equal`: a unit is as long on y as on x; `top`: a second x axis of (x, text) and a label."""
 
     def __init__(self, x: Axis, y: Axis, *, height: float = 170, equal: bool = False,
                  top: tuple[Sequence[tuple[float, str]], str] | None = None) -> None:
@@ -118,10 +118,10 @@ class Chart:
         self._add(f'<circle class="ring {series}" cx="{px:.1f}" cy="{py:.1f}" r="{size:.1f}">{_title(title)}</circle>')
 
     def rule(self, y: float, label: str) -> None:
-        """A dashed horizontal line with a label at its right end."""
+        """A dashed horizontal line with a label at its left end."""
         _, (py,) = self._at([self.x.low], [y])
         self._add(f'<path class="rule" d="M{LEFT},{py:.1f}h{self._width}"/>'
-                  f'<text class="note" x="{WIDTH - RIGHT}" y="{py - 4:.1f}" text-anchor="end">{escape(label)}</text>')
+                  f'<text class="note" x="{LEFT + 5}" y="{py - 5:.1f}">{escape(label)}</text>')
 
     def histogram(self, edges: ArrayLike, counts: ArrayLike, series: str) -> None:
         """Counts (N,) between edges (N+1,) as a filled outline; zero counts stand on the axis."""
@@ -130,18 +130,19 @@ class Chart:
         tops = "".join(f"V{y:.1f}H{x:.1f}" for x, y in zip(px[1:], py[:-1], strict=True))
         self._add(f'<path class="area {series}" d="M{px[0]:.1f},{floor:.1f}{tops}V{floor:.1f}"/>')
 
-    def flag(self, x: float, series: str, label: str, row: int) -> None:
-        """A vertical line at x with its label in a row (0 is the highest)."""
+    def flag(self, x: float, series: str, label: str, row: int, left: bool) -> None:
+        """A vertical line at x with its label beside it, where there is room, in a row (0 is the highest)."""
         (px,), _ = self._at([x], [self.y.low])
         y, floor = self._head + 11 + 15 * row, self._head + self._height
-        right = px > LEFT + 0.7 * self._width
+        right = px > LEFT + 75 if left else px > WIDTH - RIGHT - 75
         self._add(f'<path class="flag {series}" d="M{px:.1f},{y - 8:.1f}V{floor:.1f}"/>'
                   f'<text class="{series} note" x="{px + (-4 if right else 4):.1f}" y="{y:.1f}" '
                   f'text-anchor="{"end" if right else "start"}">{escape(label)}</text>')
 
     def note(self, x: float, y: float, text: str) -> None:
-        """Words at the right of a point."""
+        """A small square with words at its right."""
         (px,), (py,) = self._at([x], [y])
+        self._add(f'<rect class="bar ink" x="{px - 3:.1f}" y="{py - 3:.1f}" width="6" height="6"/>')
         self._add(f'<text class="note" x="{px + 8:.1f}" y="{py + 4:.1f}">{escape(text)}</text>')
 
     def svg(self, says: str) -> str:
@@ -154,8 +155,8 @@ class Chart:
         floor, out = self._head + self._height, []
         for tick in self.y.ticks(max(2, round(self._height / 40))):
             _, (y,) = self._at([self.x.low], [tick])
-            out.append(f'<path class="grid" d="M{LEFT},{y:.1f}h{self._width}"/>'
-                       f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{self.y.text(tick)}</text>')
+            out.append(f'<path class="grid" d="M{LEFT},{y:.1f}h{self._width}"/><text class="tick" x="{LEFT - 6}" '
+                       f'y="{y + 4:.1f}" text-anchor="end">{self.y.text(tick)}</text>')
         for tick in self.x.ticks(6):
             (x,), _ = self._at([tick], [self.y.low])
             out.append(f'<path class="grid" d="M{x:.1f},{self._head}v{self._height:.1f}"/>'
@@ -194,12 +195,13 @@ def intervals(rows: Sequence[tuple[str, str, float, float, float]], label: str, 
     out = []
     for tick in (0, 0.25, 0.5, 0.75, 1):
         x = left + width * tick
+        anchor = "start" if tick == 0 else "end" if tick == 1 else "middle"
         out.append(f'<path class="grid" d="M{x:.1f},4V{floor}"/><text class="tick" x="{x:.1f}" y="{floor + 15}" '
-                   f'text-anchor="{"start" if tick == 0 else "end" if tick == 1 else "middle"}">{axis.text(tick)}</text>')
+                   f'text-anchor="{anchor}">{axis.text(tick)}</text>')
     for i, (name, series, low, value, high) in enumerate(rows):
         y, (a, x, b) = step * i + 34, (left + width * axis.share([low, value, high]))
-        side, edge = ("end", left + width) if value > 0.5 else ("start", left)
-        out.append(f'<text class="name halo" x="{edge}" y="{y - 14}" text-anchor="{side}">{escape(name)}</text>'
+        out.append(f'<text class="name halo" x="{left}" y="{y - 14}">{escape(name)}</text><text class="name halo" '
+                   f'x="{left + width}" y="{y - 14}" text-anchor="end">{value:.1%}</text>'
                    f'<path class="whisker {series}" d="M{a:.1f},{y}H{b:.1f}M{a:.1f},{y - 5}v10M{b:.1f},{y - 5}v10"/>'
                    f'<circle class="dot {series}" cx="{x:.1f}" cy="{y}" r="5.5"/>')
     out.append(f'<path class="axis" d="M{left},{floor}h{width}"/><text class="label" x="{left + width}" '

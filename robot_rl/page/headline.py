@@ -78,7 +78,7 @@ def _trained(lines: Sequence[dict[str, Any]]) -> str:
         text += (f" The last evaluation, at step {best['step']:,}, succeeded in {best['evaluate/success_rate']:.0%} of "
                  f"{best['evaluate/episodes']:.0f} episodes.")
     elif best is not None:
-        text += f" The last evaluation, at step {best['step']:,}, returned {best['evaluate/return_mean']:.4g} on average."
+        text += f" The last evaluation, at step {best['step']:,}, returned {best['evaluate/return_mean']:.4g} a time."
     return text
 
 
@@ -88,14 +88,14 @@ def result(figures: Mapping[str, Any], runs: Runs, tracks: Tracks) -> str:
     if not rows:
         return ""
     cells = [[escape(place[0].upper() + place[1:]), f"<b>{row['success_rate']:.1%}</b>",
-              "{:.1%} to {:.1%}".format(*row["success_ci95"]), str(row["episodes"]), f"{row['return_mean']:.2f}"]
+              "{:.1%} to {:.1%}".format(*row["success_ci95"]), str(row["episodes"]), _signed(row["return_mean"])]
              for place, _, row in rows]
-    table = html.table(["", "Success", "95% interval", "Episodes", "Return"], cells)
-    dots = [(f"{place}: {row['success_rate']:.1%}", series, row["success_ci95"][0], row["success_rate"],
+    table = html.table(["", "Success", "95% interval", "Episodes", "Mean return"], cells)
+    dots = [(place, series, row["success_ci95"][0], row["success_rate"],
              row["success_ci95"][1]) for place, series, row in rows]
-    drawn = html.figure("Success rate with its 95% Wilson interval",
-                        intervals(dots, "share of episodes", "success rates with intervals: "
-                                  + "; ".join(name for name, *_ in dots)),
+    drawn = html.figure("Success with its 95% Wilson interval",
+                        intervals(dots, "share of episodes", "success rates with intervals: " + "; ".join(
+                            f"{place} {row['success_rate']:.1%}" for place, _, row in rows)),
                         "A dot is the share of episodes that ended in success; the whisker spans the success rates "
                         "that are compatible with so many episodes.")
     left = f'<div class="wide">{table}{_verdict(rows)}{_gap(figures)}</div>'
@@ -143,6 +143,10 @@ def _gap(figures: Mapping[str, Any]) -> str:
 
 def _of(row: Mapping[str, Any]) -> str:
     return f"{round(row['success_rate'] * row['episodes'])} of {row['episodes']}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _duration(seconds: float) -> str:

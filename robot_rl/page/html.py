@@ -25,7 +25,7 @@ p { max-width: 68ch; margin: 0 0 12px; }
 .eyebrow { color: var(--soft); font-size: .875rem; margin: 0; }
 .lead { font-size: 1.125rem; line-height: 1.5; max-width: 62ch; margin-bottom: 16px; }
 .soft { color: var(--soft); }
-nav { display: flex; flex-wrap: wrap; gap: 4px 20px; font-size: .9375rem; }
+nav { display: flex; flex-wrap: wrap; gap: 4px 20px; font-size: .9375rem; margin-top: 16px; }
 a { color: var(--after); text-decoration: none; }
 a:hover, a:focus-visible { text-decoration: underline; }
 section { border-top: 1px solid var(--line); padding-top: 26px; margin-top: 44px; }
@@ -34,7 +34,8 @@ section { border-top: 1px solid var(--line); padding-top: 26px; margin-top: 44px
 .columns > * { min-width: 0; }
 .columns > .wide { grid-column: span 2; }
 @media (max-width: 780px) { .columns > .wide { grid-column: auto; } }
-.numbers { display: grid; gap: 18px 38px; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); margin: 22px 0 8px; }
+.numbers { display: grid; gap: 18px 38px; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr));
+  margin: 22px 0 8px; }
 .numbers dt { color: var(--soft); font-size: .875rem; line-height: 1.35; }
 .numbers dd { margin: 0; font-size: 1.75rem; line-height: 1.25; font-weight: 640; letter-spacing: -.02em;
   white-space: nowrap; }
@@ -61,16 +62,17 @@ svg text.before, svg text.after, svg text.only { fill: currentColor; }
 .axis { stroke: var(--soft); }
 .line { fill: none; stroke: currentColor; stroke-width: 1.8; stroke-linejoin: round; stroke-linecap: round; }
 .line.fine { stroke-width: 1.1; opacity: .78; }
-.line.faint { stroke-width: 1.2; opacity: .5; }
+.line.faint { stroke-width: 1.3; opacity: .8; }
 .band { fill: currentColor; opacity: .13; }
 .area { fill: currentColor; fill-opacity: .13; stroke: currentColor; stroke-width: 1.5; }
 .dot, .bar { fill: currentColor; }
-.dot.faint { opacity: .45; }
+.dot.faint { opacity: .55; }
 .ring { fill: currentColor; fill-opacity: .09; stroke: currentColor; stroke-width: 1.1; }
 .mark, .whisker { fill: none; stroke: currentColor; stroke-width: 2; stroke-linecap: round; }
 .rule, .flag { fill: none; stroke: var(--soft); stroke-width: 1.2; stroke-dasharray: 4 3; }
 .flag { stroke: currentColor; }
 .scroll { overflow-x: auto; }
+.narrow { max-width: 800px; }
 table { border-collapse: collapse; width: 100%; font-size: .9375rem; }
 th { text-align: left; font-weight: 550; color: var(--soft); font-size: .875rem; vertical-align: bottom; }
 th, td { padding: 8px 14px 8px 0; border-bottom: 1px solid var(--line); }
@@ -81,13 +83,13 @@ td b { font-weight: 650; }
 details { margin-top: 26px; }
 summary { cursor: pointer; font-weight: 600; }
 details[open] summary { margin-bottom: 10px; }
-.stills { display: grid; gap: 16px; grid-template-columns: repeat(auto-fill, minmax(min(47%, 250px), 1fr)); margin-top: 10px; }
+.stills { display: grid; gap: 16px; grid-template-columns: repeat(auto-fill, minmax(min(46%, 250px), 1fr));
+  margin-top: 10px; }
 .stills img { display: block; width: 100%; height: auto; border-radius: 4px; background: var(--code); }
 pre { background: var(--code); border-radius: 6px; padding: 12px 14px; margin: 8px 0 18px; overflow-x: auto;
   font: .8125rem/1.6 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 code { font: .875em ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 ul { padding-left: 1.2em; margin: 0 0 12px; max-width: 68ch; }
-footer { margin-top: 48px; border-top: 1px solid var(--line); padding-top: 16px; color: var(--soft); font-size: .875rem; }
 @media (max-width: 480px) { th, td { padding-right: 10px; } table { font-size: .875rem; }
   .numbers { grid-template-columns: 1fr 1fr; gap: 16px 20px; } }
 @media print { section, figure { break-inside: avoid; } }

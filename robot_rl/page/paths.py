@@ -9,8 +9,7 @@ import numpy as np
 
 from robot_rl.page import html
 from robot_rl.page.figures import Axis, Chart, number, span, thin
-from robot_rl.page.tracks import OUTCOMES, WORDS, Track, Tracks
-from robot_rl.page.tracks import paired
+from robot_rl.page.tracks import OUTCOMES, WORDS, Track, Tracks, paired
 from robot_rl.spec import Success
 
 
@@ -34,13 +33,13 @@ def _top_and_side(group: Sequence[Track], every: Tracks, words: str) -> str:
     points = [p for g in every.values() for t in g for p in (t.tip, np.array([t.goal]).reshape(-1, 3))
               if t.goal is not None or p is t.tip]
     x, y, z = np.concatenate(points).T
-    across, ahead = (span(v, pad=0.04) for v in (y, x))
+    across, ahead = (span(v, pad=0.04, include=[0.0]) for v in (y, x))
     away, up = (span(v, pad=0.04) for v in (np.hypot(x, y), z))
     # the robot looks up the page, so its left, +y, is at the left
     top = Chart(Axis(*across, "left (+) and right of the base, m", reverse=True), Axis(*ahead, "ahead of the base, m"),
                 equal=True)
     side = Chart(Axis(*away, "distance from the base's vertical axis, m"), Axis(*up, "height, m"), equal=True)
-    for track in sorted(group, key=lambda t: t.success is not True, reverse=False):
+    for track in sorted(group, key=lambda t: t.success is not True):
         title = f"{track.bag.name}: {track.outcome}"
         flat = np.stack([track.tip[:, 1], track.tip[:, 0]], 1)
         tall = np.stack([np.hypot(track.tip[:, 0], track.tip[:, 1]), track.tip[:, 2]], 1)
@@ -49,6 +48,7 @@ def _top_and_side(group: Sequence[Track], every: Tracks, words: str) -> str:
         for chart, line, spot in ((top, flat, spots[0]), (side, tall, spots[1])):
             _draw(chart, line, spot, _radius(track), track.series, title)
     starts = [t.tip[0] for t in group if len(t.tip)]
+    top.note(0.0, 0.0, "base")
     if starts:
         a, b, c = np.mean(starts, 0)
         top.note(b, a, "start")

@@ -26,27 +26,34 @@ def cameras(tracks: Tracks) -> str:
         try:
             found = stills(track.bag, int(track.stamps_ns[0]))
         except ValueError as error:
-            out += f"<h3>{escape(words)}</h3>" + html.paragraph(str(error), "soft")
+            out += f"<h3>{escape(words)}</h3>" + html.paragraph(f"{track.bag}: {error}", "soft")
             continue
-        pictures = "".join(
-            f'<figure><img src="{data_uri(picture)}" width="{picture.shape[1]}" height="{picture.shape[0]}" '
-            f'alt="{escape(camera)} camera, {when} picture"><figcaption>{escape(camera)}, {when}</figcaption></figure>'
-            for topic, pair in found.items() for camera in [topic.strip("/").split("/")[-2]]
-            for when, picture in zip(("first", "last"), pair, strict=True))
-        if pictures:
-            out += f'<h3>{escape(words)}</h3><div class="stills">{pictures}</div>'
+        pictures = "".join(_still(topic, when, picture) for topic, pair in found.items()
+                           for when, picture in zip(("first", "last"), pair, strict=True))
+        out += f'<h3>{escape(words)}</h3><div class="stills">{pictures}</div>'
     return out
 
 
+def _still(topic: str, when: str, picture: np.ndarray) -> str:
+    camera, (height, width, _) = escape(topic.strip("/").rsplit("/", 1)[0]), picture.shape
+    return (f'<figure><img src="{data_uri(picture)}" width="{width}" height="{height}" alt="{when} picture of camera '
+            f'{camera}"><figcaption>{camera}, {when}</figcaption></figure>')
+
+
 def _chosen(tracks: Tracks) -> list[tuple[Track, str]]:
-    lost = [(key, i) for key in ("before", "only", "after") for i, t in enumerate(tracks.get(key, ()))
-            if t.success is False]
-    won = [(key, i) for key in ("after", "only", "before") for i, t in enumerate(tracks.get(key, ())) if t.success]
-    pair = next(((a, b) for a in lost for b in won if a[1] == b[1] and a[0] != b[0] and paired(tracks)), None)
-    picked = list(pair) if pair else [*lost[:1], *won[:1]]
-    same = " (same goal)" if pair else ""
-    return [(tracks[key][i], f"{tracks[key][i].outcome.capitalize()}{', ' + WORDS[key] if key != 'only' else ''}"
-             f": {tracks[key][i].bag.name}{same if k else ''}") for k, (key, i) in enumerate(picked)]
+    """A failure and a success that were filmed, with a title."""
+    order = {"bad": ("before", "only", "after"), "good": ("after", "only", "before")}
+    lost, won = ([(key, i, t) for key in order[series] for i, t in enumerate(tracks.get(key, ()))
+                  if t.series == series and _filmed(t.bag)] for series in ("bad", "good"))
+    same = ((a, b) for a in lost for b in won if a[1] == b[1] and a[0] != b[0]) if paired(tracks) else iter(())
+    pair = next(same, None)
+    same_goal = ("", ", the same goal") if pair else ("", "")
+    return [(track, f"{WORDS[key].capitalize()}: {track.outcome} ({track.bag.name}{said})")
+            for (key, _, track), said in zip(pair or [*lost[:1], *won[:1]], same_goal)]  # noqa: B905 (may be fewer)
+
+
+def _filmed(bag: Path) -> bool:
+    return any(topic.type == IMAGE and topic.count for topic in info(bag).topics.values())
 
 
 def stills(bag: Path, since_ns: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -86,8 +86,8 @@ def _timing_table(found: Mapping[str, Timing]) -> str:
             ("Observation to command, median", lambda t: _ms(t.latency_p50)),
             ("Observation to command, 99th percentile", lambda t: _ms(t.latency_p99)),
             ("Ticks with a safety event", lambda t: f"{t.events:,} ({t.events / max(t.ticks, 1):.1%})")]
-    return html.table(["", *(escape(WORDS[key].capitalize()) for key in found)],
-                      [[escape(name), *(tell(t) for t in found.values())] for name, tell in rows])
+    return '<div class="narrow">' + html.table(["", *(escape(WORDS[key].capitalize()) for key in found)],
+                      [[escape(name), *(tell(t) for t in found.values())] for name, tell in rows]) + "</div>"
 
 
 def _histograms(found: Mapping[str, tuple[Any, float, float]], title: str, caption: str) -> str:
@@ -96,14 +96,15 @@ def _histograms(found: Mapping[str, tuple[Any, float, float]], title: str, capti
     if not some:
         return ""
     low, high, most = min(s[0] for s in some), max(s[1] for s in some), max(s[2] for s in some)
-    chart = Chart(Axis(low, high, "ms", log=True), Axis(0.7, most * 3.0 ** (1 + len(found)), "ticks", log=True))
+    decades = [10.0**bound for bound in (np.floor(np.log10(low)), np.ceil(np.log10(high)))]
+    chart = Chart(Axis(*decades, "ms", log=True), Axis(0.7, most * 3.0 ** (1 + len(found)), "ticks", log=True))
     for row, (key, ((edges, counts), p50, p99)) in enumerate(found.items()):
         filled = np.flatnonzero(counts)
         part = slice(filled[0], filled[-1] + 1) if len(filled) else slice(0, 0)
         chart.histogram(edges[part.start:part.stop + 1], counts[part], key)
         for name, value in (("p50", p50), ("p99", p99)):
             if np.isfinite(value):
-                chart.flag(value, key, f"{name} {_ms(value)}", row)
+                chart.flag(value, key, f"{name} {value:.2g}", row, left=name == "p50")
     return html.figure(title, chart.svg(f"histogram, {title.lower()}, ms"), caption + " Both scales are logarithmic.",
                        [(key, WORDS[key]) for key in found])
 

@@ -22,7 +22,7 @@ from rosbags.highlevel import AnyReader
 from hardware import messages
 from hardware.bag_thread import OVERHEAD, BagThread
 from hardware.bus import EVENTS, LATCHED, SENSOR, Bus, connect
-from hardware.recorder import bag_name
+from hardware.episode_recorder import bag_name
 from robot_rl import bag
 
 STATE, TEXT, STEP = "sensor_msgs/msg/JointState", "std_msgs/msg/String", "std_msgs/msg/Float64MultiArray"
@@ -101,7 +101,8 @@ class Process:
         self.popen = subprocess.Popen(
             [sys.executable, *program, "--bus", "dds", "--namespace", "arm", "--out", str(out), *options], cwd=ROOT,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert self.popen.stdin and self.popen.stdout
+        assert self.popen.stdin
+        assert self.popen.stdout
         self.popen.stdin.write(json.dumps(topics))
         self.popen.stdin.close()
         self.popen.stdin = None
@@ -141,20 +142,23 @@ def test_one_bag_an_episode_with_preroll(bus: Bus, tmp_path: Path) -> None:
             times.append(robot.episode(number, bag=f"episode_{number:04d}", goal=[0.1, 0.2]))
             told += robot.wait_told(1)
         said, errors = process.end()
-    assert process.popen.returncode == 0 and errors == "" and "recorder: ready" in said
+    assert process.popen.returncode == 0
+    assert errors == ""
+    assert "recorder: ready" in said
     assert sorted(folder.name for folder in tmp_path.iterdir()) == ["episode_0003", "episode_0004"]
     for number, (start, end), report in zip((3, 4), times, told, strict=True):
         folder = tmp_path / f"episode_{number:04d}"
         found = bag.info(folder)
         assert report == {"bag": str(folder), "episode": number, "messages": found.messages, "dropped": 0}
-        assert found.closed and found.custom == {
+        assert found.closed
+        assert found.custom == {
             "episode": str(number), "goal": "[0.1, 0.2]", "success": "true" if number == 4 else "false",
             "recorder_end": "episode end", "recorder_dropped": "0"}
         events = [json.loads(messages.decode(m.data, TEXT).data) for m in bag.read(folder, {"/arm/policy/episode"})]
         assert [(event["event"], event["episode"]) for event in events] == [("start", number), ("end", number)]
         steps = [messages.decode(m.data, STEP).data.tolist() for m in bag.read(folder, {"/arm/policy/step"})]
         assert steps == [[number, step] for step in range(20)]
-        assert found.topics["/arm/policy/info"].messages == 1
+        assert found.topics["/arm/policy/info"].count == 1
         got = published(folder, "/arm/joint_states")
         assert [stamp for stamp in robot.stamps if got[0] <= stamp <= got[-1]] == got, "no gap"
         assert 0.4e9 < start - got[0] < 0.65e9, "half a second from before the start"
@@ -173,11 +177,13 @@ def test_killed_at_any_moment(bus: Bus, tmp_path: Path) -> None:
                 process.end(signal.SIGKILL)
                 killed = time.time_ns()
             folder = tmp_path / f"bag_{attempt}"
-            assert not bag.info(folder).closed and bag.info(folder).custom["episode"] == str(attempt)
+            assert not bag.info(folder).closed
+            assert bag.info(folder).custom["episode"] == str(attempt)
             got = published(folder, "/arm/joint_states")
             due = [stamp for stamp in robot.stamps if got[0] <= stamp < killed - FLUSH_S * 1e9]
             assert due and set(due) <= set(got), "everything older than the flush interval"
-            assert bag.recover(folder).closed and published(folder, "/arm/joint_states") == got
+            assert bag.recover(folder).closed
+            assert published(folder, "/arm/joint_states") == got
 
 
 def test_full_disk_is_told_once_and_does_not_stop_the_recorder(bus: Bus, tmp_path: Path) -> None:
@@ -185,16 +191,20 @@ def test_full_disk_is_told_once_and_does_not_stop_the_recorder(bus: Bus, tmp_pat
         for number in range(2):
             robot.episode(number, steps=60, bag=f"long_{number}")
             (report,) = robot.wait_told(1)
-            assert "File too large" in report["error"] and report["dropped"] > 0
+            assert "File too large" in report["error"]
+            assert report["dropped"] > 0
             found = bag.info(report["bag"])
-            assert found.messages == report["messages"] > 0 and found.dropped == 0
+            assert found.messages == report["messages"] > 0
+            assert found.dropped == 0
         robot.silent.set()
         time.sleep(0.6)  # nothing left to pre-roll
         robot.episode(2, steps=2, bag="short")
         (report,) = robot.wait_told(1)
-        assert "error" not in report and bag.info(report["bag"]).closed
+        assert "error" not in report
+        assert bag.info(report["bag"]).closed
         said, errors = process.end()
-    assert errors.count("cannot write") == 1 and said.count("complete") == 3
+    assert errors.count("cannot write") == 1
+    assert said.count("complete") == 3
 
 
 def test_stop_closes_the_bag_and_names_never_clash(bus: Bus, tmp_path: Path) -> None:
@@ -207,9 +217,12 @@ def test_stop_closes_the_bag_and_names_never_clash(bus: Bus, tmp_path: Path) -> 
         time.sleep(0.3)
         said, errors = process.end(signal.SIGINT)
     assert {folder.name for folder in tmp_path.iterdir()} == {"episode_0000", "episode_0000-2", "episode_0000-3"}
-    assert "exists already, writing" in said and errors.count("not an episode event") == 2
+    assert "exists already, writing" in said
+    assert errors.count("not an episode event") == 2
     last = bag.info(tmp_path / "episode_0000-3")
-    assert last.closed and last.custom["recorder_end"] == "recorder stopped" and last.messages > 10
+    assert last.closed
+    assert last.custom["recorder_end"] == "recorder stopped"
+    assert last.messages > 10
 
 
 def test_policy_process_gone_ends_the_bag(bus: Bus, tmp_path: Path) -> None:
@@ -227,7 +240,8 @@ def test_episodes_that_follow_at_once_are_kept_apart(bus: Bus, tmp_path: Path) -
             robot.episode(number, steps=2)
         reports = robot.wait_told(5)
     for number, report in enumerate(reports):
-        assert report["episode"] == number and report["bag"] == str(tmp_path / f"episode_{number:04d}")
+        assert report["episode"] == number
+        assert report["bag"] == str(tmp_path / f"episode_{number:04d}")
         steps = [messages.decode(m.data, STEP).data.tolist() for m in bag.read(report["bag"], {"/arm/policy/step"})]
         assert steps == [[number, 0], [number, 1]]
 
@@ -245,8 +259,11 @@ def test_continuous_recording_is_split(bus: Bus, tmp_path: Path) -> None:
         time.sleep(0.1)
         process.end()
     found = bag.info(tmp_path / "run")
-    assert found.closed and 3 <= len(found.files) <= 6 and found.size > 9e6
-    assert found.topics["/arm/image_raw"].messages == 10 and found.topics["/arm/policy/episode"].messages == 2
+    assert found.closed
+    assert 3 <= len(found.files) <= 6
+    assert found.size > 9e6
+    assert found.topics["/arm/image_raw"].count == 10
+    assert found.topics["/arm/policy/episode"].count == 2
     assert all(message.data == picture for message in bag.read(tmp_path / "run", {"/arm/image_raw"}))
     with AnyReader([tmp_path / "run"]) as reader:
         assert reader.message_count == found.messages
@@ -257,7 +274,8 @@ def test_a_slow_disk_costs_messages_not_memory(tmp_path: Path) -> None:
     thread.open("slow", [("/x", TEXT, SENSOR)], {})
     for number in range(250):  # nobody writes yet: the disk could not be slower
         thread.put("/x", bytes(1000), number + 1, number + 1)
-    assert thread.queued <= 100 * (1000 + OVERHEAD) and thread.dropped == 150
+    assert thread.queued <= 100 * (1000 + OVERHEAD)
+    assert thread.dropped == 150
     thread.close({})
     thread.start()
     thread.stop()
@@ -266,7 +284,7 @@ def test_a_slow_disk_costs_messages_not_memory(tmp_path: Path) -> None:
     assert bag.info(tmp_path / "slow").custom["recorder_dropped"] == "150"
 
 
-@pytest.mark.parametrize("asked, episode, name", [
+@pytest.mark.parametrize(("asked", "episode", "name"), [
     ("episode_0001", 1, "episode_0001"), (None, 7, "episode_0007"), ("", None, "episode"), (".", 2, "episode_0002"),
     ("..", 2, "episode_0002"), (".hidden", 2, "episode_0002"), ("a/b", 2, "a_b"), ("a\x00b", 2, "episode_0002"),
     ("x" * 300, 2, "episode_0002"), (5, 2, "episode_0002")])
