@@ -163,8 +163,9 @@ class BagThread(threading.Thread):
         self._running = False
 
 
-def say(line: str, stream: TextIO = sys.stdout) -> None:
+def say(line: str, stream: TextIO | None = None) -> None:
     """Print a line, unless whoever should read it is gone or reads no more: that must not hold the recorder up."""
+    stream = stream or sys.stdout
     with contextlib.suppress(OSError, ValueError):
         if select.select([], [stream], [], 0)[1]:
             os.write(stream.fileno(), f"{line}\n".encode())

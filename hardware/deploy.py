@@ -16,12 +16,14 @@ import numpy as np
 from hardware.bus import Bus, connect
 from hardware.policy_node import BOOL, EpisodeResult, PolicyNode
 from robot_rl.evaluate import summary
-from robot_rl.log import progress
+from robot_rl.log import progress, write_atomic
 from robot_rl.policy import Policy
 from robot_rl.spec import IMAGE, POSE, PolicySpec, RobotSpec, load_robot
 from robot_rl.steplog import EPISODE_TOPIC, INFO_TOPIC, STEP_TOPIC, STEP_TYPE, TEXT_TYPE
 
 RUN_SERVICE = "policy/run"
+DETAILS = "deploy.json"  # beside the bags: the figures with every episode and the timing of every tick
+LONG = ("episode_results", "lateness_ms", "latency_ms")
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,12 @@ def deploy(policy: Path, robot: str, *, episodes: int, record: Path | None, wher
         node = PolicyNode(loaded, spec, bus, seed, explore)
         node.connect()
         if record is None:
-            return {"task": contract.task} | _run(node, episodes, serve, bus, stop)
+            figures = _run(node, episodes, serve, bus, stop)
+            return {"task": contract.task} | {k: v for k, v in figures.items() if k not in LONG}
         with Recorder(record, contract, spec, where, cameras):
             figures = _run(node, episodes, serve, bus, stop)
-        return {"task": contract.task} | figures | {"bags": str(record)}
+        write_atomic(record / DETAILS, json.dumps({"task": contract.task} | figures, indent=1).encode())
+        return {"task": contract.task} | {k: v for k, v in figures.items() if k not in LONG} | {"bags": str(record)}
 
 
 def _run(node: PolicyNode, episodes: int, serve: bool, bus: Bus, stop: Callable[[], bool]) -> dict[str, Any]:

@@ -132,12 +132,14 @@ class Recorder:
     def stop(self) -> None:
         """Take what is still on its way, end the bag if there is one, wait until it is written and tell."""
         end = time.monotonic_ns() + self._tail_ns
-        while self._bag is not None and time.monotonic_ns() < end:
-            self.poll()
-            time.sleep(0.002)
-        if self._bag is not None:
-            self._close("episode end" if self._bag.ends_ns else "recorder stopped")
-        self._disk.stop()
+        try:
+            while self._bag is not None and time.monotonic_ns() < end:
+                self.poll()
+                time.sleep(0.002)
+        finally:
+            if self._bag is not None:
+                self._close("episode end" if self._bag.ends_ns else "recorder stopped")
+            self._disk.stop()
         self._tell()
 
     def _event(self, entry: _Entry) -> None:

@@ -25,7 +25,7 @@ from hardware import messages
 from hardware.bag_thread import BagThread, say
 from hardware.bus import COMMAND, EVENTS, LATCHED, SENSOR, connect, resolve
 from hardware.episode_recorder import TEXT, Recorder, Source, bag_name
-from robot_rl.spec import RobotSpec, SpecError, load_robot
+from robot_rl.spec import RobotSpec, load_robot
 
 KINDS = {"sensor": SENSOR, "command": COMMAND, "latched": LATCHED, "events": EVENTS}
 
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         wanted = _wanted(args)
-    except (OSError, ValueError, SpecError) as error:
+    except (OSError, ValueError) as error:
         print(f"recorder: {error}", file=sys.stderr)
         return 2
     stopping: list[int] = []
@@ -89,7 +89,11 @@ def _wanted(args: argparse.Namespace) -> list[Source]:
     if args.robot:
         return sources(robot_topics(load_robot(args.robot)), args.namespace)
     text = sys.stdin.read() if args.topics == "-" else Path(args.topics).read_text()
-    return sources(json.loads(text), args.namespace)
+    try:
+        rows = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"--topics {args.topics}: no JSON list of [topic, type, kind]: {error}") from None
+    return sources(rows, args.namespace)
 
 
 def _run(recorder: Recorder, args: argparse.Namespace, stopping: Sequence[int]) -> None:

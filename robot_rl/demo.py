@@ -95,8 +95,9 @@ def robot_process(seed: int) -> Iterator[list[str]]:
 
 
 def _deploy(policy: Path, folder: Path, episodes: int, seed: int, where: list[str]) -> dict[str, Any]:
-    return _robot_rl("deploy", policy, "--robot", ROBOT, "--episodes", episodes, "--record", folder, "--seed",
-                     2_000 + seed, *where)
+    _robot_rl("deploy", policy, "--robot", ROBOT, "--episodes", episodes, "--record", folder, "--seed",
+              2_000 + seed, *where)
+    return json.loads((folder / "deploy.json").read_text())
 
 
 def _robot_rl(*arguments: object) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from robot_rl import bag
 STATE, TEXT = "sensor_msgs/msg/JointState", "std_msgs/msg/String"
 START = 1_760_000_000_000_000_000  # a wall time, ns
 EVERY = 20  # messages between two flushes of the killed bag
-MANY = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+MANY = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 Row = tuple[str, str, bytes, int, int]
 
 
@@ -88,7 +88,8 @@ def test_other_readers_agree(tmp_path: Path) -> None:
     with AnyReader([tmp_path / "ep"]) as reader:
         assert [(c.topic, c.msgtype, bytes(d), t) for c, t, d in reader.messages()] == [row[:4] for row in content]
         connection, _, data = next(reader.messages(connections=[c for c in reader.connections if c.msgtype == STATE]))
-        assert reader.deserialize(data, STATE).name == ["a", "b"]
+        state: Any = reader.deserialize(data, STATE)
+        assert state.name == ["a", "b"]
         assert connection.digest == messages.type_hash(STATE)
     with (tmp_path / "ep" / "ep_0.mcap").open("rb") as stream:
         peer = make_reader(stream, validate_crcs=True)
@@ -153,7 +154,8 @@ def test_reads_what_others_write(tmp_path: Path, mode: CompressionMode) -> None:
     assert bag.info(tmp_path / "other").messages == len(content)
 
 
-@pytest.mark.parametrize(("chunked", "kind"), [(True, CompressionType.LZ4), (True, CompressionType.NONE), (False, None)])
+@pytest.mark.parametrize(("chunked", "kind"),
+                         [(True, CompressionType.LZ4), (True, CompressionType.NONE), (False, None)])
 def test_reads_mcap_of_other_layouts(tmp_path: Path, chunked: bool, kind: CompressionType | None) -> None:
     path = tmp_path / "other.mcap"
     with path.open("wb") as stream:

@@ -31,7 +31,7 @@ def load(path: Path, device: str = "cpu") -> dict[str, Any]:
 def _to_tensors(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _to_tensors(v) for k, v in value.items()}
-    return {"__array__": torch.from_numpy(np.ascontiguousarray(value))} if isinstance(value, np.ndarray) else value
+    return {"__array__": torch.from_numpy(np.array(value))} if isinstance(value, np.ndarray) else value
 
 
 def _to_arrays(value: Any) -> Any:

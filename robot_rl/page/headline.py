@@ -14,6 +14,7 @@ from robot_rl.page.curves import Runs
 from robot_rl.page.figures import intervals
 from robot_rl.page.tracks import WORDS, Track, Tracks, paired
 
+SHORT = {"ink": "Simulation", "before": "Robot, before", "after": "Robot, after", "only": "Recorded"}
 GAP_WORDS = {
     "payload": lambda v: f"{1e3 * v:g} g carried at the tip",
     "friction": lambda v: f"{v:g} N·m of dry friction added to every driven joint",
@@ -87,10 +88,10 @@ def result(figures: Mapping[str, Any], runs: Runs, tracks: Tracks) -> str:
     rows = scores(figures, tracks)
     if not rows:
         return ""
-    cells = [[escape(place[0].upper() + place[1:]), f"<b>{row['success_rate']:.1%}</b>",
-              "{:.1%} to {:.1%}".format(*row["success_ci95"]), str(row["episodes"]), _signed(row["return_mean"])]
-             for place, _, row in rows]
-    table = html.table(["", "Success", "95% interval", "Episodes", "Mean return"], cells)
+    cells = [[SHORT[series], f"<b>{row['success_rate']:.1%}</b>",
+              _range(*row["success_ci95"]), str(row["episodes"]), _signed(row["return_mean"])]
+             for _, series, row in rows]
+    table = html.table(["", "Success", "95% interval", "Episodes", "Return"], cells)
     dots = [(place, series, row["success_ci95"][0], row["success_rate"],
              row["success_ci95"][1]) for place, series, row in rows]
     drawn = html.figure("Success with its 95% Wilson interval",
@@ -143,6 +144,10 @@ def _gap(figures: Mapping[str, Any]) -> str:
 
 def _of(row: Mapping[str, Any]) -> str:
     return f"{round(row['success_rate'] * row['episodes'])} of {row['episodes']}"
+
+
+def _range(low: float, high: float) -> str:
+    return f"{100 * low:.1f} to {100 * high:.1f}%"
 
 
 def _signed(value: float) -> str:

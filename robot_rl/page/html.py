@@ -22,7 +22,7 @@ h1 { font-size: clamp(1.7rem, 4.4vw, 2.5rem); line-height: 1.15; letter-spacing:
 h2 { font-size: 1.35rem; letter-spacing: -.01em; font-weight: 660; margin: 0 0 6px; }
 h3 { font-size: 1rem; font-weight: 650; margin: 30px 0 2px; }
 p { max-width: 68ch; margin: 0 0 12px; }
-.eyebrow { color: var(--soft); font-size: .875rem; margin: 0; }
+.eyebrow { color: var(--soft); font-size: .875rem; margin: 0; max-width: none; }
 .lead { font-size: 1.125rem; line-height: 1.5; max-width: 62ch; margin-bottom: 16px; }
 .soft { color: var(--soft); }
 nav { display: flex; flex-wrap: wrap; gap: 4px 20px; font-size: .9375rem; margin-top: 16px; }
@@ -79,6 +79,7 @@ th, td { padding: 8px 14px 8px 0; border-bottom: 1px solid var(--line); }
 th:last-child, td:last-child { padding-right: 0; }
 td { vertical-align: top; }
 .number { text-align: right; white-space: nowrap; }
+th.number { white-space: normal; }
 td b { font-weight: 650; }
 details { margin-top: 26px; }
 summary { cursor: pointer; font-weight: 600; }
@@ -90,7 +91,8 @@ pre { background: var(--code); border-radius: 6px; padding: 12px 14px; margin: 8
   font: .8125rem/1.6 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 code { font: .875em ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 ul { padding-left: 1.2em; margin: 0 0 12px; max-width: 68ch; }
-@media (max-width: 480px) { th, td { padding-right: 10px; } table { font-size: .875rem; }
+@media (max-width: 480px) { th, td { padding: 7px 9px 7px 0; } table { font-size: .8125rem; }
+  th { font-size: .8125rem; }
   .numbers { grid-template-columns: 1fr 1fr; gap: 16px 20px; } }
 @media print { section, figure { break-inside: avoid; } }
 """

@@ -71,7 +71,8 @@ def timing(tracks: Tracks, figures: Mapping[str, Any]) -> str:
     if not found:
         return ""
     late = _histograms({k: (t.lateness, t.lateness_p50, t.lateness_p99) for k, t in found.items()},
-                       "Lateness of the ticks", "How late each tick woke against the absolute schedule.")
+                       "Lateness of the ticks", "How late each tick woke against the absolute schedule; a whole period late "
+                       "is a missed deadline.")
     latency = _histograms({k: (t.latency, t.latency_p50, t.latency_p99) for k, t in found.items()},
                           "Observation to command", "From the take of the newest sensor messages to the return of the "
                           "publish call: observation, network, safety filter and message.")
@@ -80,14 +81,15 @@ def timing(tracks: Tracks, figures: Mapping[str, Any]) -> str:
 
 def _timing_table(found: Mapping[str, Timing]) -> str:
     rows = [("Control rate", lambda t: f"{t.rate_hz:g} Hz"), ("Ticks", lambda t: f"{t.ticks:,}"),
-            ("Missed deadlines (skipped periods)", lambda t: f"{t.missed:,}"),
-            ("Lateness, median", lambda t: _ms(t.lateness_p50)), ("Lateness, 99th percentile",
-                                                                   lambda t: _ms(t.lateness_p99)),
-            ("Observation to command, median", lambda t: _ms(t.latency_p50)),
-            ("Observation to command, 99th percentile", lambda t: _ms(t.latency_p99)),
-            ("Ticks with a safety event", lambda t: f"{t.events:,} ({t.events / max(t.ticks, 1):.1%})")]
-    return '<div class="narrow">' + html.table(["", *(escape(WORDS[key].capitalize()) for key in found)],
-                      [[escape(name), *(tell(t) for t in found.values())] for name, tell in rows]) + "</div>"
+            ("Missed deadlines", lambda t: f"{t.missed:,}"),
+            ("Lateness, median (p50)", lambda t: _ms(t.lateness_p50)),
+            ("Lateness, 99th percentile (p99)", lambda t: _ms(t.lateness_p99)),
+            ("Observation to command, p50", lambda t: _ms(t.latency_p50)),
+            ("Observation to command, p99", lambda t: _ms(t.latency_p99)),
+            ("Ticks with a safety event", lambda t: f"{t.events:,}")]
+    cells = [[escape(name), *(tell(t) for t in found.values())] for name, tell in rows]
+    names = ["" if key == "only" else key.capitalize() for key in found]
+    return f'<div class="narrow">{html.table(["", *names], cells)}</div>'
 
 
 def _histograms(found: Mapping[str, tuple[Any, float, float]], title: str, caption: str) -> str:
