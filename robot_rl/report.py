@@ -86,7 +86,19 @@ def _demo(folder: Path) -> Found:
     for name in ("before", "after"):
         if not _add_tracks(found, name, folder / name):
             found.missing.append(f"{name}/, the recorded episodes {name} fine-tuning")
+        _keep_counted(found, name)
     return found
+
+
+def _keep_counted(found: Found, name: str) -> None:
+    """Leave out bags of an earlier try of the demo, whose episodes its result does not count."""
+    counted = {result["start_unix"] for result in found.figures.get(name, {}).get("episode_results", ())}
+    tracks = found.tracks.get(name, [])
+    kept = [track for track in tracks if track.end.get("start_unix") in counted]
+    if kept and len(kept) < len(tracks):
+        found.tracks[name] = kept
+        found.refused.append(f"{name}/: {len(tracks) - len(kept)} bags that are not among the {len(counted)} episodes "
+                             "of demo.json, from an earlier or broken-off try")
 
 
 def _add_run(found: Found, folder: Path) -> bool:
@@ -160,32 +172,31 @@ def _commands(found: Found) -> str:
 def _rerun(found: Found) -> list[list[str]]:
     """The commands, from what the files tell."""
     here, figures = str(found.folder), found.figures
-    if found.kind == "recording":
-        return [["robot-rl", "report", here]]
     run = here if found.kind == "run" else f"{here}/train"
-    config = found.runs.get("train", found.runs.get("finetune", ({}, [])))[0]
-    out = []
-    if config and "train" in found.runs:
-        changed = [part for k, v in config.get("options", {}).items() for part in ("--set", f"{k}={json.dumps(v)}")]
-        out.append(["robot-rl", "train", config["task"], "--recipe", config["recipe"], "--steps", str(config["steps"]),
-                    "--seed", str(config["seed"]), *changed, "--out", run])
+    out = [_train(config, run) for config, _ in [found.runs.get("train", ({}, []))] if "recipe" in config]
     if found.kind == "run":
-        return [*out, ["robot-rl", "export", run, "-o", f"{run}/policy.onnx"], ["robot-rl", "report", here]]
-    policy = f"{here}/policy.onnx"
-    name = next((t.spec.robot.robot for ts in found.tracks.values() for t in ts if t.spec.robot), "so101")
-    out.append(["robot-rl", "export", run, "-o", policy])
-    for key, file, more in (("before", policy, []), ("after", f"{here}/finetuned/policy.onnx", [])):
-        count = str(figures.get(key, {}).get("episodes", 30))
-        if key == "before":
-            out.append(["robot-rl", "eval", policy, "--episodes",
-                        str(figures.get("simulation", {}).get("episodes", 200))])
-            out.append(["robot-rl", "sim-robot", name, *(["--gap", figures["gap"]] if "gap" in figures else [])])
-        out.append(["robot-rl", "deploy", file, "--robot", name, "--episodes", count, "--record", f"{here}/{key}",
-                    *more])
-        if key == "before":
-            out.append(["robot-rl", "finetune", run, "--data", f"{here}/before", "--robot", name, "--out",
-                        f"{here}/finetuned"])
+        out.append(["robot-rl", "export", run, "-o", f"{run}/policy.onnx"])
+    if found.kind == "demo":
+        first, second = f"{here}/policy.onnx", f"{here}/finetuned/policy.onnx"
+        robot = next((t.spec.robot.robot for ts in found.tracks.values() for t in ts if t.spec.robot), "so101")
+        counts = {key: str(figures.get(key, {}).get("episodes") or len(found.tracks.get(key, ())) or 30)
+                  for key in ("simulation", "before", "after")}
+        deploy = {key: ["robot-rl", "deploy", file, "--robot", robot, "--episodes", counts[key], "--record",
+                        f"{here}/{key}"] for key, file in (("before", first), ("after", second))}
+        out += [["robot-rl", "export", run, "-o", first],
+                ["robot-rl", "eval", first, "--episodes", counts["simulation"]],
+                ["robot-rl", "sim-robot", robot, *(["--gap", figures["gap"]] if "gap" in figures else [])],
+                deploy["before"],
+                ["robot-rl", "finetune", run, "--data", f"{here}/before", "--robot", robot, "--out",
+                 f"{here}/finetuned"],
+                deploy["after"]]
     return [*out, ["robot-rl", "report", here]]
+
+
+def _train(config: dict[str, Any], run: str) -> list[str]:
+    changed = [part for k, v in config.get("options", {}).items() for part in ("--set", f"{k}={json.dumps(v)}")]
+    return ["robot-rl", "train", config["task"], "--recipe", config["recipe"], "--steps", str(config["steps"]),
+            "--seed", str(config["seed"]), *changed, "--out", run]
 
 
 def _seeds(found: Found) -> str:

@@ -1,16 +1,92 @@
-"""What every test shares."""
+"""What every test shares: one thread for each library, a DDS domain of its own, and nothing but loopback."""
 
 from __future__ import annotations
 
+import fcntl
+import ipaddress
+import itertools
 import os
-import zlib
+import random
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# tests stay on loopback whatever the shell says; processes that they start inherit this
+for variable in ("CYCLONEDDS_URI", "ROBOT_RL_INTERFACE", "ROS_DOMAIN_ID", "ROS_DISCOVERY_SERVER"):
+    os.environ.pop(variable, None)
+
+DOMAINS = range(1, 102)  # above 101 the ports of a domain run into those that Linux gives to anybody
+_turn = itertools.count(random.Random(os.getpid()).randrange(len(DOMAINS)))
 
 
 @pytest.fixture
-def domain(request: pytest.FixtureRequest) -> int:
-    """A DDS domain of the test's own, so that tests do not hear each other."""
-    return 10 + zlib.crc32(f"{os.getpid()} {request.node.nodeid}".encode()) % 90
+def domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A DDS domain that no other test on this machine uses now; ROS_DOMAIN_ID names it for processes that are started."""
+    folder = Path(tempfile.gettempdir()) / f"robot_rl_domains_{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    for _ in DOMAINS:
+        number = DOMAINS[next(_turn) % len(DOMAINS)]
+        with (folder / str(number)).open("w") as claim:
+            try:
+                fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when this process ends
+            except BlockingIOError:
+                continue
+            monkeypatch.setenv("ROS_DOMAIN_ID", str(number))
+            yield number
+            return
+    raise RuntimeError(f"all DDS domains from {DOMAINS[0]} to {DOMAINS[-1]} are taken ({folder})")
+
+
+@pytest.fixture(autouse=True)
+def only_loopback() -> Iterator[None]:
+    """Fail a test that leaves a socket bound or connected to anything but loopback."""
+    yield
+    outside = [str(address) for address in _addresses() if not (address.is_loopback or address.is_unspecified)]
+    assert not outside, f"sockets of this process speak to the network: {outside}"
+
+
+def _addresses() -> Iterator[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """Local and remote addresses of this process's own sockets. An unbound side is 0.0.0.0 or ::."""
+    own = {link for file in os.listdir("/proc/self/fd") if (link := _link(file)).startswith("socket:[")}
+    for table in ("tcp", "tcp6", "udp", "udp6"):
+        path = Path("/proc/self/net") / table
+        for row in path.read_text().splitlines()[1:] if path.is_file() else ():
+            cells = row.split()
+            if f"socket:[{cells[9]}]" in own:
+                yield from (_address(cell.partition(":")[0]) for cell in cells[1:3])
+
+
+def _link(file: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{file}")
+    except OSError:  # closed meanwhile
+        return ""
+
+
+def _address(words: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """An address as the kernel prints it: 32-bit words in the machine's byte order, in hex."""
+    data = b"".join(int(words[i:i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(words), 8))
+    if len(data) == 4:
+        return ipaddress.IPv4Address(data)
+    six = ipaddress.IPv6Address(data)
+    return six.ipv4_mapped or six
+
+
+def _guard(event: str, arguments: tuple[Any, ...]) -> None:
+    """Refuse Python sockets that connect or send to anything but loopback."""
+    if event in ("socket.connect", "socket.sendto") and isinstance(arguments[1], tuple):
+        host = str(arguments[1][0])
+        try:
+            inside = ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            inside = host in ("localhost", "")
+        if not inside:
+            raise PermissionError(f"tests use loopback only, not {host}")
+
+
+sys.addaudithook(_guard)

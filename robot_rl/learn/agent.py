@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robot_rl.learn.actors import GaussianActor, Policy
 from robot_rl.learn.backups import Draw, SoftBackup, Tensors
+from robot_rl.learn.compiled import compiled
 from robot_rl.learn.critics import Critic
 from robot_rl.learn.latents import Identity, RunningNorm
 from robot_rl.learn.nets import Adam, Mirror, follow
@@ -68,7 +69,7 @@ class Agent:
         self.generator = torch.Generator(device).manual_seed(seed)
         self.updates = 0
         self._mirror: tuple[Mirror, Callable[[np.ndarray, np.ndarray], np.ndarray]] | None = None
-        self._critic_only, self._both = self.critic_step, self.full_step
+        self._critic_only, self._both = (compiled(step, compile, device) for step in (self.critic_step, self.full_step))
 
     def act(self, obs: np.ndarray, carry: Any = None, explore: bool = True) -> tuple[np.ndarray, Any]:
         """obs (B, O) float32 -> action (B, A) float32 in [-1, 1], and the carry, which is None here."""
@@ -117,9 +118,9 @@ class Agent:
         """One step of the actor and of the temperature on a batch (B, ...)."""
         loss, log_density = self.objective.loss(self.latent(batch["obs"]), noise)
         self.optimisers["actor"].step(loss)
-        temperature = self.temperature()
+        entropy, temperature = -log_density.detach().mean(), self.temperature()
         self.optimisers["temperature"].step(self.temperature.loss(log_density))
-        return {"actor/loss": loss.detach(), "actor/entropy": -log_density.detach().mean(), "actor/temperature": temperature}
+        return {"actor/loss": loss.detach(), "actor/entropy": entropy, "actor/temperature": temperature}
 
     def full_step(self, batch: Tensors, draw: Draw, noise: Tensor) -> Tensors:
         """A step of everything."""

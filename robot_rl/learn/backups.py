@@ -24,7 +24,7 @@ class Draw(NamedTuple):
 
 
 class SoftBackup:
-    """y = reward + discount * (reduced target value of a fresh action at next_obs - entropy_scale * its log density)."""
+    """y = reward + discount * (reduced target value of a fresh next action - temperature * its log density)."""
 
     def __init__(
         self,

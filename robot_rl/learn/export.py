@@ -22,7 +22,7 @@ from robot_rl.policy import seal
 
 TOLERANCE = 1e-5  # largest allowed difference of an action between torch and ONNX Runtime
 OPSET = 18  # read by the ONNX Runtime of every Python from 3.10 on
-_traced: dict[str, onnx.ModelProto] = {}  # tracing takes seconds: a policy that differs in weights only reuses the graph
+_traced: dict[str, onnx.ModelProto] = {}  # graphs of earlier exports: tracing takes seconds, new weights do not
 
 
 class ExportError(RuntimeError):
@@ -52,7 +52,7 @@ def export(
     content = seal(model.SerializeToString(), contract_json)
     difference = parity(policy, content, tests)
     if not difference <= TOLERANCE:
-        raise ExportError(f"{path}: actions differ by {difference:.3g} between torch and ONNX Runtime, {TOLERANCE:g} allowed")
+        raise ExportError(f"{path}: torch and ONNX Runtime differ by {difference:.3g}, {TOLERANCE:g} is allowed")
     _traced[key] = model
     _replace(Path(path), content)
     return difference
@@ -86,11 +86,12 @@ def parity(policy: nn.Module, content: bytes, tests: list[tuple[Tensor, Tensor]]
 def _tests(obs_size: int, action_size: int, examples: np.ndarray | None) -> list[tuple[Tensor, Tensor]]:
     """(obs, noise) pairs of several batch sizes: random ones of small and large scale, and the examples."""
     generator = torch.Generator().manual_seed(0)
-    batches = [torch.randn(size, obs_size, generator=generator) * scale for size, scale in ((1, 1.0), (64, 1.0), (64, 10.0))]
+    sizes = ((1, 1.0), (64, 1.0), (64, 10.0))
+    batches = [torch.randn(size, obs_size, generator=generator) * scale for size, scale in sizes]
     if examples is not None and len(examples):
         batches.append(torch.as_tensor(np.asarray(examples), dtype=torch.float32).reshape(-1, obs_size))
     noise = [torch.randn(len(obs), action_size, generator=generator) for obs in batches]
-    return [(obs, drawn * scale) for obs, drawn in zip(batches, noise) for scale in (0.0, 1.0)]
+    return [(obs, drawn * scale) for obs, drawn in zip(batches, noise, strict=True) for scale in (0.0, 1.0)]
 
 
 def _trace(policy: nn.Module, obs_size: int, action_size: int) -> onnx.ModelProto:

@@ -18,10 +18,10 @@ from torch.nn import functional as F
 
 
 def compute_dtype(name: str, device: str) -> torch.dtype:
-    """`name` ("float32", "bfloat16" or "auto") as a dtype; auto is bfloat16 where the processor multiplies it natively."""
+    """`name` ("float32", "bfloat16" or "auto") as a dtype; auto is bfloat16 on a CPU that multiplies it natively."""
     if name == "auto":
-        cpu = torch.cpu.get_capabilities() if device == "cpu" else {}
-        fast = device != "cpu" or cpu.get("avx512_bf16") or cpu.get("amx_bf16") or cpu.get("amx")
+        units = torch.cpu.get_capabilities() if device == "cpu" else {}
+        fast = units.get("avx512_bf16", False) or units.get("amx_bf16", False)
         return torch.bfloat16 if fast else torch.float32
     if name not in ("float32", "bfloat16"):
         raise ValueError(f"dtype is {name!r}; it is auto, float32 or bfloat16")
@@ -46,7 +46,8 @@ class Mlp(nn.Module):
     """`members` independent perceptrons of `sizes` (inputs, hidden..., outputs) with ReLU between the layers.
 
     `layer_norm` normalises before each ReLU. `final_scale` shrinks the last layer's first weights.
-    `dtype` is that of the matrix products; parameters and outputs are float32 always.
+    `dtype` is that of the products between hidden layers. The small first and last ones are float32 always, as are the
+    parameters: an observation or a value rounded to bfloat16's 8 bits would cost a robot its last centimetre.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Mlp(nn.Module):
     def layers(self) -> list[Layer]:
         """The layers' parameters as views of `flat`."""
         parts = self.flat.split([math.prod(shape) for shape in self.shapes])
-        views = [part.view(shape) for part, shape in zip(parts, self.shapes)]
+        views = [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
         width = 4 if self.layer_norm else 2
         return [Layer(*views[start : start + width]) for start in range(0, len(views), width)]
 
@@ -84,13 +85,14 @@ class Mlp(nn.Module):
         layers = self.layers()
         if members is not None:
             layers = [Layer(*(part[members] for part in layer if part is not None)) for layer in layers]
+        last = len(layers) - 1
         for depth, layer in enumerate(layers):
-            x = linear(x, layer.weight, layer.bias, self.dtype)
-            if depth < len(layers) - 1:
-                if layer.scale is not None and layer.shift is not None:
-                    x = F.layer_norm(x, x.shape[-1:]) * layer.scale + layer.shift
+            x = linear(x, layer, self.dtype if 0 < depth < last else torch.float32)
+            if layer.scale is not None and layer.shift is not None:
+                x = F.layer_norm(x, x.shape[-1:]) * layer.scale.to(x.dtype) + layer.shift.to(x.dtype)
+            if depth < last:
                 x = x.relu()
-        return x.float()
+        return x
 
     def frozen(self) -> nn.Sequential:
         """The first member in plain layers, a copy: (B, I) -> (B, O)."""
@@ -131,15 +133,15 @@ def split_rows(layer: nn.Linear) -> list[nn.Linear]:
     """`layer` as two that give the first and the second half of its outputs."""
     weights, biases = layer.weight.chunk(2), layer.bias.chunk(2)
     halves = [nn.Linear(layer.in_features, len(bias)) for bias in biases]
-    return [_filled(half, weight, bias) for half, weight, bias in zip(halves, weights, biases)]
+    return [_filled(half, weight, bias) for half, weight, bias in zip(halves, weights, biases, strict=True)]
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, I) or (E, B, I) times weight (E, I, O) plus bias (E, 1, O) -> (E, B, O)."""
-    x, weight = x.to(dtype), weight.to(dtype)
+def linear(x: Tensor, layer: Layer, dtype: torch.dtype) -> Tensor:
+    """(B, I) or (E, B, I) float -> (E, B, O) `dtype`: the product with the layer's weight, plus its bias."""
+    x, weight = x.to(dtype), layer.weight.to(dtype)
     if len(weight) == 1:  # a plain product is faster than a batch of one
-        return (x.reshape(-1, x.shape[-1]) @ weight[0])[None] + bias.to(dtype)
-    return torch.bmm(x.expand(len(weight), *x.shape[-2:]), weight) + bias.to(dtype)
+        return (x.reshape(-1, x.shape[-1]) @ weight[0])[None] + layer.bias.to(dtype)
+    return torch.bmm(x.expand(len(weight), *x.shape[-2:]), weight) + layer.bias.to(dtype)
 
 
 class Adam:
@@ -166,7 +168,8 @@ class Adam:
                 norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
                 gradients = tuple(g * (self.clip / (norm + 1e-6)).clamp(max=1.0) for g in gradients)
             one, two = self.betas
-            for parameter, gradient, first, second in zip(self.parameters, gradients, self.first, self.second):
+            every = zip(self.parameters, gradients, self.first, self.second, strict=True)
+            for parameter, gradient, first, second in every:
                 first.lerp_(gradient, 1 - one)
                 second.mul_(two).addcmul_(gradient, gradient, value=1 - two)
                 parameter.sub_(self.factors[0] * first / (second.sqrt() * self.factors[1] + self.eps))
@@ -193,5 +196,5 @@ class Adam:
 @torch.no_grad()
 def follow(target: nn.Module, source: nn.Module, tau: float) -> None:
     """Move every parameter of `target` the share `tau` of the way to that of `source`, in place."""
-    for mine, other in zip(target.parameters(), source.parameters()):
+    for mine, other in zip(target.parameters(), source.parameters(), strict=True):
         mine.lerp_(other, tau)

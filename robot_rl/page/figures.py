@@ -102,7 +102,7 @@ class Chart:
     def dots(self, x: ArrayLike, y: ArrayLike, series: str, titles: Sequence[str] = (), radius: float = 2.6) -> None:
         """A dot for each (N,) point."""
         px, py = self._at(x, y)
-        for i in np.flatnonzero(np.isfinite(px) & np.isfinite(py)):
+        for i in np.flatnonzero(np.isfinite(px) & np.isfinite(py)).tolist():
             self._add(f'<circle class="dot {series}" cx="{px[i]:.1f}" cy="{py[i]:.1f}" r="{radius}">'
                       f'{_title(titles[i] if len(titles) else "")}</circle>')
 

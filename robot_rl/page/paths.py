@@ -71,7 +71,7 @@ def _draw(chart: Chart, line: np.ndarray, spot: tuple[float, float] | None, radi
         if series == "good":
             chart.dots(kept[-1:, 0], kept[-1:, 1], series, [title], 2.2)
         else:
-            chart.cross(*kept[-1], series, title)
+            chart.cross(float(kept[-1, 0]), float(kept[-1, 1]), series, title)
 
 
 def _radius(track: Track) -> float:

@@ -71,8 +71,8 @@ def timing(tracks: Tracks, figures: Mapping[str, Any]) -> str:
     if not found:
         return ""
     late = _histograms({k: (t.lateness, t.lateness_p50, t.lateness_p99) for k, t in found.items()},
-                       "Lateness of the ticks", "How late each tick woke against the absolute schedule; a whole period late "
-                       "is a missed deadline.")
+                       "Lateness of the ticks", "How late each tick woke against the absolute schedule; a whole "
+                       "period late is a missed deadline.")
     latency = _histograms({k: (t.latency, t.latency_p50, t.latency_p99) for k, t in found.items()},
                           "Observation to command", "From the take of the newest sensor messages to the return of the "
                           "publish call: observation, network, safety filter and message.")
@@ -98,8 +98,8 @@ def _histograms(found: Mapping[str, tuple[Any, float, float]], title: str, capti
     if not some:
         return ""
     low, high, most = min(s[0] for s in some), max(s[1] for s in some), max(s[2] for s in some)
-    decades = [10.0**bound for bound in (np.floor(np.log10(low)), np.ceil(np.log10(high)))]
-    chart = Chart(Axis(*decades, "ms", log=True), Axis(0.7, most * 3.0 ** (1 + len(found)), "ticks", log=True))
+    x = Axis(10.0 ** np.floor(np.log10(low)), 10.0 ** np.ceil(np.log10(high)), "ms", log=True)
+    chart = Chart(x, Axis(0.7, most * 3.0 ** (1 + len(found)), "ticks", log=True))
     for row, (key, ((edges, counts), p50, p99)) in enumerate(found.items()):
         filled = np.flatnonzero(counts)
         part = slice(filled[0], filled[-1] + 1) if len(filled) else slice(0, 0)

@@ -1,0 +1,65 @@
+"""Compilation of an agent's steps, where this machine can: a whole update as one graph of fused loops and products."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sysconfig
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._dynamo.exc import TorchDynamoException
+
+
+class Compiled:
+    """`function` compiled at its first call; if that fails, `function` as it is, with one warning.
+
+    Between calls only tensors are compared with those of the first call (and lead to another compilation when their
+    sizes differ): what else `function` reads must never change.
+    """
+
+    def __init__(self, function: Callable[..., dict[str, torch.Tensor]]):
+        self.plain = function
+        torch._dynamo.config.trace_autograd_ops = True  # gradients are taken inside the graph
+        options: dict[str, Any] = {"guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe}
+        self.fast: Callable[..., dict[str, torch.Tensor]] | None = torch.compile(
+            function, fullgraph=True, dynamic=False, options=options
+        )
+
+    def __call__(self, *args: Any) -> dict[str, torch.Tensor]:
+        if self.fast is None:
+            return self.plain(*args)
+        try:
+            return self.fast(*args)
+        except TorchDynamoException as error:
+            first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            warnings.warn(f"learning runs uncompiled, two to three times slower: {first}", stacklevel=2)
+            self.fast = None
+            return self.plain(*args)
+
+
+def compiled(
+    function: Callable[..., dict[str, torch.Tensor]], wanted: bool | None, device: str
+) -> Callable[..., dict[str, torch.Tensor]]:
+    """`function` compiled, unless `wanted` is False or this machine lacks a compiler (then with a warning)."""
+    if wanted is False:
+        return function
+    lacking = missing_tools() if torch.device(device).type == "cpu" else ""
+    if lacking:
+        warnings.warn(f"learning runs uncompiled, two to three times slower: {lacking}", stacklevel=2)
+        return function
+    return Compiled(function)
+
+
+def missing_tools() -> str:
+    """What compiling for the CPU lacks on this machine, and how to get it; nothing when it lacks nothing."""
+    compiler = os.environ.get("CXX", "g++")
+    if not any(shutil.which(name) for name in (compiler, "g++", "clang++")):
+        return "no C++ compiler was found (on Debian and Ubuntu: apt install g++ python3-dev)"
+    header = Path(sysconfig.get_paths()["include"], "Python.h")
+    if not header.exists():
+        return f"{header} is not there (on Debian and Ubuntu: apt install python3-dev)"
+    return ""

@@ -1,0 +1,201 @@
+"""Deploy against a real robot process: it runs, records, stops safely, and refuses what does not fit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import yaml
+
+import sim
+from hardware import messages
+from hardware.bus import LATCHED, SENSOR, connect
+from hardware.policy_node import BOOL
+from robot_rl.bag import read
+from robot_rl.finetune import bags_in
+from robot_rl.policy import Policy
+from robot_rl.spec import SpecError, load_robot, mjcf_file
+from robot_rl.steplog import read_episode
+
+torch = pytest.importorskip("torch")
+
+
+class Wave(torch.nn.Module):
+    """A policy that moves every joint a little, back and forth with the arm's own position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.tensor(-0.5))
+
+    def forward(self, obs: Any, noise: Any) -> Any:
+        return torch.tanh(self.gain * obs[:, :5] + 0.3 * noise)
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from robot_rl.learn.export import export
+    spec, _ = sim.task_spec("so101-reach")
+    path = tmp_path_factory.mktemp("policy") / "wave.onnx"
+    export(Wave(), spec.observation_size, spec.action_size, spec.to_json(), path)
+    return path
+
+
+def start(*arguments: object) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", "robot_rl.cli", *map(str, arguments)], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def robot(domain: int) -> Iterator[subprocess.Popen]:
+    process = start("sim-robot", "so101", "--bus", "dds", "--domain", domain, "--no-cameras")
+    assert "ready" in process.stdout.readline()
+    yield process
+    process.send_signal(signal.SIGCONT)
+    process.terminate()
+    assert process.wait(10) == 0
+
+
+def deploy(policy: Path, domain: int, *more: object) -> subprocess.Popen:
+    return start("deploy", policy, "--robot", "so101", "--bus", "dds", "--domain", domain, "--no-cameras", "--json",
+                 *more)
+
+
+def figures(process: subprocess.Popen) -> dict[str, Any]:
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == 0, err
+    return json.loads(out.splitlines()[-1])
+
+
+def test_episodes_run_and_are_read_back_as_the_policy_saw_them(policy, robot, domain, tmp_path) -> None:
+    got = figures(deploy(policy, domain, "--episodes", 2, "--record", tmp_path / "bags", "--explore"))
+    assert got["episodes"] == 2
+    assert got["ticks"] >= 2 * 60
+    assert {"task", "return_mean", "success_ci95", "rate_hz", "missed_deadlines", "latency_ms_p99", "jitter_ms_p99",
+            "safety_events", "bags"} <= set(got)
+    for bag in bags_in(tmp_path / "bags"):
+        log = read_episode(bag)
+        pairs = list(zip(log.replayed(), log.records, strict=True))
+        assert len(pairs) == 61
+        for (outcome, action), record in pairs:
+            np.testing.assert_array_equal(outcome.observation, record.observation.astype(np.float32))
+            assert outcome.reward == record.reward[0]
+            if action is not None:
+                np.testing.assert_array_equal(action, record.action)
+        asked = np.array([r.asked for r in log.records[:-1]])
+        assert np.abs(np.diff(asked, axis=0)).max() > 0.01  # it explored
+        moved = np.ptp([o.observation[:5] for (o, _), _ in pairs], axis=0)
+        assert moved.max() > 0.01  # and the arm moved
+
+
+def test_the_same_seed_gives_the_same_goals(policy, robot, domain, tmp_path) -> None:
+    goals = []
+    for name in ("a", "b"):
+        figures(deploy(policy, domain, "--episodes", 1, "--record", tmp_path / name, "--seed", 5))
+        goals.append(read_episode(bags_in(tmp_path / name)[0]).start["goal"])
+    assert goals[0] == goals[1]
+
+
+@pytest.mark.parametrize("qos", [LATCHED, SENSOR], ids=["latched", "best effort"])
+def test_a_stop_message_holds_the_measured_pose(policy, robot, domain, tmp_path, qos) -> None:
+    running = deploy(policy, domain, "--episodes", 5, "--record", tmp_path / "bags")
+    with connect("dds", "operator", "", domain) as bus:
+        stop = bus.publisher("safety/protective_stop", BOOL, qos)
+        commands = bus.reader("forward_position_controller/commands", "std_msgs/msg/Float64MultiArray", SENSOR)
+        wait_for(lambda: commands.take())
+        stop.publish(messages.encode(messages.boolean(True)))
+        got = figures(running)
+        assert got["episodes"] == 1
+        last = commands.newest()
+    log = read_episode(bags_in(tmp_path / "bags")[0])
+    assert log.end["faults"] == "stop"
+    held = messages.decode(last.data, "std_msgs/msg/Float64MultiArray").data
+    measured = [o.observation for o, _ in log.replayed()][-1][:5]
+    np.testing.assert_allclose(held[:5], measured, atol=0.05)
+
+
+def test_a_silent_robot_ends_the_episode_stale(policy, robot, domain, tmp_path) -> None:
+    running = deploy(policy, domain, "--episodes", 1, "--record", tmp_path / "bags")
+    with connect("dds", "operator", "", domain) as bus:
+        commands = bus.reader("forward_position_controller/commands", "std_msgs/msg/Float64MultiArray", SENSOR)
+        wait_for(lambda: commands.take())
+        robot.send_signal(signal.SIGSTOP)
+        got = figures(running)
+    assert got["success_rate"] == 0
+    log = read_episode(bags_in(tmp_path / "bags")[0])
+    assert log.end["faults"] == "stale"
+    assert not [o for o, _ in log.replayed()][-1].valid
+
+
+def test_nobody_there_is_said_with_the_topics(policy, domain) -> None:
+    process = deploy(policy, domain)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "joint_states" in err
+    assert "tip_pose" in err
+    assert "Traceback" not in err
+
+
+def test_killed_while_recording_leaves_readable_bags(policy, robot, domain, tmp_path) -> None:
+    running = deploy(policy, domain, "--episodes", 5, "--record", tmp_path / "bags")
+    wait_for(lambda: list((tmp_path / "bags").rglob("*.mcap")))
+    time.sleep(2.0)
+    running.kill()
+    running.wait(10)
+    time.sleep(2.5)  # the recorder notices that it is alone and closes its bag
+    log = read_episode(bags_in(tmp_path / "bags")[0])
+    assert len(log.records) > 10
+    assert len(list(log.replayed())) == len(log.records)
+
+
+@pytest.mark.parametrize(("spoil", "words"), [
+    (lambda data: data[:1000], "not a usable ONNX file"),
+    (lambda data: data[:-900] + bytes([data[-900] ^ 1]) + data[-899:], "damaged|not a usable|contract"),
+    (lambda data: data.replace(b"robot_rl", b"rabat_rl"), "no 'robot_rl' contract"),
+    (lambda data: b"", "not a usable ONNX file"),
+])
+def test_a_damaged_file_is_refused(policy, tmp_path, spoil, words) -> None:
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(spoil(policy.read_bytes()))
+    with pytest.raises(SpecError, match=words) as refused:
+        Policy(path)
+    assert "bad.onnx" in str(refused.value)
+
+
+def test_a_robot_that_lacks_a_joint_is_refused_before_anything_moves(policy, tmp_path, domain) -> None:
+    body = msgspec.to_builtins(load_robot("so101"))
+    body["joints"] = [j for j in body["joints"] if j["name"] != "wrist_flex"]
+    (tmp_path / "robot.yaml").write_text(yaml.safe_dump(body))
+    (tmp_path / "so101.xml").write_bytes(mjcf_file("so101").read_bytes())
+    process = start("deploy", policy, "--robot", tmp_path / "robot.yaml", "--domain", domain, "--bus", "dds")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "joint 'wrist_flex': the policy needs it" in err
+    assert "Traceback" not in err
+
+
+def test_a_killed_recorder_does_not_stop_the_robot(policy, robot, domain, tmp_path) -> None:
+    running = deploy(policy, domain, "--episodes", 1, "--record", tmp_path / "bags")
+    wait_for(lambda: list((tmp_path / "bags").rglob("*.mcap")))
+    time.sleep(1.5)
+    children = subprocess.run(["pgrep", "-P", str(running.pid), "-f", "hardware.recorder"], capture_output=True,
+                              text=True, check=True).stdout.split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    assert figures(running)["ticks"] >= 60
+    assert len(list(read(bags_in(tmp_path / "bags")[0]))) > 50
+
+
+def wait_for(condition: Any, timeout_s: float = 40.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.02)
