@@ -1,2 +1,3 @@
 from setuptools import setup
-setup()  # everything is in pyproject.toml; colcon looks for this file
+
+setup(python_requires=">=3.10")  # the rest is in pyproject.toml

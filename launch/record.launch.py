@@ -5,17 +5,19 @@
 Without an installed package, give the path: `ros2 launch ./launch/record.launch.py`. Interrupt it to close the bag.
 """
 
-from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, ExecuteProcess, Shutdown
 from launch.substitutions import LaunchConfiguration
+
+from launch import LaunchDescription
 
 
 def generate_launch_description() -> LaunchDescription:
     """Arguments and the recorder process."""
     recorder = ExecuteProcess(
-        cmd=["python3", "-m", "hardware.recorder", "--robot", LaunchConfiguration("robot"),
-             "--out", LaunchConfiguration("record"), "--continuous", LaunchConfiguration("name"),
-             "--namespace", LaunchConfiguration("namespace"), "--bus", LaunchConfiguration("bus")],
+        cmd=["python3", "-m", "hardware.recorder",  # one word each: launch drops empty words
+             ["--robot=", LaunchConfiguration("robot")], ["--out=", LaunchConfiguration("record")],
+             ["--continuous=", LaunchConfiguration("name")], ["--namespace=", LaunchConfiguration("namespace")],
+             ["--bus=", LaunchConfiguration("bus")]],
         name="recorder", output="both", on_exit=Shutdown(reason="the recorder has ended"))
     return LaunchDescription([
         DeclareLaunchArgument("robot", default_value="so101", description="Robot name, or path of a robot.yaml."),

@@ -2,16 +2,17 @@
 
     ros2 launch robot_rl robot.launch.py robot:=so101 policy_path:=policy.onnx record:=bags
 
-Without an installed package, give the path: `ros2 launch ./launch/robot.launch.py`. The processes run with the `python3`
+Without an installed package, give the path: `ros2 launch ./launch/robot.launch.py`. The processes run with the python3
 that is first on PATH. DDS domain: ROS_DOMAIN_ID.
 """
 
 from pathlib import Path
 
 import yaml
-from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction, Shutdown
 from launch.substitutions import LaunchConfiguration
+
+from launch import LaunchContext, LaunchDescription
 
 CONFIG = Path(__file__).resolve().parent / "config"
 
@@ -27,13 +28,10 @@ def policy(context: LaunchContext) -> list[ExecuteProcess]:
     options |= {key: given[key] for key in ("policy_path", "episodes") if key in given}
     if "policy_path" not in options:
         raise RuntimeError(f"robot '{robot}': give policy_path:=FILE, or write it in {file}")
-    command = ["python3", "-m", "robot_rl.cli", "deploy", str(options["policy_path"]), "--robot", robot,
-               "--episodes", str(options.get("episodes", 1)), "--bus", given["bus"], "--seed", given["seed"],
+    command = ["python3", "-m", "robot_rl.cli", "deploy", str(options["policy_path"]), f"--robot={robot}",
+               f"--episodes={options.get('episodes', 1)}", f"--bus={given['bus']}", f"--seed={given['seed']}",
                "--cameras" if given["cameras"] == "true" else "--no-cameras"]
-    if "namespace" in given:
-        command += ["--namespace", given["namespace"]]
-    if "record" in given:
-        command += ["--record", given["record"]]
+    command += [f"--{name}={given[name]}" for name in ("namespace", "record") if name in given]
     # not respawned: after a fault a person decides whether the robot moves again
     return [ExecuteProcess(cmd=command, name="policy", output="both", on_exit=Shutdown(reason="the policy has ended"))]
 
@@ -50,7 +48,7 @@ def generate_launch_description() -> LaunchDescription:
                               description="Namespace of the robot's topics."),
         DeclareLaunchArgument("episodes", default_value="", description="Episodes to run [default: from params_file, "
                               "else 1]."),
-        DeclareLaunchArgument("record", default_value="", description="Folder for one bag per episode [default: none]."),
+        DeclareLaunchArgument("record", default_value="", description="Folder for one bag an episode [default: none]."),
         DeclareLaunchArgument("cameras", default_value="true", choices=["true", "false"],
                               description="Record the cameras too."),
         DeclareLaunchArgument("bus", default_value="auto", choices=["auto", "dds", "ros"],

@@ -8,10 +8,11 @@ robot.launch.py; the robot's process needs the extra `sim`.
 
 from pathlib import Path
 
-from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, ExecuteProcess, IncludeLaunchDescription, Shutdown
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration, PythonExpression
+
+from launch import LaunchDescription
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -19,8 +20,9 @@ def generate_launch_description() -> LaunchDescription:
     cameras = PythonExpression(["'--cameras' if '", LaunchConfiguration("cameras"), "' == 'true' else '--no-cameras'"])
     robot = ExecuteProcess(
         cmd=["python3", "-m", "robot_rl.cli", "sim-robot", LaunchConfiguration("robot"),
-             "--gap", LaunchConfiguration("gap"), "--namespace", LaunchConfiguration("namespace"),
-             "--bus", LaunchConfiguration("bus"), "--seed", LaunchConfiguration("seed"), cameras],
+             # one word each: launch drops empty words
+             ["--gap=", LaunchConfiguration("gap")], ["--namespace=", LaunchConfiguration("namespace")],
+             ["--bus=", LaunchConfiguration("bus")], ["--seed=", LaunchConfiguration("seed")], cameras],
         name="robot", output="both", on_exit=Shutdown(reason="the robot has ended"))
     policy = IncludeLaunchDescription(
         PythonLaunchDescriptionSource(str(Path(__file__).resolve().parent / "robot.launch.py")))

@@ -46,7 +46,7 @@ def needs() -> list[Need]:
 
 
 def check(install: bool) -> list[Need]:
-    """Say what is missing; install it first where `install` is set and apt may be used. Returns what is still missing."""
+    """Say what is missing, once `install` has had apt bring it where that is allowed. Returns what stays missing."""
     missing = [need for need in needs() if not need.met]
     if missing and install and (apt := _apt()):
         print(f"set-up: installing {', '.join(p for need in missing for p in need.packages)} with apt-get", flush=True)
@@ -88,7 +88,7 @@ def download(index: str) -> str:
     builds = re.findall(rf"\b{re.escape(pinned)}(?:\+\w+)?", asked.stdout)
     small = sys.platform != "linux" or f"{pinned}+cpu" in builds
     total = WITHOUT_TORCH_MB + (TORCH_CPU_MB if small else TORCH_CUDA_MB)
-    line = f"set-up: downloads about {total:,} MB (torch: {'CPU build' if small else 'with CUDA'}) where pip's cache is empty"
+    line = f"set-up: downloads about {total:,} MB where pip's cache is empty (torch for {'CPU' if small else 'CUDA'})"
     if small or any(Path("/dev").glob("nvidia[0-9]*")):
         return line
     return (f"{line}\nset-up: no NVIDIA GPU is seen here. With an index that has torch's CPU builds, "

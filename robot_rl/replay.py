@@ -2,9 +2,9 @@
 
 A row holds one observation and, when a step was taken from it, that step:
 `[observation | action | reward | alive | taken]`. The observation that a step led to is the next row, so a segment
-(an unbroken run of steps) of n steps costs n + 1 rows. `taken` is 0 in the last row of a segment and in the newest row,
-therefore a walk along rows that stops at `taken == 0` cannot cross a segment's edge, nor the seam of the ring, where the
-newest row meets the oldest.
+(an unbroken run of steps) of n steps costs n + 1 rows. `taken` is 0 in the last row of a segment and in the newest row.
+A walk along rows that stops there cannot cross the edge of a segment, nor the seam of the ring, where the newest row
+meets the oldest.
 
 Axes: B batch, T time (horizon), O observation, A action.
 """

@@ -120,12 +120,13 @@ def _add_tracks(found: Found, name: str, folder: Path) -> bool:
 
 
 def _page(found: Found) -> str:
+    moved = any(len(t.tip) for tracks in found.tracks.values() for t in tracks)
     parts = [("result", "Result", headline.result(found.figures, found.runs, found.tracks)),
              ("learning", "Learning", curves.learning(found.runs, found.figures)),
-             ("paths", "Paths and distances", paths.paths(found.tracks)),
+             ("paths", "Paths and distances" if moved else "Episodes over time", paths.paths(found.tracks)),
              ("timing", "Loop timing and safety", timing.timing(found.tracks, found.figures)),
              ("cameras", "Camera stills", stills.cameras(found.tracks)),
-             ("commands", "Open the bags, run it again", _commands(found))]
+             ("commands", "Open the bags, run it again" if found.tracks else "Run it again", _commands(found))]
     shown = [(name, title, body) for name, title, body in parts if body]
     links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in shown)
     body = _head(found) + f"<nav>{links}</nav>" + _gaps(found)
@@ -165,7 +166,7 @@ def _commands(found: Found) -> str:
             "look are tip_pose, joint_states, the camera topics, and policy/step, whose layout names its parts "
             "(observation, reward, asked, action, sent, reasons, lateness, latency).")
     commands = found.figures.get("commands") or _rerun(found)
-    out += html.paragraph("Run each step again (a run folder that exists is never written over: give another --out):")
+    out += html.paragraph("Run each step again, into another folder: a run that exists is never written over.")
     return out + html.code(*(c if isinstance(c, str) else shlex.join(map(str, c)) for c in commands)) + _seeds(found)
 
 
@@ -208,7 +209,8 @@ def _seeds(found: Found) -> str:
 
 def _made() -> str:
     """When and where this page was written."""
-    cores, memory = len(os.sched_getaffinity(0)), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (f"Written {time.strftime('%Y-%m-%d %H:%M %Z')} on this machine: {_processor()}, {cores} cores, "
             f"{memory:.0f} GiB, {platform.system()} {platform.machine()}, Python {platform.python_version()}.")
 

@@ -26,7 +26,7 @@ _turn = itertools.count(random.Random(os.getpid()).randrange(len(DOMAINS)))
 
 @pytest.fixture
 def domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """A DDS domain that no other test on this machine uses now; ROS_DOMAIN_ID names it for processes that are started."""
+    """A DDS domain that no other test on this machine uses now; ROS_DOMAIN_ID tells processes that it starts."""
     folder = Path(tempfile.gettempdir()) / f"robot_rl_domains_{os.getuid()}"
     folder.mkdir(exist_ok=True)
     for _ in DOMAINS:

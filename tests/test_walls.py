@@ -50,9 +50,10 @@ class Import(NamedTuple):
 
 def files(world: str) -> dict[str, Path]:
     """Every file of a world by its name below the root. `models/` has nothing but data beside an empty module."""
-    folders = {"robot": ("robot_rl", "hardware", "hardware/bus", "models"), "sim": ("sim",),
-               "learning": ("robot_rl/learn",)}
-    return {file.relative_to(ROOT).as_posix(): file for folder in folders[world] for file in (ROOT / folder).glob("*.py")}
+    folders = {"robot": ("robot_rl", "hardware", "models"), "sim": ("sim",), "learning": ("robot_rl/learn",)}
+    found = [file for folder in folders[world] for file in sorted((ROOT / folder).rglob("*.py"))]
+    named = {file.relative_to(ROOT).as_posix(): file for file in found}
+    return {name: file for name, file in named.items() if world == "learning" or not name.startswith("robot_rl/learn/")}
 
 
 def imports(node: ast.AST, early: bool = True) -> Iterator[Import]:

@@ -93,7 +93,7 @@ def _on_robot(lines: Sequence[dict[str, Any]], figures: Mapping[str, Any], windo
     if told is not None:
         chart.rule(told, f"before: {told:.0%}")
     first = html.figure("Success rate", chart.svg("success of fine-tuning episodes against robot minutes"),
-                        "With exploration noise, thus lower than the policy alone would be.",
+                        "These episodes run with exploration noise, the ones before and after without.",
                         [("after", f"mean of the last {window} episodes"), ("dot good", "an episode: success"),
                          ("dot bad", "no success")])
     out = [first]

@@ -87,7 +87,8 @@ class Chart:
     def line(self, x: ArrayLike, y: ArrayLike, series: str, title: str = "") -> None:
         """A line (N,), broken where a value is not finite."""
         px, py = self._at(x, y)
-        commands = [f"M{_path(px[part], py[part])}" for part in _runs(np.isfinite(px) & np.isfinite(py))]
+        points = np.stack([px, py], 1)
+        commands = [f"M{_path(*thin(points[part], 0.4).T)}" for part in _runs(np.isfinite(points).all(1))]
         if commands:
             self._add(f'<path class="line {series}" d="{"".join(commands)}">{_title(title)}</path>')
 
@@ -230,9 +231,9 @@ def thin(points: np.ndarray, least: float) -> np.ndarray:
     """(N, D) points without those nearer than `least` to the one kept before; the last one always stays."""
     if len(points) < 3:
         return points
-    kept = [0]
-    for i in range(1, len(points) - 1):
-        if np.linalg.norm(points[i] - points[kept[-1]]) >= least:
+    kept, rows = [0], points.tolist()
+    for i in range(1, len(rows) - 1):
+        if math.dist(rows[i], rows[kept[-1]]) >= least:
             kept.append(i)
     return points[[*kept, len(points) - 1]]
 

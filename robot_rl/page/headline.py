@@ -99,7 +99,7 @@ def result(figures: Mapping[str, Any], runs: Runs, tracks: Tracks) -> str:
                             f"{place} {row['success_rate']:.1%}" for place, _, row in rows)),
                         "A dot is the share of episodes that ended in success; the whisker spans the success rates "
                         "that are compatible with so many episodes.")
-    left = f'<div class="wide">{table}{_verdict(rows)}{_gap(figures)}</div>'
+    left = f'<div class="wide scores">{table}{_verdict(rows)}{_gap(figures)}</div>'
     return _tiles(figures, runs, tracks) + html.columns([left, drawn])
 
 

@@ -92,7 +92,7 @@ pre { background: var(--code); border-radius: 6px; padding: 12px 14px; margin: 8
 code { font: .875em ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 ul { padding-left: 1.2em; margin: 0 0 12px; max-width: 68ch; }
 @media (max-width: 480px) { th, td { padding: 7px 9px 7px 0; } table { font-size: .8125rem; }
-  th { font-size: .8125rem; }
+  th { font-size: .8125rem; } .scores th:last-child, .scores td:last-child { display: none; }
   .numbers { grid-template-columns: 1fr 1fr; gap: 16px 20px; } }
 @media print { section, figure { break-inside: avoid; } }
 """

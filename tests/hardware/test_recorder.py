@@ -30,6 +30,7 @@ IMAGE = "sensor_msgs/msg/Image"
 TOPICS = [["joint_states", STATE, "sensor"], ["policy/info", TEXT, "latched"], ["policy/step", STEP, "events"]]
 ROOT = Path(__file__).parents[2]
 FLUSH_S = 0.5
+ARM = f"arm_{os.getpid()}"  # a namespace of its own: another run of these tests may use the same domain
 LIMITED = """
 import resource, sys
 from hardware.recorder import main
@@ -43,7 +44,7 @@ _DOMAINS = itertools.count(os.getpid() % 80 + 20)
 def bus(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bus]:
     """A bus in a domain of its own, which the recorder inherits."""
     monkeypatch.setenv("ROS_DOMAIN_ID", str(20 + next(_DOMAINS) % 80))
-    with connect("dds", "test", "arm") as bus:
+    with connect("dds", "test", ARM) as bus:
         yield bus
 
 
@@ -76,6 +77,8 @@ class Robot:
 
     def episode(self, number: int, steps: int = 20, **fields: Any) -> tuple[int, int]:
         """Run an episode with a step every 10 ms; returns the stamps of its two events."""
+        while not self.told.matched():  # else the first report would go unheard
+            time.sleep(0.005)
         start = self.events.publish(text({"event": "start", "episode": number, **fields}))
         for step in range(steps):
             self.steps.publish(messages.encode(messages.float64s([number, step], [("episode", 1), ("step", 1)])))
@@ -99,7 +102,7 @@ class Process:
     def __init__(self, out: Path, *options: str, limit: int = 0, topics: list[list[str]] = TOPICS) -> None:
         program = ["-c", LIMITED, str(limit)] if limit else ["-m", "hardware.recorder"]
         self.popen = subprocess.Popen(
-            [sys.executable, *program, "--bus", "dds", "--namespace", "arm", "--out", str(out), *options], cwd=ROOT,
+            [sys.executable, *program, "--bus", "dds", "--namespace", ARM, "--out", str(out), *options], cwd=ROOT,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert self.popen.stdin
         assert self.popen.stdout
@@ -154,17 +157,18 @@ def test_one_bag_an_episode_with_preroll(bus: Bus, tmp_path: Path) -> None:
         assert found.custom == {
             "episode": str(number), "goal": "[0.1, 0.2]", "success": "true" if number == 4 else "false",
             "recorder_end": "episode end", "recorder_dropped": "0"}
-        events = [json.loads(messages.decode(m.data, TEXT).data) for m in bag.read(folder, {"/arm/policy/episode"})]
+        events = [json.loads(messages.decode(m.data, TEXT).data) for m in bag.read(folder, {f"/{ARM}/policy/episode"})]
         assert [(event["event"], event["episode"]) for event in events] == [("start", number), ("end", number)]
-        steps = [messages.decode(m.data, STEP).data.tolist() for m in bag.read(folder, {"/arm/policy/step"})]
+        steps = [messages.decode(m.data, STEP).data.tolist() for m in bag.read(folder, {f"/{ARM}/policy/step"})]
         assert steps == [[number, step] for step in range(20)]
-        assert found.topics["/arm/policy/info"].count == 1
-        got = published(folder, "/arm/joint_states")
+        assert found.topics[f"/{ARM}/policy/info"].count == 1
+        got = published(folder, f"/{ARM}/joint_states")
         assert [stamp for stamp in robot.stamps if got[0] <= stamp <= got[-1]] == got, "no gap"
         assert 0.4e9 < start - got[0] < 0.9e9, "half a second from before the start"
         assert 0.05e9 < got[-1] - end < 0.5e9, "and a little from after the end"
         first = {message.topic: message.log_ns for message in reversed(list(bag.read(folder)))}
-        assert first["/arm/policy/episode"] - first["/arm/policy/info"] <= 0.5e9, "old, but no older than the pre-roll"
+        age = first[f"/{ARM}/policy/episode"] - first[f"/{ARM}/policy/info"]
+        assert age <= 0.5e9, "a message of long ago does not stretch the bag beyond the pre-roll"
         with AnyReader([folder]) as reader:
             assert reader.message_count == found.messages
 
@@ -180,12 +184,12 @@ def test_killed_at_any_moment(bus: Bus, tmp_path: Path) -> None:
             folder = tmp_path / f"bag_{attempt}"
             assert not bag.info(folder).closed
             assert bag.info(folder).custom["episode"] == str(attempt)
-            got = published(folder, "/arm/joint_states")
+            got = published(folder, f"/{ARM}/joint_states")
             due = [stamp for stamp in robot.stamps if got[0] <= stamp < killed - FLUSH_S * 1e9]
             assert due
             assert set(due) <= set(got), "everything older than the flush interval"
             assert bag.recover(folder).closed
-            assert published(folder, "/arm/joint_states") == got
+            assert published(folder, f"/{ARM}/joint_states") == got
 
 
 def test_full_disk_is_told_once_and_does_not_stop_the_recorder(bus: Bus, tmp_path: Path) -> None:
@@ -244,7 +248,7 @@ def test_episodes_that_follow_at_once_are_kept_apart(bus: Bus, tmp_path: Path) -
     for number, report in enumerate(reports):
         assert report["episode"] == number
         assert report["bag"] == str(tmp_path / f"episode_{number:04d}")
-        steps = [messages.decode(m.data, STEP).data.tolist() for m in bag.read(report["bag"], {"/arm/policy/step"})]
+        steps = [messages.decode(m.data, STEP).data.tolist() for m in bag.read(report["bag"], {f"/{ARM}/policy/step"})]
         assert steps == [[number, 0], [number, 1]]
 
 
@@ -264,9 +268,9 @@ def test_continuous_recording_is_split(bus: Bus, tmp_path: Path) -> None:
     assert found.closed
     assert 3 <= len(found.files) <= 6
     assert found.size > 9e6
-    assert found.topics["/arm/image_raw"].count == 10
-    assert found.topics["/arm/policy/episode"].count == 2
-    assert all(message.data == picture for message in bag.read(tmp_path / "run", {"/arm/image_raw"}))
+    assert found.topics[f"/{ARM}/image_raw"].count == 10
+    assert found.topics[f"/{ARM}/policy/episode"].count == 2
+    assert all(message.data == picture for message in bag.read(tmp_path / "run", {f"/{ARM}/image_raw"}))
     with AnyReader([tmp_path / "run"]) as reader:
         assert reader.message_count == found.messages
 

@@ -1,0 +1,95 @@
+"""What the learners' tests share: small agents, random data, and a task that needs no simulator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from robot_rl.learn import recipes
+from robot_rl.learn.agent import Agent
+from robot_rl.replay import Mixture, Replay
+
+OBS, ACTION = 3, 2
+
+
+def small(recipe: str, **configuration: Any) -> Agent:
+    """An agent that learns quickly, uncompiled unless asked otherwise."""
+    return recipes.make(recipe, OBS, ACTION, **{"hidden": (32, 32), "batch": 64, "compile": False} | configuration)
+
+
+def random_replay(steps: int = 500, seed: int = 0, obs_size: int = OBS, action_size: int = ACTION) -> Replay:
+    """Transitions between random observations; every tenth ends its episode, half of those in truncation."""
+    random = np.random.default_rng(seed)
+    replay = Replay(10_000, obs_size, action_size, seed)
+    replay.begin(random.normal(size=obs_size))
+    for step in range(steps):
+        ends = step % 10 == 9
+        terminated = ends and step % 20 == 19
+        action = random.uniform(-1, 1, action_size)
+        replay.step(action, float(random.normal()), random.normal(size=obs_size), terminated, ends and not terminated)
+        if ends:
+            replay.begin(random.normal(size=obs_size))
+    return replay
+
+
+class Corridor:
+    """A point in [-1, 1] m that moves by its action times 0.1 m a step, until it is within 0.1 m of the mark at 0.5 m.
+
+    Every step costs 1, reaching the mark terminates, 30 steps truncate. So a policy is good only if it learned, through
+    bootstrapping, how far away the end of the costs is. Observations (2,): position and a constant, as contracts have.
+    """
+
+    steps, mark, obs_size, action_size = 30, 0.5, 2, 1
+
+    def __init__(self, seed: int):
+        self.random = np.random.default_rng(seed)
+
+    def reset(self, position: float | None = None) -> np.ndarray:
+        """Start at `position`, or anywhere outside the mark."""
+        self.time = 0
+        self.position = self.mark
+        while abs(self.position - self.mark) < 0.1:
+            self.position = float(self.random.uniform(-1, 1)) if position is None else position
+        return self.observe()
+
+    def observe(self) -> np.ndarray:
+        return np.array([self.position, 1.0], np.float32)
+
+    def step(self, action: float) -> tuple[np.ndarray, float, bool, bool]:
+        """Returns the observation, the reward, terminated and truncated."""
+        self.position = float(np.clip(self.position + 0.1 * action, -1, 1))
+        self.time += 1
+        reached = abs(self.position - self.mark) < 0.1
+        return self.observe(), -1.0, reached, not reached and self.time >= self.steps
+
+
+def train(agent: Agent, steps: int, seed: int = 0, prior: Replay | None = None) -> None:
+    """The plain loop: 100 random steps, then one step and one `update` in turn."""
+    task, random = Corridor(seed), np.random.default_rng(seed)
+    replay = Replay(steps + steps // 2 + 2, task.obs_size, task.action_size, seed)
+    data = replay if prior is None else Mixture(prior, replay, 0.5)
+    obs = task.reset()
+    replay.begin(obs)
+    for step in range(steps):
+        action = random.uniform(-1, 1, 1) if step < 100 else agent.act(obs[None])[0][0]
+        obs, reward, terminated, truncated = task.step(float(action[0]))
+        replay.step(action, reward, obs, terminated, truncated)
+        if terminated or truncated:
+            obs = task.reset()
+            replay.begin(obs)
+        if step >= 100:
+            agent.update(data)
+
+
+def mean_cost(agent: Agent) -> float:
+    """Steps to the mark without noise, on average over starts along the corridor; at best 5.5, at worst 30."""
+    task = Corridor(0)
+    starts, total = [x for x in np.linspace(-1, 1, 21) if abs(x - task.mark) > 0.1], 0.0
+    for start in starts:
+        obs, ended = task.reset(float(start)), False
+        while not ended:
+            action, _ = agent.act(obs[None], explore=False)
+            obs, reward, terminated, truncated = task.step(float(action[0, 0]))
+            total, ended = total - reward, terminated or truncated
+    return total / len(starts)

@@ -1,0 +1,76 @@
+"""The exported file against the module it came from, for every recipe, and what happens when they differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robot_rl.learn import recipes
+from robot_rl.learn.export import TOLERANCE, ExportError, export, weights_hash
+from tests.learn.cases import ACTION, OBS, random_replay, small
+
+
+@pytest.mark.parametrize("recipe", list(recipes.RECIPES))
+def test_file_does_what_the_policy_does(recipe: str, tmp_path: Path) -> None:
+    path, replay = tmp_path / "policy.onnx", random_replay()
+    for seed in (0, 1):  # the second export reuses the traced graph with other weights
+        agent = small(recipe, seed=seed)
+        for _ in range(3):
+            agent.update(replay)
+        policy = agent.policy()
+        examples = replay.sample(50)["obs"] * 3
+        difference = export(policy, OBS, ACTION, '{"seed": 1}', path, examples)
+        assert difference <= TOLERANCE
+        session = onnxruntime.InferenceSession(path)
+        assert [(one.name, one.type) for one in session.get_inputs()] == [("obs", "tensor(float)"), ("noise", "tensor(float)")]
+        assert [one.name for one in session.get_outputs()] == ["action"]
+        for count in (1, 3, 50):
+            noise = np.random.default_rng(count).normal(size=(count, ACTION)).astype(np.float32)
+            (action,) = session.run(None, {"obs": examples[:count], "noise": noise})
+            expected = policy(torch.as_tensor(examples[:count]), torch.as_tensor(noise)).numpy()
+            np.testing.assert_allclose(action, expected, atol=TOLERANCE)
+        metadata = session.get_modelmeta().custom_metadata_map
+        assert metadata["robot_rl"] == '{"seed": 1}' and metadata["sha256"] == weights_hash(policy)
+    assert [file.name for file in tmp_path.iterdir()] == ["policy.onnx"]
+
+
+def test_the_file_is_one_that_older_runtimes_read(tmp_path: Path) -> None:
+    export(small("sac").policy(), OBS, ACTION, "{}", tmp_path / "policy.onnx")
+    model = onnx.load(tmp_path / "policy.onnx")
+    onnx.checker.check_model(model)
+    assert model.ir_version <= 10 and [one.version for one in model.opset_import if one.domain == ""] == [18]
+
+
+class Fickle(nn.Module):
+    """Does something else each time it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(1))
+
+    def forward(self, obs: Tensor, noise: Tensor) -> Tensor:
+        if not torch.compiler.is_exporting():
+            self.count += 1
+        return noise * 0.0 + obs.sum(1, keepdim=True) * 0.0 + self.count
+
+
+def test_a_difference_is_an_error_and_the_old_file_stays(tmp_path: Path) -> None:
+    path = tmp_path / "policy.onnx"
+    path.write_bytes(b"old")
+    with pytest.raises(ExportError, match=r"policy\.onnx.*differ by"):
+        export(Fickle(), OBS, ACTION, "{}", path)
+    assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_weights_that_are_not_numbers_are_an_error(tmp_path: Path) -> None:
+    policy = small("sac").policy()
+    policy.mean.bias.fill_(float("nan"))
+    with pytest.raises(ExportError, match="inf"):
+        export(policy, OBS, ACTION, "{}", tmp_path / "policy.onnx")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,67 @@
+"""Every recipe learns a task whose costs end only far ahead, and would not if target, entropy or discount were broken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from robot_rl.learn import agent as agent_module
+from robot_rl.learn import recipes
+from robot_rl.learn.agent import Agent
+from robot_rl.learn.objectives import Temperature
+from robot_rl.replay import Batch, Replay
+from tests.learn.cases import Corridor, mean_cost, train
+
+GOOD, STEPS = 9.0, 500
+
+
+def learner(recipe: str, seed: int) -> Agent:
+    configuration = {"hidden": (32, 32), "batch": 64, "lr": 3e-3, "tau": 0.05, "discount": 0.9, "temperature": 0.1}
+    return recipes.make(
+        recipe, Corridor.obs_size, Corridor.action_size, seed=seed, compile=False, updates_per_step=2, **configuration
+    )
+
+
+def entropy(agent: Agent) -> float:
+    """Of the policy, in nats, over observations along the corridor."""
+    obs = torch.stack((torch.linspace(-1, 1, 256), torch.ones(256)), 1)
+    noise = torch.randn(256, 1, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return -float(agent.actor.sample(agent.latent(obs), noise)[1].mean())
+
+
+@pytest.mark.parametrize("recipe", list(recipes.RECIPES))
+def test_learns_the_corridor(recipe: str) -> None:
+    agent = learner(recipe, seed=0)
+    train(agent, STEPS)
+    assert mean_cost(agent) < GOOD
+
+
+def no_target(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(agent_module, "follow", lambda target, source, tau: None)
+
+
+def entropy_upside_down(patch: pytest.MonkeyPatch) -> None:
+    right = Temperature.loss
+    patch.setattr(Temperature, "loss", lambda self, log_density: -right(self, log_density))
+
+
+def changed_discount(patch: pytest.MonkeyPatch, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    right = Replay.sample
+
+    def sample(self: Replay, batch: int, horizon: int = 1, n_step: int = 1, discount: float = 0.99) -> Batch:
+        sampled = right(self, batch, horizon, n_step, discount)
+        return sampled | {"discount": change(sampled["discount"])}
+
+    patch.setattr(Replay, "sample", sample)
+
+
+def beyond_the_end(patch: pytest.MonkeyPatch) -> None:
+    changed_discount(patch, lambda discount: np.full_like(discount, discount.max()))
+
+
+def short_sighted(patch: pytest.MonkeyPatch) -> None:
+    changed_discount(patch, np.zeros_like)

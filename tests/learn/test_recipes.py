@@ -1,0 +1,210 @@
+"""Every recipe, swept: shapes, finiteness, seeds, a falling loss, resuming, acting as exported, compiled as eager."""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from robot_rl.learn import compiled, recipes
+from robot_rl.learn.agent import Agent
+from robot_rl.replay import Batch, Mixture, Replay
+from tests.learn.cases import ACTION, OBS, random_replay, small
+
+every_recipe = pytest.mark.parametrize("recipe", list(recipes.RECIPES))
+
+
+class OneBatch:
+    """The same batch each time."""
+
+    def __init__(self, batch: Batch):
+        self.batch = batch
+
+    def sample(self, batch: int, horizon: int = 1, n_step: int = 1, discount: float = 0.99) -> Batch:
+        return self.batch
+
+    def __len__(self) -> int:
+        return len(self.batch["reward"])
+
+
+def learn(agent: Agent, updates: int, replay: Replay | None = None) -> dict[str, float]:
+    replay = random_replay() if replay is None else replay
+    metrics: dict[str, torch.Tensor] = {}
+    for _ in range(updates):
+        metrics = agent.update(replay)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def weights(agent: Agent) -> torch.Tensor:
+    return torch.cat([value.flatten().float() for value in agent.modules.state_dict().values()])
+
+
+@every_recipe
+def test_shapes_and_finiteness(recipe: str) -> None:
+    agent = small(recipe)
+    metrics = learn(agent, 5)
+    assert {"critic/loss", "actor/loss", "actor/entropy", "actor/temperature"} <= set(metrics)
+    assert all(np.isfinite(value) for value in metrics.values()) and torch.isfinite(weights(agent)).all()
+    assert agent.updates == 5 * recipes.options(recipe)["updates_per_step"]
+    for count in (1, 7):
+        for explore in (False, True):
+            action, carry = agent.act(np.zeros((count, OBS), np.float32), explore=explore)
+            assert action.shape == (count, ACTION) and action.dtype == np.float32 and carry is None
+            assert (np.abs(action) <= 1).all()
+
+
+@every_recipe
+def test_loss_falls_on_a_fixed_batch(recipe: str) -> None:
+    agent = small(recipe, lr=1e-3)
+    batch = OneBatch(random_replay().sample(64))
+    batch.batch["discount"] = np.zeros(64, np.float32)  # the target then is the reward, which stays
+    first = float(agent.update(batch)["critic/loss"])
+    for _ in range(200):
+        last = float(agent.update(batch)["critic/loss"])
+    assert last < 0.5 * first
+
+
+@every_recipe
+def test_same_seed_same_weights(recipe: str) -> None:
+    results = []
+    for seed in (3, 3, 4):
+        agent = small(recipe, seed=seed)
+        learn(agent, 4)
+        results.append((weights(agent), agent.act(np.ones((2, OBS), np.float32))[0]))
+    assert torch.equal(results[0][0], results[1][0]) and np.array_equal(results[0][1], results[1][1])
+    assert not torch.equal(results[0][0], results[2][0])
+
+
+@every_recipe
+def test_saved_loaded_and_continued_equals_never_stopped(recipe: str) -> None:
+    straight, replay = small(recipe, seed=1), random_replay()
+    learn(straight, 3, replay)
+    straight.act(np.ones((1, OBS), np.float32))
+    file = io.BytesIO()
+    torch.save({"agent": straight.state_dict(), "replay": replay.state_dict()["counters"].tolist()}, file)
+    kept = {key: value.copy() for key, value in replay.state_dict().items()}
+    resumed, again = small(recipe, seed=9), Replay(10_000, OBS, ACTION)
+    file.seek(0)
+    resumed.load_state_dict(torch.load(file, weights_only=True)["agent"])
+    again.load_state_dict(kept)
+    for agent, data in ((straight, replay), (resumed, again)):
+        learn(agent, 3, data)
+    assert torch.equal(weights(straight), weights(resumed)) and straight.updates == resumed.updates
+    obs = np.ones((4, OBS), np.float32)
+    assert np.array_equal(straight.act(obs)[0], resumed.act(obs)[0])
+
+
+@every_recipe
+def test_a_checkpoint_of_another_agent_is_refused(recipe: str) -> None:
+    other = next(name for name in recipes.RECIPES if name != recipe)
+    for stranger in (small(recipe, hidden=(16, 16)), small(other), small(recipe, normalize=False)):
+        with pytest.raises((RuntimeError, ValueError), match="size|shape|key|Key"):
+            small(recipe).load_state_dict(stranger.state_dict())
+
+
+@every_recipe
+def test_acting_and_the_policy_are_the_same_function(recipe: str) -> None:
+    agent = small(recipe)
+    learn(agent, 3)
+    policy, obs = agent.policy(), np.random.default_rng(0).normal(size=(6, OBS)).astype(np.float32)
+    action, _ = agent.act(obs, explore=False)
+    expected = policy(torch.as_tensor(obs), torch.zeros(6, ACTION)).numpy()
+    np.testing.assert_allclose(action, expected, atol=1e-6)
+    noise = torch.randn(6, ACTION, generator=copy_of(agent.generator))
+    action, _ = agent.act(obs, explore=True)
+    np.testing.assert_allclose(action, policy(torch.as_tensor(obs), noise).numpy(), atol=1e-6)
+
+
+def copy_of(generator: torch.Generator) -> torch.Generator:
+    twin = torch.Generator()
+    twin.set_state(generator.get_state())
+    return twin
+
+
+@every_recipe
+def test_a_policy_is_frozen(recipe: str) -> None:
+    agent = small(recipe)
+    policy, obs = agent.policy(), torch.ones(1, OBS)
+    before = policy(obs, torch.zeros(1, ACTION))
+    learn(agent, 3)
+    assert torch.equal(policy(obs, torch.zeros(1, ACTION)), before)
+    assert not any(parameter.requires_grad for parameter in policy.parameters())
+
+
+@every_recipe
+def test_actor_period_and_updates_per_step(recipe: str) -> None:
+    agent = small(recipe, updates_per_step=4, actor_period=2)
+    calls: list[str] = []
+    agent._critic_only = lambda *args: calls.append("critic") or {}  # type: ignore[func-returns-value]
+    agent._both = lambda *args: calls.append("both") or {}  # type: ignore[func-returns-value]
+    agent.update(random_replay())
+    assert calls == ["critic", "both"] * 2 and agent.updates == 4
+
+
+@every_recipe
+def test_prior_data_and_several_steps(recipe: str) -> None:
+    agent = small(recipe, n_step=3, batch=10)
+    metrics = agent.update(Mixture(random_replay(seed=1), random_replay(seed=2), 0.5))
+    assert all(torch.isfinite(value) for value in metrics.values())
+
+
+@every_recipe
+def test_bfloat16_learns_about_the_same(recipe: str) -> None:
+    exact, rough = (small(recipe, dtype=dtype) for dtype in ("float32", "bfloat16"))
+    for agent in (exact, rough):
+        learn(agent, 5)
+    difference = (weights(exact) - weights(rough)).abs().max()
+    assert 0 < difference < 0.01
+
+
+def test_unknown_names_are_answered_with_the_choices() -> None:
+    with pytest.raises(ValueError, match="'sca'.*sac, rlpd"):
+        recipes.make("sca", OBS, ACTION)
+    with pytest.raises(ValueError, match="no option lrate.*discount"):
+        recipes.make("sac", OBS, ACTION, lrate=1)
+
+
+def test_configuration_is_the_keyword_arguments() -> None:
+    assert recipes.options("sac")["lr"] == 3e-4 and recipes.options("rlpd")["critics"] == 10
+    assert "obs_size" not in recipes.options("sac")
+
+
+def test_target_entropy_defaults() -> None:
+    assert small("sac").temperature.target_entropy == -ACTION
+    assert small("rlpd").temperature.target_entropy == -ACTION / 2
+    assert small("rlpd", target_entropy=-0.1).temperature.target_entropy == -0.1
+
+
+def test_without_a_compiler_it_learns_uncompiled_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.warns(UserWarning, match=r"uncompiled.*g\+\+") as caught:
+        agent = small("sac", compile=None)
+    assert len(caught) == 1
+    assert np.isfinite(learn(agent, 1)["critic/loss"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(compiled.missing_tools()), reason=f"cannot compile: {compiled.missing_tools()}")
+@every_recipe
+def test_compiled_learns_as_uncompiled_does(recipe: str) -> None:
+    options: dict[str, Any] = {"dtype": "float32", "updates_per_step": 2, "actor_period": 2}
+    plain, fast = small(recipe, **options), small(recipe, compile=True, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # a failed compilation only warns
+        for agent in (plain, fast):
+            learn(agent, 3)
+    torch.testing.assert_close(weights(plain), weights(fast), rtol=1e-3, atol=1e-4)
+    obs = np.ones((2, OBS), np.float32)
+    np.testing.assert_allclose(plain.act(obs)[0], fast.act(obs)[0], atol=1e-3)
+    frozen = copy.deepcopy(fast.state_dict())
+    learn(fast, 2, random_replay(seed=3))
+    after = weights(fast)
+    fast.load_state_dict(frozen)  # in place: the compiled steps go on with it
+    learn(fast, 2, random_replay(seed=3))
+    assert torch.equal(weights(fast), after)

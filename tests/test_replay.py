@@ -1,0 +1,190 @@
+"""Replay against a plain list of segments, with observations that say which segment and step they are from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from robot_rl.replay import ONLINE, PRIOR, Mixture, Replay
+
+DISCOUNT = 0.9
+BEGIN, STEP, TERMINATE, TRUNCATE = "begin", "step", "terminate", "truncate"
+
+
+class Story:
+    """What was put into a replay, kept as lists: `rows` of (segment, step), the rewards and the end of each segment."""
+
+    def __init__(self, capacity: int, seed: int = 0):
+        self.replay = Replay(capacity, obs_size=2, action_size=1, seed=seed)
+        self.rows: list[tuple[int, int]] = []
+        self.rewards: dict[int, list[float]] = {}
+        self.terminated: set[int] = set()
+        self.open = False
+
+    def tell(self, event: str) -> None:
+        """Add an event; a step outside a segment begins one."""
+        if event == BEGIN or not self.open:
+            segment = len(self.rewards)
+            if self.open and not self.rewards[segment - 1]:
+                self.rows.pop()  # no step was taken from the beginning before
+            self.rewards[segment] = []
+            self.replay.begin(np.array([segment, 0.0]))
+            self.rows.append((segment, 0))
+            self.open = True
+        if event != BEGIN:
+            segment, step = self.rows[-1]
+            reward = 1.0 + segment + 0.01 * step
+            self.rewards[segment].append(reward)
+            ends = event == TERMINATE, event == TRUNCATE
+            self.replay.step(np.array([segment + 0.001 * step]), reward, np.array([segment, step + 1.0]), *ends)
+            self.rows.append((segment, step + 1))
+            self.terminated |= {segment} if ends[0] else set()
+            self.open = not any(ends)
+
+    def held(self) -> set[tuple[int, int]]:
+        """The (segment, step) that a step was taken from and whose row is among the newest `capacity`."""
+        return {(g, t) for g, t in self.rows[-self.replay.capacity :] if t < len(self.rewards[g])}
+
+    def expected(self, segment: int, step: int, n_step: int) -> tuple[float, float, list[float]]:
+        """reward, discount and next_obs of a step, straight from the lists."""
+        end = len(self.rewards[segment])
+        count = min(n_step, end - step)
+        reward = sum(DISCOUNT**j * self.rewards[segment][step + j] for j in range(count))
+        dead = segment in self.terminated and step + count == end
+        return reward, 0.0 if dead else DISCOUNT**count, [segment, step + count]
+
+
+stories = st.lists(st.sampled_from([BEGIN, STEP, STEP, STEP, STEP, TERMINATE, TRUNCATE]), min_size=1, max_size=60)
+
+
+@settings(max_examples=150, deadline=None)
+@given(events=stories, capacity=st.integers(2, 25), n_step=st.integers(1, 5), horizon=st.integers(1, 4))
+def test_samples_are_what_was_put_in(events: list[str], capacity: int, n_step: int, horizon: int) -> None:
+    story = Story(capacity)
+    seen: dict[int, tuple[int, int]] = {}
+    for event in events:
+        story.tell(event)
+        assert len(story.replay) == len(story.held())
+        if not len(story.replay):
+            with pytest.raises(RuntimeError, match="nothing to sample"):
+                story.replay.sample(1)
+            continue
+        batch = story.replay.sample(8, horizon, n_step, DISCOUNT)
+        if horizon == 1:
+            batch = {key: value[:, None] for key, value in batch.items()}
+        for row in range(8):
+            segment, start = (int(value) for value in batch["obs"][row, 0])
+            assert (segment, start) in story.held()
+            for time in range(horizon):
+                entry = {key: value[row, time] for key, value in batch.items()}
+                check_entry(story, entry, segment, start + time, n_step)
+                if entry["weight"]:
+                    assert seen.setdefault(int(entry["index"]), (segment, start + time)) == (segment, start + time)
+
+
+def check_entry(story: Story, entry: dict[str, np.ndarray], segment: int, step: int, n_step: int) -> None:
+    end = len(story.rewards[segment])
+    if step >= end:  # past the segment's end: weightless, and never another segment's data
+        assert entry["weight"] == entry["reward"] == entry["discount"] == 0
+        assert entry["obs"].tolist() == entry["next_obs"].tolist() == [segment, end]
+        return
+    reward, discount, next_obs = story.expected(segment, step, n_step)
+    assert entry["weight"] == 1 and entry["source"] == ONLINE
+    assert entry["obs"].tolist() == [segment, step] and entry["next_obs"].tolist() == next_obs
+    np.testing.assert_allclose(entry["action"], [segment + 0.001 * step], rtol=1e-6)
+    np.testing.assert_allclose([entry["reward"], entry["discount"]], [reward, discount], rtol=1e-5)
+
+
+def test_every_held_step_is_drawn_evenly() -> None:
+    story = Story(20)
+    for event in [STEP, STEP, TRUNCATE, STEP, TERMINATE, STEP, STEP, STEP, STEP, TRUNCATE, BEGIN, STEP] * 3:
+        story.tell(event)
+    drawn = story.replay.sample(40_000)["obs"]
+    steps, counts = np.unique(drawn, axis=0, return_counts=True)
+    assert {(int(g), int(t)) for g, t in steps} == story.held()
+    np.testing.assert_allclose(counts, 40_000 / len(story.held()), rtol=0.1)
+
+
+@pytest.mark.parametrize("events", [[STEP] * 7, [STEP] * 30, [STEP, TERMINATE] * 9, [STEP, TRUNCATE, BEGIN, BEGIN] * 5])
+@pytest.mark.parametrize("larger", [0, 13])
+def test_saved_and_loaded_continues_as_if_never_stopped(events: list[str], larger: int) -> None:
+    story, other = Story(11), Replay(11 + larger, 2, 1, seed=5)
+    for event in events:
+        story.tell(event)
+    story.replay.sample(3)
+    state = story.replay.state_dict()
+    assert len(state["rows"]) == min(len(story.rows), 11)
+    other.load_state_dict(state)
+    going_on = story.replay, other
+    for number in range(20):
+        if not story.open:
+            for replay in going_on:
+                replay.begin(np.array([99.0, number]))
+            story.open = True
+        if larger and len(other) > len(story.replay):
+            break  # the larger ring keeps more from here on
+        batches = [replay.sample(16, 2, 3) for replay in going_on if len(replay)]
+        assert all(np.array_equal(batches[0][key], batches[-1][key]) for key in batches[0])
+        for replay in going_on:
+            replay.step(np.array([0.5]), 1.0, np.array([99.0, number + 1]), number % 5 == 4, False)
+        story.open = number % 5 != 4
+
+
+def test_a_smaller_or_different_memory_refuses_the_state() -> None:
+    story = Story(11)
+    for _ in range(30):
+        story.tell(STEP)
+    for replay in (Replay(10, 2, 1), Replay(11, 3, 1)):
+        with pytest.raises(ValueError, match=r"\(11, 6\)"):
+            replay.load_state_dict(story.replay.state_dict())
+
+
+def test_a_step_after_the_end_needs_a_beginning() -> None:
+    replay = Replay(10, 2, 1)
+    with pytest.raises(RuntimeError, match="begin"):
+        replay.step(np.zeros(1), 0.0, np.zeros(2), False, False)
+    replay.begin(np.zeros(2))
+    replay.step(np.zeros(1), 0.0, np.zeros(2), False, True)
+    with pytest.raises(RuntimeError, match="begin"):
+        replay.step(np.zeros(1), 0.0, np.zeros(2), False, False)
+
+
+def filled(segment: float, steps: int) -> Replay:
+    replay = Replay(100, 2, 1, seed=int(segment))
+    replay.begin(np.array([segment, 0.0]))
+    for step in range(steps):
+        replay.step(np.zeros(1), 0.0, np.array([segment, step + 1.0]), False, False)
+    return replay
+
+
+@settings(deadline=None)
+@given(batch=st.integers(1, 64), ratio=st.sampled_from([0.0, 0.25, 0.5, 0.9, 1.0]), horizon=st.integers(1, 3))
+def test_mixture_keeps_its_ratio_and_tells_the_source(batch: int, ratio: float, horizon: int) -> None:
+    mixture = Mixture(filled(7, 9), filled(3, 5), ratio)
+    sample = mixture.sample(batch, horizon, 2)
+    segment = sample["obs"][..., 0]
+    assert len(mixture) == 14 and len(segment) == batch
+    assert np.array_equal(np.where(sample["source"] == PRIOR, 7, 3), segment)
+    assert abs((segment == 7).reshape(batch, -1)[:, 0].sum() - batch * ratio) <= 0.5
+
+
+@pytest.mark.parametrize("ratio, prior, online", [(0.5, 9, 0), (0.5, 0, 9), (0.0, 0, 9), (1.0, 9, 0)])
+def test_mixture_with_one_side_empty(ratio: float, prior: int, online: int) -> None:
+    sample = Mixture(filled(7, prior), filled(3, online), ratio).sample(10)
+    assert (sample["obs"][:, 0] == (7 if prior else 3)).all()
+
+
+def test_mixture_asked_for_only_prior_data_says_when_there_is_none() -> None:
+    with pytest.raises(RuntimeError, match="nothing to sample"):
+        Mixture(filled(7, 0), filled(3, 9), 1.0).sample(4)
+    with pytest.raises(ValueError, match="ratio"):
+        Mixture(filled(7, 1), filled(3, 1), 1.5)
+
+
+def test_a_step_costs_one_row() -> None:
+    replay = Replay(1000, obs_size=17, action_size=6)
+    assert replay.state_dict()["rows"].size == 0
+    per_step = (replay._rows.nbytes + replay._starts.nbytes) / replay.capacity
+    assert per_step <= 4 * (17 + 6 + 3) + 8

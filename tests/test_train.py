@@ -1,0 +1,198 @@
+"""The training loop: a counting environment proves that loop, replay and resets line up; a run continues exactly."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+from robot_rl.collect import Collector
+from robot_rl.evaluate import evaluate, summary, wilson
+from robot_rl.log import Log, read_lines
+from robot_rl.replay import Replay
+from robot_rl.train import Plan, Training, discount_for
+
+LENGTH = 7
+
+
+class Counting(gymnasium.Env):
+    """Observation (episode seed, step); every third episode terminates, the others are cut off."""
+
+    def __init__(self) -> None:
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        self.action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+        self.episode = -1
+
+    def reset(self, *, seed=None, options=None):
+        assert seed is not None
+        self.episode, self.count = self.episode + 1, 0
+        return self._observation(), {}
+
+    def step(self, action):
+        self.count += 1
+        last = self.count == LENGTH
+        ends = last and self.episode % 3 == 0
+        info = {"action": np.array([self.count / 100]), "success": ends}
+        return self._observation(), 10.0 * self.episode + self.count, ends, last and not ends, info
+
+    def _observation(self):
+        return np.array([self.episode, self.count], np.float32)
+
+
+class CheckingAgent:
+    """Acts with the count it should see, and checks every batch it is given."""
+
+    def __init__(self) -> None:
+        self.acted = self.learned = 0
+
+    def act(self, obs: np.ndarray, carry: Any = None, explore: bool = True):
+        assert obs.shape == (1, 2)
+        assert obs[0, 1] == self.acted % LENGTH or not explore
+        self.acted += explore
+        return np.zeros((1, 1), np.float32), carry
+
+    def update(self, data: Any) -> dict[str, float]:
+        batch = data.sample(32, discount=0.9)
+        episode, step = batch["obs"].T
+        np.testing.assert_array_equal(batch["next_obs"], np.stack([episode, step + 1], 1))
+        np.testing.assert_allclose(batch["action"][:, 0], (step + 1) / 100, rtol=1e-6)  # the sent action, not the asked
+        np.testing.assert_allclose(batch["reward"], 10 * episode + step + 1)
+        ended = (step == LENGTH - 1) & (episode % 3 == 0)
+        np.testing.assert_allclose(batch["discount"], np.where(ended, 0.0, 0.9), rtol=1e-6)
+        self.learned += 1
+        return {"learned": float(self.learned)}
+
+    def state_dict(self):
+        return {"acted": self.acted, "learned": self.learned}
+
+    def load_state_dict(self, state):
+        self.acted, self.learned = state["acted"], state["learned"]
+
+
+def training(folder: Path, agent: Any, steps: int = 200, save: Any = lambda state: None) -> Training:
+    replay = Replay(80, 2, 1)  # smaller than the run: the ring goes round
+    collector = Collector(Counting(), agent, replay, seed=3, random_steps=0)
+    plan = Plan(steps, learn_after=20, evaluate_every=1000, evaluation_episodes=2, checkpoint_every=50, log_every=50)
+    return Training(collector, agent, Counting(), plan, Log(folder), save)
+
+
+def test_every_batch_is_the_right_one(tmp_path: Path) -> None:
+    agent = CheckingAgent()
+    figures = training(tmp_path, agent).run()
+    assert figures["steps"] == 203  # to the end of the episode
+    assert agent.learned == 203 - 19
+    assert agent.acted == 203
+
+
+def test_checkpoints_fall_between_episodes(tmp_path: Path) -> None:
+    saved: list[dict[str, Any]] = []
+    training(tmp_path, CheckingAgent(), save=saved.append).run()
+    assert [s["collector"]["steps"] for s in saved] == [56, 112, 168, 203]
+    assert all(s["collector"]["steps"] % LENGTH == 0 for s in saved)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_a_message(tmp_path: Path) -> None:
+    class Broken(CheckingAgent):
+        def update(self, data):
+            return {"loss": float("nan")}
+    with pytest.raises(FloatingPointError, match=r"train/loss.*checkpoint is intact"):
+        training(tmp_path, Broken()).run()
+
+
+def test_evaluation_uses_fixed_seeds_and_gives_intervals() -> None:
+    figures = evaluate(Counting(), lambda o: np.zeros(1), 6, seed=1, show=False)
+    assert figures["episodes"] == 6
+    assert figures["success_rate"] == pytest.approx(2 / 6)
+    assert figures["success_ci95"] == pytest.approx([0.0968, 0.7000], abs=1e-3)
+    assert figures["return_mean"] == pytest.approx(np.mean([7 * 10 * k + 28 for k in range(6)]))
+
+
+def test_wilson_by_hand() -> None:
+    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert wilson(9, 10) == pytest.approx((0.5958, 0.9821), abs=1e-4)
+    assert wilson(0, 0) == (0.0, 1.0)
+    assert summary([1.0], [None])["success_rate"] is None
+
+
+def test_discount_suits_the_episode() -> None:
+    assert [discount_for(n) for n in (60, 500, 1000, 10_000, 0)] == pytest.approx([0.95, 0.99, 0.995, 0.995, 0.99])
+
+
+def test_metrics_after_the_checkpoint_are_dropped_on_resume(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    for step in (10, 20, 30):
+        log.write(step, {"x": step})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 40, "x"')  # a crash in the middle of a line
+    Log(tmp_path, step=20).close()
+    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [10, 20]
+
+
+ARGUMENTS = ["train", "so101-reach", "--steps", "900", "--learn-after", "300", "--evaluate-every", "100000",
+             "--evaluation-episodes", "2", "--checkpoint-every", "300", "--threads", "1", "--set", "hidden=[32,32]",
+             "--set", "batch=32", "--set", "compile=false", "--json"]
+
+
+def robot_rl(*arguments: object) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", "robot_rl.cli", *map(str, arguments)], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True)
+
+
+def test_a_run_killed_at_any_time_continues_bit_for_bit(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    whole = robot_rl(*ARGUMENTS, "--out", tmp_path / "whole")
+    broken = robot_rl(*ARGUMENTS, "--out", tmp_path / "broken")
+    end = time.monotonic() + 120
+    while not (tmp_path / "broken" / "checkpoint.pt").exists():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    time.sleep(0.7)
+    os.kill(broken.pid, signal.SIGKILL)
+    broken.wait()
+    resumed = robot_rl("train", "--resume", tmp_path / "broken", "--threads", "1", "--json")
+    results = []
+    for process in (whole, resumed):
+        out, err = process.communicate(timeout=200)
+        assert process.returncode == 0, err
+        results.append(json.loads(out.splitlines()[-1]))
+    assert results[0]["return_mean"] == results[1]["return_mean"]
+    states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "broken")]
+    for key, value in states[0]["agent"]["modules"].items():
+        assert torch.equal(value, states[1]["agent"]["modules"][key]), key
+
+
+def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    process = robot_rl(*ARGUMENTS, "--out", tmp_path)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "holds a run already" in err
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["train", "so101-reach", "--recipe", "ppo"], "no recipe is named 'ppo'; there are sac, rlpd"),
+    (["train", "so101-reach", "--set", "lerning=1"], "NAME one of"),
+    (["train", "gym:CartPole-v1"], "only bounded boxes"),
+    (["train", "dmc:cheetah-rum"], "cheetah-run"),
+    (["export", "/nowhere"], "is not a run"),
+    (["eval", "nowhere.onnx"], "cannot be read"),
+    (["sim-robot", "so102"], "robots that come with the package"),
+    (["sim-robot", "so101", "--gap", "mass=1"], "payload"),
+    (["finetune", "/nowhere", "--robot", "so101"], "is not a run"),
+])
+def test_bad_input_is_one_clear_line(arguments: list[str], words: str, tmp_path: Path) -> None:
+    process = robot_rl(*arguments, *(["--out", str(tmp_path / "run")] if arguments[0] == "train" else []))
+    _, err = process.communicate(timeout=90)
+    assert process.returncode == 2
+    assert words in err
+    assert "Traceback" not in err
