@@ -102,7 +102,7 @@ def _robot(spec: bytes, kind: str, domain: int, ready: Any) -> None:
             for sensor, publisher in pubs:
                 message = (messages.joint_state(stamp, robot.names, rest, 0 * rest, 0 * rest)
                            if sensor.type == JOINT_STATE else
-                           messages.pose_stamped(stamp, sensor.frame, np.array([0.2, 0, 0.2]), np.array([0, 0, 0, 1.0])))
+                           messages.pose_stamped(stamp, sensor.frame, (0.2, 0.0, 0.2), (0.0, 0.0, 0.0, 1.0)))
                 publisher.publish(messages.encode(message))
 
 

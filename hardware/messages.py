@@ -3,17 +3,22 @@
 Layouts come from rosbags; the ones it lacks are registered here and nowhere else. Arrays inside messages are numpy.
 Units and frames are ROS's (REP 103): SI, quaternions x, y, z, w. MuJoCo's w, x, y, z is converted here only.
 """
+
 from __future__ import annotations
 
+import copy
+import sys
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from rosbags.interfaces import Nodetype
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 NANO = 1_000_000_000
+VIEWED = 4096  # bytes; rosbags copies bytes before it reads, which only small messages can afford
 
 # Layouts of the ros2_control and std_srvs packages that rosbags does not ship.
 LAYOUTS = {
@@ -24,7 +29,10 @@ LAYOUTS = {
     "control_msgs/msg/Keys": "std_msgs/Header header\nstring[] keys\n",
     "control_msgs/msg/Float64Values": "std_msgs/Header header\nfloat64[] values\n",
 }
-SERVICE_LAYOUTS = {"std_srvs/srv/Trigger_Request": "", "std_srvs/srv/Trigger_Response": "bool success\nstring message\n"}
+SERVICE_LAYOUTS = {
+    "std_srvs/srv/Trigger_Request": "",
+    "std_srvs/srv/Trigger_Response": "bool success\nstring message\n",
+}
 
 
 def _typestore() -> Any:
@@ -49,29 +57,58 @@ def layout(type: str) -> list[tuple[str, Any]]:
 
 
 def new(type: str, **fields: Any) -> Any:
-    """A message of a type from its fields, arrays as numpy of the field's width."""
-    layout(type)
-    return STORE.types[type](**fields)
+    """A message of a type from all its fields; numeric arrays become numpy of the field's width."""
+    made, widths = _maker(type)
+    for field, width in widths.items():
+        if field in fields:
+            fields[field] = np.ascontiguousarray(fields[field], width)
+    return made(**fields)
+
+
+@cache
+def _maker(type: str) -> tuple[Any, dict[str, str]]:
+    """The class of a type and the numpy widths of its numeric arrays: rosbags would write others as they lie."""
+    widths = {}
+    for field, (kind, detail) in layout(type):
+        if kind in (Nodetype.ARRAY, Nodetype.SEQUENCE) and detail[0][0] == Nodetype.BASE:
+            name = detail[0][1][0]
+            widths[field] = {"byte": "uint8", "char": "uint8"}.get(name, name)
+    widths = {field: name for field, name in widths.items() if name != "string"}
+    return STORE.types[type], widths
 
 
 def encode(message: Any) -> bytes:
     """CDR bytes (encapsulation header first, little-endian on little-endian machines)."""
-    return bytes(STORE.serialize_cdr(message, message.__msgtype__))
+    type = message.__msgtype__
+    octets = _last_octets(type)
+    if octets is None or len(getattr(message, octets)) < VIEWED:
+        return bytes(STORE.serialize_cdr(message, type))
+    head, data = copy.copy(message), np.ascontiguousarray(getattr(message, octets), np.uint8)
+    setattr(head, octets, data[:0])
+    count = len(data).to_bytes(4, sys.byteorder)
+    return b"".join((STORE.serialize_cdr(head, type)[:-4], count, data.data))  # copied once; else it would be twice
+
+
+@cache
+def _last_octets(type: str) -> str | None:
+    """The last field of a type when it is uint8[], as in images: its bytes then end the CDR as they are."""
+    field, description = layout(type)[-1]
+    return field if description == (Nodetype.SEQUENCE, ((Nodetype.BASE, ("uint8", 0)), 0)) else None
 
 
 def decode(data: bytes, type: str) -> Any:
     """The message in CDR bytes; numeric arrays are read-only views of them."""
-    return STORE.deserialize_cdr(data, type)
+    return STORE.deserialize_cdr(data if len(data) < VIEWED else memoryview(data), type)
 
 
-@lru_cache(maxsize=None)
+@cache
 def type_hash(type: str) -> str:
     """REP 2011 hash of a type, 'RIHS01_' and 64 hex digits."""
     layout(type)
     return str(STORE.hash_rihs01(type))
 
 
-@lru_cache(maxsize=None)
+@cache
 def definition(type: str) -> str:
     """ros2msg text of a type, its dependencies after lines of 80 '='."""
     layout(type)
@@ -127,18 +164,21 @@ def joint_state(stamp_ns: int, names: Sequence[str], position: ArrayLike = (), v
     return new("sensor_msgs/msg/JointState", header=header(stamp_ns), name=list(names), **arrays)
 
 
-def joint_trajectory(stamp_ns: int, names: Sequence[str], position: ArrayLike, times_s: ArrayLike,
-                     velocity: ArrayLike | None = None) -> Any:
-    """trajectory_msgs/JointTrajectory: position (T, J) rad, times_s (T,) from the stamp; stamp 0 starts now."""
-    position, times = np.atleast_2d(_floats(position, 2)), _floats(times_s)
-    speed = None if velocity is None else np.atleast_2d(_floats(velocity, 2))
-    if position.shape != (times.size, len(names)) or (speed is not None and speed.shape != position.shape):
-        raise ValueError(f"trajectory of {times.size} times and {len(names)} names: position {position.shape}, "
-                         f"velocity {None if speed is None else speed.shape}")
-    empty = _floats(())
-    points = [new("trajectory_msgs/msg/JointTrajectoryPoint", positions=row,
-                  velocities=empty if speed is None else speed[i], accelerations=empty, effort=empty,
-                  time_from_start=duration(float(times[i]))) for i, row in enumerate(position)]
+def joint_trajectory(names: Sequence[str], position: ArrayLike = (), velocity: ArrayLike = (), effort: ArrayLike = (),
+                     times_s: ArrayLike = 0.0, stamp_ns: int = 0) -> Any:
+    """trajectory_msgs/JointTrajectory: (J,) for one point or (T, J), rad, rad/s, N m; an array may be empty.
+
+    times_s: (T,) s after the stamp at which each point is to be reached; stamp 0 starts on arrival.
+    """
+    times = _floats(times_s)
+    given = {"positions": position, "velocities": velocity, "effort": effort}
+    rows = {key: np.atleast_2d(_floats(values, 2)) for key, values in given.items()}
+    for key, array in rows.items():
+        if array.size and array.shape != (times.size, len(names)):
+            raise ValueError(f"JointTrajectory {key} has shape {array.shape} for {times.size} times and "
+                             f"{len(names)} names")
+    points = [new("trajectory_msgs/msg/JointTrajectoryPoint", accelerations=(), time_from_start=duration(float(t)),
+                  **{key: array[i] if array.size else () for key, array in rows.items()}) for i, t in enumerate(times)]
     return new("trajectory_msgs/msg/JointTrajectory", header=header(stamp_ns), joint_names=list(names), points=points)
 
 

@@ -77,10 +77,10 @@ def encode_command(robot: RobotSpec, command: np.ndarray) -> bytes:
         return messages.encode(messages.float64s(command))
     names = [j.name for j in robot.actuated]
     empty = np.zeros(0)
-    fields = {key: command if key == interface else empty for key in ("position", "velocity", "effort")}
+    position, velocity, effort = (command if key == interface else empty for key in ("position", "velocity", "effort"))
     if kind == JOINT_STATE:
-        return messages.encode(messages.joint_state(time.time_ns(), names, **fields))
-    return messages.encode(messages.joint_trajectory(names, **fields))
+        return messages.encode(messages.joint_state(time.time_ns(), names, position, velocity, effort))
+    return messages.encode(messages.joint_trajectory(names, position, velocity, effort))
 
 
 def decode_command(robot: RobotSpec, data: bytes) -> np.ndarray:

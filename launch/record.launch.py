@@ -5,10 +5,9 @@
 Without an installed package, give the path: `ros2 launch ./launch/record.launch.py`. Interrupt it to close the bag.
 """
 
+from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, ExecuteProcess, Shutdown
 from launch.substitutions import LaunchConfiguration
-
-from launch import LaunchDescription
 
 
 def generate_launch_description() -> LaunchDescription:

@@ -9,10 +9,9 @@ that is first on PATH. DDS domain: ROS_DOMAIN_ID.
 from pathlib import Path
 
 import yaml
+from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction, Shutdown
 from launch.substitutions import LaunchConfiguration
-
-from launch import LaunchContext, LaunchDescription
 
 CONFIG = Path(__file__).resolve().parent / "config"
 

@@ -8,11 +8,10 @@ robot.launch.py; the robot's process needs the extra `sim`.
 
 from pathlib import Path
 
+from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, ExecuteProcess, IncludeLaunchDescription, Shutdown
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration, PythonExpression
-
-from launch import LaunchDescription
 
 
 def generate_launch_description() -> LaunchDescription:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from robot_rl.spec import SpecError
+from robot_rl.spec import SpecError, policy_file
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Train in MuJoCo, export one ONNX file, run it over ROS 2, log, fine-tune. Units are SI.")
@@ -53,10 +53,11 @@ def train(
     if resume is None:
         if not task:
             raise SpecError("train: give a task, or --resume RUN")
-        config = RunConfig(task=task, robot=robot, recipe=recipe, options=session.options(recipe, set_ or []), seed=seed,
-                           steps=steps, learn_after=learn_after, evaluate_every=evaluate_every,
-                           evaluation_episodes=evaluation_episodes, checkpoint_every=checkpoint_every,
-                           action_repeat=action_repeat)
+        chosen = session.options(recipe, set_ or [])
+        config = RunConfig(
+            task=task, robot=robot, recipe=recipe, options=chosen, seed=seed, steps=steps, learn_after=learn_after,
+            evaluate_every=evaluate_every, evaluation_episodes=evaluation_episodes, checkpoint_every=checkpoint_every,
+            action_repeat=action_repeat)
         run = Run(out or Path("runs") / f"{task.replace(':', '_')}-{recipe}-{seed}")
     else:
         run = Run(resume)
@@ -128,7 +129,7 @@ def sim_robot(
 
 @app.command()
 def deploy(
-    policy: Annotated[Path, typer.Argument(help="The ONNX file.")],
+    policy: Annotated[str, typer.Argument(help="The ONNX file, or the name of one in models/policies.")],
     robot: Annotated[str, typer.Option(help="Robot name, or path of a robot.yaml.")],
     episodes: Annotated[int, typer.Option(help="Episodes to run.")] = 1,
     record: Annotated[Path | None, typer.Option(help="Folder for one rosbag2 MCAP per episode.")] = None,
@@ -142,8 +143,9 @@ def deploy(
     from hardware.deploy import BusOptions
     from hardware.deploy import deploy as run
     from hardware.loop import interrupted
-    _finish(run(policy, robot, episodes=episodes, record=record, where=BusOptions(bus, namespace, domain), seed=seed,
-                explore=explore, serve=serve, cameras=cameras, stop=interrupted()), as_json)
+    where = BusOptions(bus, namespace, domain)
+    _finish(run(policy_file(policy), robot, episodes=episodes, record=record, where=where, seed=seed, explore=explore,
+                serve=serve, cameras=cameras, stop=interrupted()), as_json)
 
 
 @app.command()
@@ -213,7 +215,7 @@ def bench_bus(bus: BusOption = "auto",
               as_json: Json = False) -> None:
     """Round trips of a JointState and of a raw VGA image between two processes, ms."""
     from hardware.bus.bench import bench as run
-    _finish(run(bus, seconds=seconds), as_json)
+    _finish(run(bus, seconds=seconds), as_json)  # type: ignore[arg-type]  # connect checks it
 
 
 @bench.command(name="loop")
@@ -236,15 +238,19 @@ def main() -> None:
     except (SpecError, ValueError, TimeoutError, FileNotFoundError, ModuleNotFoundError) as error:
         hint = ""
         if isinstance(error, ModuleNotFoundError) and error.name:
-            hint = f"; install it with: pip install 'robot-rl[{_extra(error.name)}]'"
+            hint = f"; install it with: {_install(error.name)}"
         print(f"robot-rl: {error}{hint}", file=sys.stderr)
         raise SystemExit(2) from error
 
 
-def _extra(module: str) -> str:
+def _install(module: str) -> str:
+    """The pip command that brings a missing module."""
     top = module.split(".")[0]
-    return {"torch": "train", "tensorboard": "train", "onnx": "train", "mujoco": "sim", "dm_control": "sim",
+    if top == "dm_control" and sys.version_info >= (3, 13):
+        return "pip install --no-deps dm-control"  # its maze part has no build for this Python; the suite needs none
+    extra = {"torch": "train", "tensorboard": "train", "onnx": "train", "mujoco": "sim", "dm_control": "sim",
             "gymnasium": "sim", "cv2": "camera", "stable_baselines3": "bench", "sbx": "bench"}.get(top, "sim,train")
+    return f"pip install 'robot-rl[{extra}]'"
 
 
 def _finish(figures: dict[str, Any], as_json: bool) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import gymnasium
 import numpy as np
 
 from robot_rl.evaluate import episode_seed
 from robot_rl.replay import Replay
+
+if TYPE_CHECKING:
+    import gymnasium
 
 
 class Agent(Protocol):
@@ -50,6 +52,7 @@ class Collector:
         self.steps = self.episodes = 0
         self._rng = np.random.default_rng([seed, 7])
         self._observation: np.ndarray | None = None
+        self._return, self._length = 0.0, 0
 
     def step(self) -> EpisodeEnd | None:
         """One environment step; returns the episode that it ended, if any."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import gymnasium
 import numpy as np
 
 from robot_rl.log import progress
+
+if TYPE_CHECKING:
+    import gymnasium
 
 Act = Callable[[np.ndarray], np.ndarray]
 """Observation (O,) float32 → action (A,) in [-1, 1]."""

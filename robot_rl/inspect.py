@@ -33,7 +33,8 @@ def inspect(what: str, recipe: str | None) -> dict[str, Any]:
     if not what:
         raise SpecError("inspect: name a policy file, a run folder, a robot, a bag folder, or --recipe NAME")
     robot = load_robot(what)
-    joints = {f"joint {j.name}": f"[{j.lower}, {j.upper}] rad, {j.velocity} rad/s, {j.effort} N·m" for j in robot.joints}
+    joints = {f"joint {j.name}": f"[{j.lower}, {j.upper}] rad, {j.velocity} rad/s, {j.effort} N·m"
+              for j in robot.joints}
     return {"robot": robot.robot, "command": f"{robot.command.interface} on {robot.command.topic}",
             "stop": robot.stop} | joints | {f"sensor {s.name}": f"{s.type} on {s.topic}" for s in robot.sensors}
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
 
 from robot_rl import __version__
 from robot_rl.run import Run, RunConfig
@@ -224,7 +223,7 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
     agent = make_agent(config, contract)
     state = checkpoint.load(run.checkpoint if resuming else origin.checkpoint)
     agent.load_state_dict(state["agent"])
-    loaded, refused = 0, []
+    loaded, refused = 0, list[str]()
     if not resuming:
         loaded, refused = load_bags(prior, bags_in(data) if data else [], contract)
         run.create(config, contract)

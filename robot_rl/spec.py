@@ -356,10 +356,8 @@ def term_size(term: Term, robot: RobotSpec, actions: int, goal: bool) -> int:
 
 def robot_file(robot: str) -> Path:
     """Path of a robot file: a path as given, or `models/<robot>/robot.yaml` for a name. Raises SpecError."""
-    if robot.endswith((".yaml", ".yml")):
-        path = Path(robot)
-    else:
-        path = Path(str(files("models").joinpath(robot, "robot.yaml")))
+    named = Path(str(files("models"))) / robot / "robot.yaml"
+    path = Path(robot) if robot.endswith((".yaml", ".yml")) else named
     if not path.is_file():
         known = sorted(p.parent.name for p in Path(str(files("models"))).glob("*/robot.yaml"))
         raise SpecError(f"robot '{robot}': no file {path}; robots that come with the package: {', '.join(known)}")
@@ -370,7 +368,7 @@ def policy_file(policy: str) -> Path:
     """Path of a policy file: a path as given, or `models/policies/<name>.onnx` for a name. Raises SpecError."""
     path = Path(policy)
     if path.suffix != ".onnx":
-        path = Path(str(files("models").joinpath("policies", f"{policy}.onnx")))
+        path = Path(str(files("models"))) / "policies" / f"{policy}.onnx"
     if not path.is_file():
         known = sorted(p.stem for p in Path(str(files("models"))).glob("policies/*.onnx"))
         raise SpecError(f"policy '{policy}': no file {path}; policies that come with the package: {', '.join(known)}")

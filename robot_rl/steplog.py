@@ -108,13 +108,14 @@ class EpisodeLog:
         for record in self.records:
             faults = Reason(int(record.faults[0]))
             episode.halt(faults & ~Reason.WORKSPACE)
-            outcome = episode.observe(Readings(self._values(record, spec.robot)))
+            outcome = episode.observe(Readings(self.values(record, spec.robot)))
             last = outcome.done or not np.isfinite(record.asked).all()
             yield outcome, None if last else episode.took(record.sent)
             if last:
                 return
 
-    def _values(self, record: StepRecord, robot: RobotSpec) -> Values:
+    def values(self, record: StepRecord, robot: RobotSpec) -> Values:
+        """What every sensor had said when a step was decided, decoded by a robot's spec. Raises SpecError."""
         values: Values = {}
         for sensor, (seconds, nanoseconds) in zip(robot.sensors, record.inputs.reshape(-1, 2), strict=True):
             stamp = join_ns(seconds, nanoseconds)
@@ -130,7 +131,10 @@ class EpisodeLog:
 
 def read_episode(folder: str | Path) -> EpisodeLog:
     """Read one recorded episode, also one that broke off. Raises SpecError when it holds no contract."""
-    info, start, end, records = {}, {}, {}, []
+    info: dict[str, Any] = {}
+    start: dict[str, Any] = {}
+    end: dict[str, Any] = {}
+    records: list[StepRecord] = []
     raw: dict[str, dict[int, bytes]] = {}
     for message in read(folder):
         if message.topic.endswith(STEP_TOPIC):

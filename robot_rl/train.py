@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import gymnasium
 import numpy as np
 
 from robot_rl.collect import Agent, Collector, EpisodeEnd
 from robot_rl.evaluate import evaluate
 from robot_rl.log import Log, progress
+
+if TYPE_CHECKING:
+    import gymnasium
 
 EVALUATION_SEED = 1_000_003
 
@@ -31,7 +33,7 @@ class Plan:
 
 
 def discount_for(steps: int) -> float:
-    """A discount for episodes of so many decisions: 5 / steps short of 1, within [0.95, 0.995]; 0.99 without a limit."""
+    """A discount for episodes of so many decisions: 1 - 5 / steps, within [0.95, 0.995]; 0.99 without a limit."""
     return min(0.995, max(0.95, 1.0 - 5.0 / steps)) if steps > 0 else 0.99
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -23,7 +23,7 @@ class RobotEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     `info` holds `action` (A,), the action that the sent command amounts to, `success` and `hold_s`.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}
 
     def __init__(self, contract: PolicySpec, mjcf: str, joint_noise: float = 0.05, gap: Gap | None = None,
                  render_mode: str | None = None) -> None:

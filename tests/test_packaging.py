@@ -185,10 +185,9 @@ def test_launch_descriptions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Real launch: every argument is described, and what would be run can be told."""
     if importlib.util.find_spec("launch.launch_description_sources") is None:
         pytest.skip("ROS 2's `launch` is not installed here")
+    from launch import LaunchContext
     from launch.actions import DeclareLaunchArgument
     from launch.launch_description_sources import PythonLaunchDescriptionSource
-
-    from launch import LaunchContext
     for file in (ROOT / "launch").glob("*.launch.py"):
         description = PythonLaunchDescriptionSource(str(file)).get_launch_description(LaunchContext())
         arguments = [entity for entity in description.entities if isinstance(entity, DeclareLaunchArgument)]

@@ -1,8 +1,8 @@
 """The ten stages of a step, walked with a robot that counts the commands it gets.
 
-The counting robot is a process of its own. Its joint `a` stands at 0.01 rad for each command since the last reset, and it
-reports the last command as the effort of that joint; so every observation, action, reward and log entry says which step
-it belongs to, and a shift by one anywhere shows.
+The counting robot is a process of its own. Its joint `a` stands at 0.01 rad for each command since the last reset, and
+it reports the last command as the effort of that joint; so every observation, action, reward and log entry says which
+step it belongs to, and a shift by one anywhere shows.
 """
 
 from __future__ import annotations

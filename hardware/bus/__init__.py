@@ -10,6 +10,11 @@ import importlib.util
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
+from hardware.bus.network import interface_of, keep_freed_memory, resolve
+
+__all__ = ["COMMAND", "EVENTS", "LATCHED", "SENSOR", "Bus", "Kind", "Publisher", "Qos", "Reader", "Request", "Sample",
+           "Service", "connect", "resolve"]
+
 Kind = Literal["auto", "dds", "ros"]
 
 
@@ -33,7 +38,7 @@ class Sample(NamedTuple):
     """One message as it came."""
 
     data: bytes
-    """CDR, with its 4-byte header."""
+    """CDR, with its 4-byte header. DDS pads payloads to a multiple of 4: up to 3 bytes may follow the message."""
     stamp_ns: int
     """When it was published, ns since the Unix epoch, by the publisher's clock."""
     arrival_ns: int
@@ -41,10 +46,14 @@ class Sample(NamedTuple):
 
 
 class Publisher(Protocol):
-    """Sends on one topic."""
+    """Sends on one topic. Histories keep the last `depth`, so that publishing never waits for a slow reader."""
 
     def publish(self, data: bytes) -> int:
-        """Send CDR bytes; returns the source stamp, ns, that readers will see."""
+        """Send CDR bytes; returns the source stamp, ns, that readers see.
+
+        On `ros` the middleware stamps the message itself: readers see that stamp or one later by less than the call
+        took. Raises ValueError for bytes that are no message of the topic's type (`dds`) and RuntimeError once closed.
+        """
 
     def matched(self) -> int:
         """How many readers are connected."""
@@ -54,13 +63,13 @@ class Publisher(Protocol):
 
 
 class Reader(Protocol):
-    """Receives on one topic."""
+    """Receives on one topic. Use `newest` or `take` of a reader, not both: each consumes what came."""
 
     def newest(self) -> Sample | None:
         """The newest sample ever received; the same object again while nothing newer came."""
 
     def take(self) -> list[Sample]:
-        """Every sample since the last take, oldest first."""
+        """Every sample since the last take, oldest first, at most the last `depth`."""
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until there is something to take; never for a control tick."""
@@ -69,7 +78,7 @@ class Reader(Protocol):
         """How many publishers are connected."""
 
     def close(self) -> None:
-        """Leave the topic."""
+        """Leave the topic. `newest` still gives the last sample."""
 
 
 class Request(Protocol):
@@ -90,8 +99,9 @@ class Service(Protocol):
 
 
 class Bus(Protocol):
-    """A participant under a ROS node name and namespace. Topics that start with '/' are absolute."""
+    """A participant under a ROS node name and namespace. Topics that start with '/' are absolute, with '~/' private."""
 
+    kind: str
     node: str
     namespace: str
 
@@ -107,25 +117,30 @@ class Bus(Protocol):
     def call(self, name: str, timeout_s: float) -> tuple[bool, str]:
         """Call a std_srvs/Trigger: (success, message). Raises TimeoutError naming the service."""
 
+    def topics(self) -> dict[str, list[str]]:
+        """Absolute names of the topics seen on the network and the types they have: why nothing connects."""
+
     def close(self) -> None:
-        """Leave the bus."""
+        """Leave the bus, its topics and services."""
 
     def __enter__(self) -> Bus: ...
 
     def __exit__(self, *error: object) -> None: ...
 
 
-def connect(kind: Kind, node: str, namespace: str = "", domain: int | None = None) -> Bus:
-    """A bus; `auto` takes `ros` where rclpy can be imported, else `dds`. Domain None is ROS_DOMAIN_ID, else 0."""
+def connect(kind: Kind, node: str, namespace: str = "", domain: int | None = None, interface: str | None = None) -> Bus:
+    """A bus; `auto` takes `ros` where rclpy can be imported, else `dds`. Domain None is ROS_DOMAIN_ID, else 0.
+
+    interface: name of a network interface, 'lo' for this machine only, 'auto' for the middleware's choice; None is
+    ROBOT_RL_INTERFACE, else what CYCLONEDDS_URI says. With none of these `dds` stays on this machine, while `ros`
+    follows ROS 2's own settings, so that ROS tools see what a ROS user expects.
+    """
     if kind not in ("auto", "dds", "ros"):
         raise ValueError(f"bus '{kind}': known are auto, dds, ros")
+    keep_freed_memory()
+    chosen = interface_of(interface)
     if kind == "ros" or (kind == "auto" and importlib.util.find_spec("rclpy")):
         from hardware.bus.ros import RosBus
-        return RosBus(node, namespace, domain)
+        return RosBus(node, namespace, domain, chosen)
     from hardware.bus.dds import DdsBus
-    return DdsBus(node, namespace, domain)
-
-
-def resolve(name: str, namespace: str) -> str:
-    """The absolute ROS name of a relative one, without its leading '/'."""
-    return name[1:] if name.startswith("/") else f"{namespace.strip('/')}/{name}".lstrip("/")
+    return DdsBus(node, namespace, domain, chosen)

@@ -1,82 +1,99 @@
 """The bus on Eclipse Cyclone DDS: speaks the ROS 2 wire without a ROS 2 install.
 
-Payloads stay CDR bytes from end to end: the type that Cyclone sees has the ROS type's name, and its C layer is handed
-bytes and gives bytes back. Topics, types, services and type hashes are named as rmw_cyclonedds names them.
+Payloads stay CDR bytes from end to end; topics, types, quality of service and type hashes are as rmw_cyclonedds has
+them, so that ROS nodes connect and its tools see the right thing.
 """
 
 from __future__ import annotations
 
 import os
-import struct
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
-from types import new_class
 from typing import Any
 
-from cyclonedds._clayer import ddspy_take, ddspy_write_ts
-from cyclonedds.core import InstanceState, Policy, ReadCondition, SampleState, ViewState, WaitSet
+from cyclonedds.builtin import BuiltinDataReader, BuiltinTopicDcpsPublication, BuiltinTopicDcpsSubscription
+from cyclonedds.core import DDSException, InstanceState, Policy, ReadCondition, SampleState, ViewState, WaitSet
 from cyclonedds.core import Qos as DdsQos
 from cyclonedds.domain import Domain, DomainParticipant
-from cyclonedds.idl import IdlStruct
-from cyclonedds.idl.types import uint8
-from cyclonedds.pub import DataWriter, Publisher
+from cyclonedds.pub import DataWriter
+from cyclonedds.pub import Publisher as DdsPublisherGroup
 from cyclonedds.sub import DataReader, Subscriber
 from cyclonedds.topic import Topic
 from cyclonedds.util import duration
 
 from hardware import messages
-from hardware.bus import Qos, Sample, resolve
+from hardware.bus import Qos, Sample
+from hardware.bus.dds_service import DdsClient, DdsService
+from hardware.bus.dds_types import dds_type, payload, ros_type
+from hardware.bus.network import LOOPBACK, cyclone_configuration, domain_of, resolve
 
 ANY = SampleState.Any | ViewState.Any | InstanceState.Any
-BATCH = 256
-INTERFACE_VARIABLE = "ROBOT_RL_INTERFACE"
-_SERVICE_QOS = Qos(reliable=True, depth=10)
-_HEADER = b"\x00\x01\x00\x00"  # CDR, little-endian
-_domains: dict[int, Domain] = {}  # a domain is configured once a process
+BATCH = 1024
+CDR_HEADER = 4  # bytes
+EAGER_S = 0.001  # a wait looks this long before it sleeps: waking a sleeper costs some 50 us
+SLICE_S = 0.2  # and then sleeps no longer at a time: a wait in C does not see Ctrl-C
+SERVICE_QOS = Qos(reliable=True, depth=10)
+
+_domains: dict[int, list[Any]] = {}  # [Domain, users]: DDS configures a domain once in a process
 
 
 class DdsBus:
-    """A DDS participant that behaves as a ROS 2 node's endpoints do."""
+    """A DDS participant whose endpoints are those of a ROS 2 node. See Bus."""
 
-    def __init__(self, node: str, namespace: str = "", domain: int | None = None) -> None:
-        self.node, self.namespace = node, namespace
-        self._participant = _participant(int(os.environ.get("ROS_DOMAIN_ID") or 0) if domain is None else domain)
-        self._publisher, self._subscriber = Publisher(self._participant), Subscriber(self._participant)
+    kind = "dds"
+
+    def __init__(self, node: str, namespace: str = "", domain: int | None = None, interface: str | None = None) -> None:
+        self.node, self.namespace = node, namespace.strip("/")
+        self._domain = domain_of(domain)
+        self._owned = _open_domain(self._domain, interface)
+        self._participant: Any = DomainParticipant(self._domain, qos=DdsQos(Policy.EntityName(node)))
+        self._groups: Any = (DdsPublisherGroup(self._participant), Subscriber(self._participant))
+        self._topics: dict[tuple[str, str], Topic] = {}
         self._ends: list[Any] = []
-        self._clients: dict[str, _Client] = {}
+        self._clients: dict[str, DdsClient] = {}
 
     def publisher(self, topic: str, type: str, qos: Qos) -> DdsPublisher:
         """See Bus."""
-        return self._keep(DdsPublisher(self._writer("rt/" + resolve(topic, self.namespace), type, qos)))
+        return self._keep(DdsPublisher(topic, self._writer(f"rt/{self._resolve(topic)}", type, qos)))
 
     def reader(self, topic: str, type: str, qos: Qos) -> DdsReader:
         """See Bus."""
-        return self._keep(DdsReader(self._reader("rt/" + resolve(topic, self.namespace), type, qos), self._participant))
+        return self._keep(DdsReader(self._reader(f"rt/{self._resolve(topic)}", type, qos)))
 
     def service(self, name: str) -> DdsService:
         """See Bus."""
-        requests, replies = self._ends_of(name)
+        full, mark = self._resolve(name), f"serviceid={os.urandom(16).hex('.')};"
         return self._keep(DdsService(
-            DdsReader(self._reader(*requests, _SERVICE_QOS), self._participant),
-            DdsPublisher(self._writer(*replies, _SERVICE_QOS))))
+            self._reader(f"rq/{full}Request", "std_srvs/srv/Trigger_Request", SERVICE_QOS, mark),
+            self._writer(f"rr/{full}Reply", "std_srvs/srv/Trigger_Response", SERVICE_QOS, mark)))
 
     def call(self, name: str, timeout_s: float) -> tuple[bool, str]:
         """See Bus."""
-        if name not in self._clients:
-            requests, replies = self._ends_of(name)
-            self._clients[name] = self._keep(_Client(
-                DdsPublisher(self._writer(*requests, _SERVICE_QOS)),
-                DdsReader(self._reader(*replies, _SERVICE_QOS), self._participant)))
-        return self._clients[name].call(name, timeout_s)
+        full, mark = self._resolve(name), f"clientid={os.urandom(16).hex('.')};"
+        if full not in self._clients:
+            self._clients[full] = self._keep(DdsClient(
+                name, self._writer(f"rq/{full}Request", "std_srvs/srv/Trigger_Request", SERVICE_QOS, mark),
+                DdsReader(self._reader(f"rr/{full}Reply", "std_srvs/srv/Trigger_Response", SERVICE_QOS, mark))))
+        return self._clients[full].call(timeout_s)
+
+    def topics(self) -> dict[str, list[str]]:
+        """See Bus."""
+        seen: dict[str, set[str]] = {}
+        for builtin in (BuiltinTopicDcpsPublication, BuiltinTopicDcpsSubscription):
+            for end in BuiltinDataReader(self._participant, builtin).read(100_000):
+                if end.sample_info.valid_data and end.topic_name.startswith("rt/"):
+                    seen.setdefault(end.topic_name[2:], set()).add(ros_type(end.type_name))
+        return {topic: sorted(types) for topic, types in sorted(seen.items())}
 
     def close(self) -> None:
         """See Bus."""
         for end in self._ends:
             end.close()
         self._ends.clear()
+        self._clients.clear()
+        self._topics.clear()
+        if self._participant is not None:
+            self._participant = self._groups = None
+            _close_domain(self._domain, self._owned)
 
     def __enter__(self) -> DdsBus:
         return self
@@ -88,33 +105,43 @@ class DdsBus:
         self._ends.append(end)
         return end
 
-    def _ends_of(self, name: str) -> tuple[tuple[str, str], tuple[str, str]]:
-        full = resolve(name, self.namespace)
-        kind = "std_srvs/srv/Trigger"
-        return (f"rq/{full}Request", f"{kind}_Request"), (f"rr/{full}Reply", f"{kind}_Response")
+    def _resolve(self, name: str) -> str:
+        if self._participant is None:
+            raise RuntimeError(f"bus of node '{self.node}' is closed: '{name}' cannot be used")
+        return resolve(name, self.namespace, self.node)
 
-    def _writer(self, topic: str, type: str, qos: Qos) -> DataWriter:
-        policies = _policies(type, qos)
-        return DataWriter(self._publisher, Topic(self._participant, topic, _idl_type(type)), qos=policies)
+    def _writer(self, topic: str, type: str, qos: Qos, mark: str = "") -> DataWriter[Any]:
+        return DataWriter(self._groups[0], self._topic(topic, type), qos=_policies(type, qos, mark))
 
-    def _reader(self, topic: str, type: str, qos: Qos) -> DataReader:
-        policies = _policies(type, qos)
-        return DataReader(self._subscriber, Topic(self._participant, topic, _idl_type(type)), qos=policies)
+    def _reader(self, topic: str, type: str, qos: Qos, mark: str = "") -> DataReader[Any]:
+        return DataReader(self._groups[1], self._topic(topic, type), qos=_policies(type, qos, mark))
+
+    def _topic(self, name: str, type: str) -> Topic[Any]:
+        if (name, type) not in self._topics:
+            self._topics[name, type] = Topic(self._participant, name, dds_type(type))
+        return self._topics[name, type]
 
 
 class DdsPublisher:
     """See Publisher."""
 
-    def __init__(self, writer: DataWriter) -> None:
-        self._writer: DataWriter | None = writer
+    def __init__(self, topic: str, writer: DataWriter[Any]) -> None:
+        self._topic, self._type = topic, writer.data_type
+        self._writer: DataWriter[Any] | None = writer
 
     def publish(self, data: bytes) -> int:
         """See Publisher."""
-        assert self._writer is not None, "published after close"
+        if self._writer is None:
+            raise RuntimeError(f"topic '{self._topic}': published after close")
+        if len(data) <= CDR_HEADER:  # Cyclone would read beyond the end
+            raise ValueError(f"topic '{self._topic}': {len(data)} bytes are no CDR message")
         stamp = time.time_ns()
-        code = ddspy_write_ts(self._writer._ref, data, stamp)
-        if code < 0:
-            raise OSError(f"DDS write failed with code {code}")
+        try:
+            self._writer.write(payload(self._type, data), stamp)
+        except DDSException as error:
+            if error.code != DDSException.DDS_RETCODE_BAD_PARAMETER:
+                raise
+            raise ValueError(f"topic '{self._topic}': {len(data)} bytes are no {self._type.ros_type}") from error
         return stamp
 
     def matched(self) -> int:
@@ -129,9 +156,8 @@ class DdsPublisher:
 class DdsReader:
     """See Reader."""
 
-    def __init__(self, reader: DataReader, participant: DomainParticipant) -> None:
-        self._reader: DataReader | None = reader
-        self._participant = participant
+    def __init__(self, reader: DataReader[Any]) -> None:
+        self._reader: DataReader[Any] | None = reader
         self._newest: Sample | None = None
         self._waitset: WaitSet | None = None
 
@@ -144,11 +170,12 @@ class DdsReader:
         """See Reader."""
         samples: list[Sample] = []
         while self._reader is not None:
-            got = ddspy_take(self._reader._ref, ANY, BATCH)
-            if isinstance(got, int):
-                raise OSError(f"DDS take failed with code {got}")
+            got = self._reader.take(BATCH)
+            if not got:
+                break
             now = time.monotonic_ns()
-            samples += [Sample(data, info.source_timestamp, now) for data, info in got if info.valid_data]
+            samples += [Sample(one.data, one.sample_info.source_timestamp, now)
+                        for one in got if one.sample_info.valid_data]
             if len(got) < BATCH:
                 break
         if samples:
@@ -157,10 +184,24 @@ class DdsReader:
 
     def wait(self, timeout_s: float) -> bool:
         """See Reader."""
+        if self._reader is None:
+            return False
         if self._waitset is None:
-            self._waitset = WaitSet(self._participant)
+            participant = self._reader.participant
+            assert participant is not None
+            self._waitset = WaitSet(participant)
             self._waitset.attach(ReadCondition(self._reader, ANY))
-        return self._waitset.wait(duration(seconds=timeout_s)) > 0
+        start = time.monotonic()
+        while time.monotonic() - start < min(timeout_s, EAGER_S):
+            if self._waitset.wait(0) > 0:
+                return True
+            os.sched_yield()
+        while True:
+            left = start + timeout_s - time.monotonic()
+            if self._waitset.wait(duration(seconds=min(max(left, 0.0), SLICE_S))) > 0:
+                return True
+            if left <= SLICE_S:
+                return False
 
     def matched(self) -> int:
         """See Reader."""
@@ -171,106 +212,38 @@ class DdsReader:
         self._waitset = self._reader = None
 
 
-class DdsService:
-    """See Service."""
+def _open_domain(domain: int, interface: str | None) -> bool:
+    """Configure the domain unless CYCLONEDDS_URI does; True when it is ours to close.
 
-    def __init__(self, requests: DdsReader, replies: DdsPublisher) -> None:
-        self._requests, self._replies = requests, replies
-        self._queue: deque[bytes] = deque()
-
-    def take(self) -> DdsRequest | None:
-        """See Service."""
-        self._queue.extend(s.data[4:20] for s in self._requests.take())
-        return DdsRequest(self._replies.publish, self._queue.popleft()) if self._queue else None
-
-    def close(self) -> None:
-        """See Service."""
-        self._requests.close()
-        self._replies.close()
-
-
-@dataclass
-class DdsRequest:
-    """See Request. `header` is the caller's 8-byte id and 8-byte sequence number, given back as they came."""
-
-    send: Callable[[bytes], int]
-    header: bytes
-
-    def reply(self, success: bool, message: str) -> None:
-        """See Request."""
-        text = message.encode() + b"\0"
-        self.send(_HEADER + self.header + struct.pack("<B3xI", success, len(text)) + text)
-
-
-class _Client:
-    """Calls one service; a reply is known by this client's id and the call's number."""
-
-    def __init__(self, requests: DdsPublisher, replies: DdsReader) -> None:
-        self._requests, self._replies = requests, replies
-        self._id, self._number = os.urandom(8), 0
-
-    def call(self, name: str, timeout_s: float) -> tuple[bool, str]:
-        end = time.monotonic() + timeout_s
-        while not (self._requests.matched() and self._replies.matched()):
-            if time.monotonic() > end:
-                raise TimeoutError(f"service '{name}': nobody serves it (waited {timeout_s:g} s)")
-            time.sleep(0.005)
-        self._number += 1
-        header = self._id + struct.pack("<q", self._number)
-        self._requests.publish(_HEADER + header + b"\0")
-        while (left := end - time.monotonic()) > 0:
-            self._replies.wait(min(left, 0.5))
-            for sample in self._replies.take():
-                if sample.data[4:20] == header:
-                    success, size = struct.unpack_from("<B3xI", sample.data, 20)
-                    return bool(success), sample.data[28:28 + size - 1].decode()
-        raise TimeoutError(f"service '{name}': no answer within {timeout_s:g} s")
-
-    def close(self) -> None:
-        self._requests.close()
-        self._replies.close()
-
-
-def _participant(domain: int) -> DomainParticipant:
-    """A participant of a domain, which stays on this machine unless the user says otherwise.
-
-    CYCLONEDDS_URI is taken as it is; else the network interface that ROBOT_RL_INTERFACE names; else loopback only,
-    without multicast, which many loopback interfaces lack.
+    The first bus of a process on a domain decides its interface.
     """
-    if not os.environ.get("CYCLONEDDS_URI") and domain not in _domains:
-        _domains[domain] = Domain(domain, _configuration(os.environ.get(INTERFACE_VARIABLE, "lo")))
-    return DomainParticipant(domain)
+    if interface is None and os.environ.get("CYCLONEDDS_URI"):
+        return False
+    if domain not in _domains:
+        _domains[domain] = [Domain(domain, cyclone_configuration(interface or LOOPBACK)), 0]
+    _domains[domain][1] += 1
+    return True
 
 
-def _configuration(interface: str) -> str:
-    local = interface == "lo"
-    alone = "<AllowMulticast>false</AllowMulticast>" if local else ""
-    peers = ("<Discovery><ParticipantIndex>auto</ParticipantIndex><MaxAutoParticipantIndex>100</MaxAutoParticipantIndex>"
-             '<Peers><Peer address="127.0.0.1"/></Peers></Discovery>') if local else ""
-    return ('<CycloneDDS><Domain id="any"><General><Interfaces>'
-            f'<NetworkInterface name="{interface}"/></Interfaces>{alone}'
-            f"<MaxMessageSize>65500B</MaxMessageSize></General>{peers}</Domain></CycloneDDS>")
+def _close_domain(domain: int, owned: bool) -> None:
+    if owned:
+        _domains[domain][1] -= 1
+        if _domains[domain][1] == 0:
+            del _domains[domain]
 
 
-@cache
-def _idl_type(type: str) -> Any:
-    """A type that carries the ROS type's DDS name and leaves the payload alone.
-
-    Between two of ours DDS compares the structure, not the name, so its one field is named after the type.
-    """
-    package, kind, name = type.split("/")
-    fields = {"__annotations__": {f"{package}_{kind}_{name}": uint8}}
-    made = new_class(name, (IdlStruct,), {"typename": f"{package}.{kind}.dds_.{name}_"}, lambda body: body.update(fields))
-    return dataclass(made)
-
-
-def _policies(type: str, qos: Qos) -> DdsQos:
-    reliability = (Policy.Reliability.Reliable(duration(seconds=1)) if qos.reliable else Policy.Reliability.BestEffort)
-    durability = Policy.Durability.TransientLocal if qos.latched else Policy.Durability.Volatile
-    chosen = [reliability, durability, Policy.History.KeepLast(qos.depth),
-              Policy.Userdata(f"typehash={messages.type_hash(type)};".encode())]
+def _policies(type: str, qos: Qos, mark: str) -> DdsQos:
+    """What rmw_cyclonedds sets for the same promises."""
+    kept = Policy.History.KeepLast(qos.depth)
+    chosen = [
+        Policy.Reliability.Reliable(duration(milliseconds=100)) if qos.reliable else Policy.Reliability.BestEffort,
+        Policy.Durability.TransientLocal if qos.latched else Policy.Durability.Volatile,
+        kept,
+        Policy.WriterDataLifecycle(autodispose=False),
+        Policy.DataRepresentation(use_cdrv0_representation=True),
+        Policy.Userdata(f"{mark}typehash={messages.type_hash(type)};".encode()),
+    ]
     if qos.latched:
-        chosen.append(Policy.DurabilityService(
-            cleanup_delay=0, history=Policy.History.KeepLast(qos.depth), max_samples=-1, max_instances=-1,
-            max_samples_per_instance=-1))
+        chosen.append(Policy.DurabilityService(cleanup_delay=0, history=kept, max_samples=-1, max_instances=-1,
+                                               max_samples_per_instance=-1))
     return DdsQos(*chosen)

@@ -1,74 +1,101 @@
 """The bus on rclpy: raw CDR in and out, no executor; whatever is read is pulled straight from the middleware.
 
-`take_message`, `service_take_request` and `take_response` of the handles are what rclpy's own executors and
-`wait_for_message` call; they are not part of its public interface, so they are called in this file only.
+The calls of `_take_message`, `_take_request`, `_send_request` and `_take_response` are what rclpy's own executors and
+`wait_for_message` use. They are not part of its documented interface, so each is wrapped once, here.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 import rclpy
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
-from std_srvs.srv import Trigger
+from rclpy.signals import SignalHandlerOptions
+from std_srvs.srv import Trigger  # type: ignore[import-not-found]
 
-from hardware.bus import Qos, Sample, resolve
+from hardware.bus import Qos, Sample
+from hardware.bus.network import LOOPBACK, cyclone_configuration, domain_of, resolve
 
-POLL_S = 0.0002
+CDR_HEADER = 4  # bytes
+EAGER_S, PAUSE_S = 0.002, 0.0002  # a wait polls without a pause at first, then with one
 
 
 class RosBus:
-    """A ROS 2 node whose topics and services are pulled."""
+    """A ROS 2 node whose topics and services are pulled; nothing spins it. See Bus."""
 
-    def __init__(self, node: str, namespace: str = "", domain: int | None = None) -> None:
-        self.node, self.namespace = node, namespace
+    kind = "ros"
+
+    def __init__(self, node: str, namespace: str = "", domain: int | None = None, interface: str | None = None) -> None:
+        _pin(interface)
         self._context = rclpy.Context()
-        rclpy.init(context=self._context, domain_id=domain)
-        self._node = Node(node, namespace=namespace or None, context=self._context, start_parameter_services=False,
-                          enable_rosout=False)
+        # no signal handlers: Ctrl-C stays a KeyboardInterrupt, and the safe stop after it can still publish
+        rclpy.init(context=self._context, domain_id=None if domain is None else domain_of(domain),
+                   signal_handler_options=SignalHandlerOptions.NO)
+        # services that nobody answers would make ROS tools hang, so the node offers none of its own
+        self._node: Node | None = rclpy.create_node(
+            node, context=self._context, namespace=namespace.strip("/") or None, enable_rosout=False,
+            start_parameter_services=False,
+            parameter_overrides=[Parameter("start_type_description_service", value=False)])
+        self.node, self.namespace = self._node.get_name(), self._node.get_namespace().strip("/")
+        self._ends: list[Any] = []
         self._clients: dict[str, Any] = {}
 
     def publisher(self, topic: str, type: str, qos: Qos) -> RosPublisher:
         """See Bus."""
-        return RosPublisher(self._node, self._node.create_publisher(_message(type), self._full(topic), _profile(qos)))
+        full = self._resolve(topic)
+        return self._keep(RosPublisher(self._open, self._open.create_publisher(_message(type), full, _profile(qos))))
 
     def reader(self, topic: str, type: str, qos: Qos) -> RosReader:
         """See Bus."""
-        kind = _message(type)
-        subscription = self._node.create_subscription(kind, self._full(topic), _ignore, _profile(qos), raw=True)
-        return RosReader(self._node, subscription, kind)
+        full = self._resolve(topic)
+        subscription = self._open.create_subscription(_message(type), full, _unused, _profile(qos), raw=True)
+        return self._keep(RosReader(self._open, subscription, qos.depth))
 
     def service(self, name: str) -> RosService:
         """See Bus."""
-        return RosService(self._node, self._node.create_service(Trigger, self._full(name), _unused))
+        full = self._resolve(name)
+        return self._keep(RosService(self._open, self._open.create_service(Trigger, full, _unused)))
 
     def call(self, name: str, timeout_s: float) -> tuple[bool, str]:
         """See Bus."""
-        full, end = self._full(name), time.monotonic() + timeout_s
+        full, end = self._resolve(name), time.monotonic() + timeout_s
         if full not in self._clients:
-            self._clients[full] = self._node.create_client(Trigger, full)
+            self._clients[full] = self._open.create_client(Trigger, full)
         client = self._clients[full]
-        if not client.wait_for_service(timeout_sec=timeout_s):
-            raise TimeoutError(f"service '{name}': nobody serves it (waited {timeout_s:g} s)")
-        number = client.handle.send_request(Trigger.Request())
+        while not client.service_is_ready():
+            if time.monotonic() > end:
+                raise TimeoutError(f"service '{name}': nobody serves it (waited {timeout_s:g} s)")
+            time.sleep(0.002)
+        number = _send_request(client, Trigger.Request())
         while time.monotonic() < end:
-            header, response = client.handle.take_response(Trigger.Response)
-            if header is not None and header.request_id.sequence_number == number:
-                return response.success, response.message
+            header, response = _take_response(client)
             if header is None:
-                time.sleep(POLL_S)
+                time.sleep(PAUSE_S)
+            elif header.request_id.sequence_number == number:
+                return bool(response.success), str(response.message)
         raise TimeoutError(f"service '{name}': no answer within {timeout_s:g} s")
+
+    def topics(self) -> dict[str, list[str]]:
+        """See Bus."""
+        return {topic: sorted(types) for topic, types in sorted(self._open.get_topic_names_and_types())}
 
     def close(self) -> None:
         """See Bus."""
-        if self._context.ok():
-            self._node.destroy_node()
-            rclpy.shutdown(context=self._context)
+        if self._node is None:
+            return
+        for end in self._ends:
+            end.close()
+        self._ends.clear()
+        self._clients.clear()
+        self._node.destroy_node()
+        self._node = None
+        rclpy.try_shutdown(context=self._context)
 
     def __enter__(self) -> RosBus:
         return self
@@ -76,43 +103,60 @@ class RosBus:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _full(self, name: str) -> str:
-        return "/" + resolve(name, self.namespace)
+    @property
+    def _open(self) -> Node:
+        if self._node is None:
+            raise RuntimeError(f"bus of node '{self.node}' is closed")
+        return self._node
+
+    def _keep(self, end: Any) -> Any:
+        self._ends.append(end)
+        return end
+
+    def _resolve(self, name: str) -> str:
+        """The absolute name; rclpy may still remap it, as a launch file says."""
+        return "/" + resolve(name, self.namespace, self.node)
 
 
 class RosPublisher:
     """See Publisher."""
 
     def __init__(self, node: Node, publisher: Any) -> None:
-        self._node, self._publisher = node, publisher
+        self._node, self._topic = node, publisher.topic_name
+        self._publisher: Any = publisher
 
     def publish(self, data: bytes) -> int:
-        """See Publisher. The middleware stamps the sample itself, some microseconds after the stamp returned here."""
+        """See Publisher."""
+        if self._publisher is None:
+            raise RuntimeError(f"topic '{self._topic}': published after close")
+        if len(data) <= CDR_HEADER:
+            raise ValueError(f"topic '{self._topic}': {len(data)} bytes are no CDR message")
         stamp = time.time_ns()
         self._publisher.publish(bytes(data))
         return stamp
 
     def matched(self) -> int:
         """See Publisher."""
-        return self._publisher.get_subscription_count()
+        return int(self._publisher.get_subscription_count()) if self._publisher is not None else 0
 
     def close(self) -> None:
         """See Publisher."""
-        self._node.destroy_publisher(self._publisher)
+        if self._publisher is not None:
+            self._node.destroy_publisher(self._publisher)
+            self._publisher = None
 
 
 class RosReader:
     """See Reader."""
 
-    def __init__(self, node: Node, subscription: Any, type: Any) -> None:
-        self._node, self._subscription, self._type = node, subscription, type
-        self._take_one: Callable[[], Any] = lambda: subscription.handle.take_message(type, True)
+    def __init__(self, node: Node, subscription: Any, depth: int) -> None:
+        self._node, self._depth = node, depth
+        self._subscription: Any = subscription
         self._newest: Sample | None = None
-        self._waiting: deque[Sample] = deque()
+        self._waiting: deque[Sample] = deque(maxlen=depth)
 
     def newest(self) -> Sample | None:
         """See Reader."""
-        self._waiting.clear()
         self._drain()
         self._waiting.clear()
         return self._newest
@@ -125,29 +169,38 @@ class RosReader:
         return samples
 
     def wait(self, timeout_s: float) -> bool:
-        """See Reader."""
-        end = time.monotonic() + timeout_s
-        while not self._waiting:
+        """See Reader. rclpy documents no wait without an executor, so this polls, and keeps what it took."""
+        start = time.monotonic()
+        while not self._waiting and self._subscription is not None:
             self._drain()
-            if not self._waiting:
-                if time.monotonic() > end:
-                    return False
-                time.sleep(POLL_S)
-        return True
+            passed = time.monotonic() - start
+            if self._waiting or passed >= timeout_s:
+                break
+            os.sched_yield() if passed < EAGER_S else time.sleep(PAUSE_S)
+        return bool(self._waiting)
 
     def matched(self) -> int:
         """See Reader."""
-        return self._subscription.handle.get_publisher_count()
+        if self._subscription is None:
+            return 0
+        if hasattr(self._subscription, "get_publisher_count"):  # not in Humble, where the graph is asked by name
+            return int(self._subscription.get_publisher_count())
+        return int(self._node.count_publishers(self._subscription.topic_name))
 
     def close(self) -> None:
         """See Reader."""
-        self._take_one = lambda: None
-        self._node.destroy_subscription(self._subscription)
+        if self._subscription is not None:
+            self._node.destroy_subscription(self._subscription)
+            self._subscription = None
 
     def _drain(self) -> None:
-        while (taken := self._take_one()) is not None:
+        """Take what waits in the middleware, at most one history: a fast publisher must not hold the caller."""
+        for _ in range(self._depth if self._subscription is not None else 0):
+            taken = _take_message(self._subscription)
+            if taken is None:
+                return
             data, info = taken
-            self._newest = Sample(bytes(data), info["source_timestamp"], time.monotonic_ns())
+            self._newest = Sample(data, info["source_timestamp"], time.monotonic_ns())
             self._waiting.append(self._newest)
 
 
@@ -155,33 +208,72 @@ class RosService:
     """See Service."""
 
     def __init__(self, node: Node, service: Any) -> None:
-        self._node, self._service = node, service
+        self._node = node
+        self._service: Any = service
 
     def take(self) -> RosRequest | None:
         """See Service."""
-        request, header = self._service.handle.service_take_request(Trigger.Request)
-        return None if request is None else RosRequest(self._service.handle, header)
+        if self._service is None:
+            return None
+        header = _take_request(self._service)
+        return None if header is None else RosRequest(self._service, header)
 
     def close(self) -> None:
         """See Service."""
-        self._node.destroy_service(self._service)
+        if self._service is not None:
+            self._node.destroy_service(self._service)
+            self._service = None
 
 
 class RosRequest:
     """See Request."""
 
-    def __init__(self, handle: Any, header: Any) -> None:
-        self._handle, self._header = handle, header
+    def __init__(self, service: Any, header: Any) -> None:
+        self._service, self._header = service, header
 
     def reply(self, success: bool, message: str) -> None:
         """See Request."""
-        identity = getattr(self._header, "request_id", self._header)
-        self._handle.service_send_response(Trigger.Response(success=success, message=message), identity)
+        self._service.send_response(Trigger.Response(success=success, message=message), self._header)
+
+
+def _take_message(subscription: Any) -> tuple[bytes, dict[str, int]] | None:
+    with subscription.handle:
+        return subscription.handle.take_message(subscription.msg_type, True)
+
+
+def _take_request(service: Any) -> Any:
+    with service.handle:
+        _, header = service.handle.service_take_request(Trigger.Request)
+    return header
+
+
+def _send_request(client: Any, request: Any) -> int:
+    with client.handle:
+        return client.handle.send_request(request)
+
+
+def _take_response(client: Any) -> tuple[Any, Any]:
+    with client.handle:
+        return client.handle.take_response(Trigger.Response)
+
+
+def _pin(interface: str | None) -> None:
+    """Put ROS 2 on a named interface: by CYCLONEDDS_URI; loopback also where the RMW is another."""
+    if interface is None:
+        return
+    os.environ["CYCLONEDDS_URI"] = cyclone_configuration(interface)
+    if interface == LOOPBACK and os.environ.get("RMW_IMPLEMENTATION") != "rmw_cyclonedds_cpp":
+        humble = os.environ.get("ROS_DISTRO") == "humble"
+        os.environ["ROS_LOCALHOST_ONLY" if humble else "ROS_AUTOMATIC_DISCOVERY_RANGE"] = "1" if humble else "LOCALHOST"
 
 
 def _message(type: str) -> Any:
+    """The Python class of a ROS type. Raises ValueError when its package is not in the ROS 2 install."""
     package, kind, name = type.split("/")
-    return getattr(importlib.import_module(f"{package}.{kind}"), name)
+    try:
+        return getattr(importlib.import_module(f"{package}.{kind}"), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"message type '{type}' is not in this ROS 2 install: install package '{package}'") from error
 
 
 def _profile(qos: Qos) -> QoSProfile:
@@ -191,10 +283,5 @@ def _profile(qos: Qos) -> QoSProfile:
         durability=DurabilityPolicy.TRANSIENT_LOCAL if qos.latched else DurabilityPolicy.VOLATILE)
 
 
-def _ignore(message: Any) -> None:
-    """Never called: no executor spins this node."""
-
-
-def _unused(request: Any, response: Any) -> Any:
-    """Never called: no executor spins this node."""
-    return response
+def _unused(*_: Any) -> Any:
+    """What rclpy would call if the node were spun; it never is."""

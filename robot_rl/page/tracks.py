@@ -126,7 +126,7 @@ def _measure(log: EpisodeLog) -> np.ndarray:
     quantity, goal = Quantity(success.term, log.spec), log.start.get("goal")
     for i, record in enumerate(log.records):
         try:
-            values = log._values(record, robot) | {"command": record.sent, "action": record.action}
+            values = log.values(record, robot) | {"command": record.sent, "action": record.action}
             out[i] = quantity(values if goal is None else values | {"goal.position": np.array(goal)})[0]
         except (SpecError, KeyError):
             continue

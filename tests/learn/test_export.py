@@ -28,7 +28,8 @@ def test_file_does_what_the_policy_does(recipe: str, tmp_path: Path) -> None:
         difference = export(policy, OBS, ACTION, '{"seed": 1}', path, examples)
         assert difference <= TOLERANCE
         session = onnxruntime.InferenceSession(path)
-        assert [(one.name, one.type) for one in session.get_inputs()] == [("obs", "tensor(float)"), ("noise", "tensor(float)")]
+        inputs = [(one.name, one.type) for one in session.get_inputs()]
+        assert inputs == [("obs", "tensor(float)"), ("noise", "tensor(float)")]
         assert [one.name for one in session.get_outputs()] == ["action"]
         for count in (1, 3, 50):
             noise = np.random.default_rng(count).normal(size=(count, ACTION)).astype(np.float32)

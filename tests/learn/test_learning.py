@@ -1,4 +1,4 @@
-"""Every recipe learns a task whose costs end only far ahead, and would not if target, entropy or discount were broken."""
+"""Every recipe learns a task whose costs end far ahead, and would not if target, entropy or discount were broken."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def test_actor_loss_and_its_gradient_worked_out_by_hand() -> None:
     # d/dmean: 0.5 * 2 a - 2 (1 - a^2) = -1.538967; d/dlog_std: -0.5 (the noise is 0)
     actor, temperature = linear_actor(0.3, -0.5), Temperature(0.5, -1.0)
     objective = SoftValue(actor, linear_critic((0.0, 2.0, 0.0), (0.0, 2.0, 9.0)), temperature, Minimum())
-    loss, log_density = objective.loss(torch.zeros(1, 1), torch.zeros(1, 1))
+    loss, _ = objective.loss(torch.zeros(1, 1), torch.zeros(1, 1))
     torch.testing.assert_close(loss, torch.tensor(-0.747764), rtol=0, atol=2e-5)
     (gradient,) = torch.autograd.grad(loss, [actor.net.flat])
     torch.testing.assert_close(gradient, torch.tensor([0.0, 0.0, -1.538967, -0.5]), rtol=0, atol=2e-5)

@@ -103,7 +103,7 @@ def test_saved_loaded_and_continued_equals_never_stopped(recipe: str) -> None:
 def test_a_checkpoint_of_another_agent_is_refused(recipe: str) -> None:
     other = next(name for name in recipes.RECIPES if name != recipe)
     for stranger in (small(recipe, hidden=(16, 16)), small(other), small(recipe, normalize=False)):
-        with pytest.raises((RuntimeError, ValueError), match="size|shape|key|Key"):
+        with pytest.raises((RuntimeError, ValueError), match=r"size|shape|key|Key"):
             small(recipe).load_state_dict(stranger.state_dict())
 
 
@@ -163,9 +163,9 @@ def test_bfloat16_learns_about_the_same(recipe: str) -> None:
 
 
 def test_unknown_names_are_answered_with_the_choices() -> None:
-    with pytest.raises(ValueError, match="'sca'.*sac, rlpd"):
+    with pytest.raises(ValueError, match=r"'sca'.*sac, rlpd"):
         recipes.make("sca", OBS, ACTION)
-    with pytest.raises(ValueError, match="no option lrate.*discount"):
+    with pytest.raises(ValueError, match=r"no option lrate.*discount"):
         recipes.make("sac", OBS, ACTION, lrate=1)
 
 
