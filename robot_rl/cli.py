@@ -200,13 +200,16 @@ def demo(
 @bench.command(name="learner")
 def bench_learner(
     agent: Annotated[str, typer.Option(help="Which recipe: sac, rlpd.")] = "sac",
-    seconds: Annotated[float, typer.Option(help="Seconds of each measurement.")] = 5.0,
-    threads: Threads = 0,
+    seconds: Annotated[float, typer.Option(help="Seconds of each turn.")] = 4.0,
+    repetitions: Annotated[int, typer.Option(help="Turns of each contestant.")] = 5,
+    threads: Annotated[int, typer.Option(help="CPU threads of everybody; 0: as each library chooses.")] = 0,
+    peer_python: Annotated[str, typer.Option(help="Python that has the extra `bench` installed.")] = sys.executable,
     as_json: Json = False,
 ) -> None:
     """Gradient updates per second against Stable-Baselines3 and sbx (install the extra `bench`)."""
     from robot_rl.learn.bench import bench as run
-    _finish(run(agent, seconds=seconds, threads=threads), as_json)
+    _finish(run(agent, repetitions, seconds, threads or None, peer_python=peer_python,
+                report=lambda line: print(line, file=sys.stderr)), as_json)
 
 
 @bench.command(name="bus")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -20,11 +21,16 @@ GAP = "payload=0.25,motor_strength=0.6,friction=0.25,command_delay=0.05"
 """The reality gap of the demo's robot, chosen on other seeds than the demo's."""
 
 
+LEARNER = ("--recipe", "sac", "--set", "hidden=[128,128]", "--set", "batch=128", "--threads", 1)
+TUNER = ("--repeats", 6, "--warm-updates", 500, "--threads", 1)
+_said: list[str] = []  # the commands run so far, as typed
+
+
 @dataclass(frozen=True)
 class Sizes:
     """How long each part is."""
 
-    steps: int = 30_000
+    steps: int = 40_000
     simulated: int = 200
     episodes: int = 30
     finetune: int = 50
@@ -37,11 +43,14 @@ QUICK = Sizes(steps=3_000, simulated=10, episodes=3, finetune=3, minutes=0.5)
 def run_demo(out: Path, seed: int = 0, quick: bool = False) -> dict[str, Any]:
     """Train, export, run on the gapped robot, fine-tune there, run again on the same goals; a table and a report."""
     sizes, began = QUICK if quick else Sizes(), time.monotonic()
-    out.mkdir(parents=True, exist_ok=True)
+    out = _folder(out)
     run, tuned, policy = out / "train", out / "finetuned", out / "policy.onnx"
     _say(1, 6, "train in simulation")
-    _robot_rl("train", TASK, *(["--resume", run] if (run / "run.json").exists() else ["--out", run]), "--recipe",
-              "rlpd", "--steps", sizes.steps, "--seed", seed)
+    if (run / "checkpoint.pt").exists():
+        _robot_rl("train", "--resume", run)
+    else:
+        _robot_rl("train", TASK, "--out", run, *LEARNER, "--steps", sizes.steps, "--seed", seed)
+    _say(2, 6, "export, and evaluate in simulation")
     _robot_rl("export", run, "-o", policy)
     simulated = _robot_rl("eval", policy, "--episodes", sizes.simulated, "--seed", 1_000 + seed)
     with robot_process(seed) as where:
@@ -49,11 +58,11 @@ def run_demo(out: Path, seed: int = 0, quick: bool = False) -> dict[str, Any]:
         before = _deploy(policy, out / "before", sizes.episodes, seed, where)
         _say(4, 6, "fine-tune on the robot")
         tuning = _robot_rl("finetune", run, "--data", out / "before", "--robot", ROBOT, "--episodes", sizes.finetune,
-                           "--minutes", sizes.minutes, "--out", tuned, "--seed", seed, *where)
+                           "--minutes", sizes.minutes, "--out", tuned, "--seed", seed, *TUNER, *where)
         _say(5, 6, "run again on the same goals")
         after = _deploy(tuned / "policy.onnx", out / "after", sizes.episodes, seed, where)
-    figures = {"simulation": simulated, "before": before, "finetune": tuning, "after": after, "gap": GAP,
-               "seconds": time.monotonic() - began}
+    figures = {"simulation": simulated, "before": before, "finetune": tuning, "after": after, "gap": GAP, "seed": seed,
+               "seconds": time.monotonic() - began, "commands": _said}
     write_atomic(out / "demo.json", json.dumps(figures, indent=1).encode())
     _say(6, 6, "report")
     _robot_rl("report", out)
@@ -62,6 +71,18 @@ def run_demo(out: Path, seed: int = 0, quick: bool = False) -> dict[str, Any]:
             "success_after": after["success_rate"], "before_ci95": before["success_ci95"],
             "after_ci95": after["success_ci95"], "robot_minutes": tuning["robot_minutes"],
             "seconds": figures["seconds"], "report": str(out / "report.html")}
+
+
+def _folder(out: Path) -> Path:
+    """`out`, or beside it the next number when a finished demo is there; an unfinished one continues."""
+    number, folder = 2, out
+    while (folder / "demo.json").exists():
+        folder, number = out.with_name(f"{out.name}-{number}"), number + 1
+    for part in ("before", "after"):
+        if (folder / part).exists():
+            shutil.rmtree(folder / part)  # runs cut short: the same goals are run again
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def table(figures: dict[str, Any]) -> str:
@@ -103,7 +124,8 @@ def _deploy(policy: Path, folder: Path, episodes: int, seed: int, where: list[st
 def _robot_rl(*arguments: object) -> dict[str, Any]:
     """Run one command and return its JSON; its progress stays visible. Raises RuntimeError when it fails."""
     command = _command(*arguments, "--json")
-    print("$ robot-rl " + " ".join(map(str, arguments)), flush=True)
+    _said.append("robot-rl " + " ".join(map(str, arguments)))
+    print("$ " + _said[-1], flush=True)
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"robot-rl {arguments[0]} ended with status {done.returncode}")
