@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import sysconfig
@@ -36,7 +37,7 @@ class Compiled:
             return self.fast(*args)
         except TorchDynamoException as error:
             first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            warnings.warn(f"learning runs uncompiled, two to three times slower: {first}", stacklevel=2)
+            warn_once(first)
             self.fast = None
             return self.plain(*args)
 
@@ -49,9 +50,15 @@ def compiled(
         return function
     lacking = missing_tools() if torch.device(device).type == "cpu" else ""
     if lacking:
-        warnings.warn(f"learning runs uncompiled, two to three times slower: {lacking}", stacklevel=2)
+        warn_once(lacking)
         return function
     return Compiled(function)
+
+
+@functools.cache
+def warn_once(reason: str) -> None:
+    """Say why learning runs uncompiled."""
+    warnings.warn(f"learning runs uncompiled, about half as fast: {reason}", stacklevel=3)
 
 
 def missing_tools() -> str:

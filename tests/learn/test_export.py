@@ -37,7 +37,7 @@ def test_file_does_what_the_policy_does(recipe: str, tmp_path: Path) -> None:
             expected = policy(torch.as_tensor(examples[:count]), torch.as_tensor(noise)).numpy()
             np.testing.assert_allclose(action, expected, atol=TOLERANCE)
         metadata = session.get_modelmeta().custom_metadata_map
-        assert metadata["robot_rl"] == '{"seed": 1}' and metadata["sha256"] == weights_hash(policy)
+        assert metadata["robot_rl"] == '{"seed": 1}' and metadata["weights_sha256"] == weights_hash(policy)
     assert [file.name for file in tmp_path.iterdir()] == ["policy.onnx"]
 
 

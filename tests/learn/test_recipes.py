@@ -183,6 +183,7 @@ def test_target_entropy_defaults() -> None:
 def test_without_a_compiler_it_learns_uncompiled_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CXX", raising=False)
+    compiled.warn_once.cache_clear()
     with pytest.warns(UserWarning, match=r"uncompiled.*g\+\+") as caught:
         agent = small("sac", compile=None)
     assert len(caught) == 1
