@@ -253,12 +253,12 @@ def test_a_service_nobody_serves_is_named(bus: Bus, topic: str) -> None:
 def test_requests_are_pulled_and_answered_in_any_order(bus: Bus, peer: Peer, topic: str) -> None:
     service = bus.service(topic)
     assert service.take() is None
-    peer.tell("call", topic, 5.0)
+    other = Peer(bus.kind, DOMAIN)  # before the first call, which must not time out while this one starts
+    peer.tell("call", topic, 30.0)
     first = until(service.take)
     assert service.take() is None, "a call is given once"
-    other = Peer(bus.kind, DOMAIN)
-    other.tell("call", topic, 5.0)
-    second = until(service.take)
+    other.tell("call", topic, 30.0)
+    second = until(service.take, 30.0)
     second.reply(False, "second")
     first.reply(True, "first")
     assert (peer.answer(), other.answer()) == ((True, "first"), (False, "second"))
