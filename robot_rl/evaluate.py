@@ -38,9 +38,12 @@ def summary(returns: Sequence[float], successes: Sequence[bool | None]) -> dict[
     The return's interval is the mean's normal approximation; the success rate's is Wilson's.
     """
     n = len(returns)
-    mean = float(np.mean(returns)) if n else math.nan
-    half = Z95 * float(np.std(returns, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
-    figures: dict[str, Any] = {"episodes": n, "return_mean": mean, "return_ci95": [mean - half, mean + half],
+    mean = float(np.mean(returns)) if n else None
+    interval: list[float] | None = None  # one episode says nothing of the spread
+    if mean is not None and n > 1:
+        half = Z95 * float(np.std(returns, ddof=1)) / math.sqrt(n)
+        interval = [mean - half, mean + half]
+    figures: dict[str, Any] = {"episodes": n, "return_mean": mean, "return_ci95": interval,
                                "success_rate": None, "success_ci95": None}
     known = [s for s in successes if s is not None]
     if known:

@@ -300,17 +300,20 @@ void mlp_backward(const int64_t* sizes, int64_t rows, int64_t evaluated, const i
         for (long task = 0; task < net.members * net.blocks; task++) {
             const long member = task / net.blocks, block = task % net.blocks, from = block * BLOCK;
             const long count = std::min(BLOCK, rows - from), own = chosen(which, member);
+            // slopes that no weight needs stay in the cache: two buffers in turn, this layer's and the one's above
+            static thread_local std::vector<float> passing[2];
+            const float* slope_above = nullptr;
             for (long l = depth - 1; l >= 0; l--) {
                 const Layer& layer = net.layers[l];
                 const long width = layer.outputs, place = (member * rows + from) * width;
-                float* slope = scratch + layer.slope + place;
+                if (!slope_parameters) passing[l % 2].resize(BLOCK * width);
+                float* slope = slope_parameters ? scratch + layer.slope + place : passing[l % 2].data();
                 if (layer.last) {
                     std::memcpy(slope, slope_out + place, count * width * sizeof(float));
                 } else {
                     const Layer& above = net.layers[l + 1];
                     const float* hidden = kept + layer.hidden + place;
-                    product(count, width, above.outputs, scratch + above.slope + (member * rows + from) * above.outputs,
-                            above.outputs, 1, scratch + above.flipped + member * width * above.outputs, width,
+                    product(count, width, above.outputs, slope_above, above.outputs, 1, scratch + above.flipped + member * width * above.outputs, width,
                             [](long, long) { return Vec{}; },
                             [&](long row, long o, long lanes, Vec value) {
                                 const Vec open = load(hidden + row * width + o, lanes);
@@ -340,13 +343,13 @@ void mlp_backward(const int64_t* sizes, int64_t rows, int64_t evaluated, const i
                         for (long row = 0; row < count; row++) bias += load(slope + row * width + o, width - o);
                         store(partial + o, bias, width - o);
                     }
+                slope_above = slope;
             }
             if (slope_x) {
                 const Layer& first = net.layers[0];
                 const long width = first.inputs;
                 float* to = slope_x + (member * rows + from) * width;
-                product(count, width, first.outputs, scratch + first.slope + (member * rows + from) * first.outputs,
-                        first.outputs, 1, scratch + first.flipped + member * width * first.outputs, width,
+                product(count, width, first.outputs, slope_above, first.outputs, 1, scratch + first.flipped + member * width * first.outputs, width,
                         [](long, long) { return Vec{}; },
                         [&](long row, long i, long lanes, Vec value) { store(to + row * width + i, value, lanes); });
             }
