@@ -112,6 +112,10 @@ def _trace(policy: nn.Module, obs_size: int, action_size: int) -> onnx.ModelProt
         )
     assert program is not None
     model: onnx.ModelProto = program.model_proto
+    for part in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
+        part.doc_string = ""  # the exporter notes source files of the machine that it ran on
+        del part.metadata_props[:]
+    del model.graph.metadata_props[:]
     return model
 
 
