@@ -52,7 +52,7 @@ def _measure(policy: Policy, spec: Any, rate_hz: float, seconds: float, kind: st
         ticks = round(rate_hz * seconds)
         latency = np.zeros(ticks)
         ticker = Ticker(rate_hz, ticks)
-        with steady():
+        with steady() as real_time:
             tick = _tick(io, episode, policy, spec)
             tick()
             before, began = _cpu_s(), time.monotonic()
@@ -66,7 +66,8 @@ def _measure(policy: Policy, spec: Any, rate_hz: float, seconds: float, kind: st
     l50, l99 = percentiles(latency[:ticker.ticks] * 1e3, 50, 99)
     return {"rate_hz": ticker.ticks / spent, "ticks": ticker.ticks, "missed": ticker.missed, "jitter_ms_p50": p50,
             "jitter_ms_p99": p99, "jitter_ms_p999": p999, "latency_ms_p50": l50, "latency_ms_p99": l99,
-            "cpu_share": used / spent, "machine": f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}"}
+            "cpu_share": used / spent, "real_time": real_time,
+            "machine": f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}"}
 
 
 def _tick(io: RobotIO, episode: Episode, policy: Policy, spec: Any) -> Callable[[], float]:

@@ -160,6 +160,8 @@ def finetune(
     repeats: Annotated[int, typer.Option(help="Times the recipe's update budget for each robot step.")] = 2,
     warm_updates: Annotated[int, typer.Option(help="Updates on the bags before the robot moves.")] = 1_000,
     ratio: Annotated[float, typer.Option(help="Share of each batch that comes from the bags.")] = 0.5,
+    hindsight: Annotated[int, typer.Option(help="Other goals, ones it came by, by which each episode is learned from "
+                                                "too; for tasks with a goal.")] = 4,
     set_: Options = None,
     bus: BusOption = "auto", namespace: Namespace = "", domain: Domain = None, seed: Seed = 0,
     threads: Threads = 0,
@@ -169,6 +171,7 @@ def finetune(
     from hardware.deploy import BusOptions
     from robot_rl import session
     _finish(session.finetune(run, robot, data, episodes=episodes, minutes=minutes, repeats=repeats, ratio=ratio,
+                             hindsight=hindsight,
                              out=out or run.with_name(run.name + "-finetuned"), warm_updates=warm_updates,
                              changes=set_ or [], where=BusOptions(bus, namespace, domain), seed=seed,
                              threads=threads), as_json)

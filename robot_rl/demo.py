@@ -22,7 +22,7 @@ GAP = "payload=0.3,friction=0.1"
 
 
 LEARNER = ("--recipe", "sac", "--set", "hidden=[128,128]", "--set", "batch=128", "--threads", 1)
-TUNER = ("--repeats", 8, "--warm-updates", 500, "--set", "target_entropy=-10", "--threads", 1)
+TUNER = ("--repeats", 6, "--warm-updates", 2_000, "--set", "target_entropy=-10", "--threads", 1)
 _said: list[str] = []  # the commands run so far, as typed
 
 
@@ -33,7 +33,7 @@ class Sizes:
     steps: int = 40_000
     simulated: int = 200
     episodes: int = 30
-    finetune: int = 95
+    finetune: int = 80
     minutes: float = 3.9
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from robot_rl.bag import BagError
 from robot_rl.collect import Agent
+from robot_rl.episode import Outcome
 from robot_rl.evaluate import summary
 from robot_rl.log import Log, progress
 from robot_rl.replay import Mixture, Replay
@@ -49,12 +50,17 @@ class Finetuning:
     """How many times the recipe's own update budget each robot step is worth."""
     warm_updates: int = 0
     """Calls of `update` on the prior bags alone, before the robot moves."""
+    hindsight: int = 0
+    """Other goals, ones that it came by, by which each episode is learned from too."""
+    seed: int = 0
+    """Draws those goals."""
     episodes: int = 0
     robot_s: float = 0.0
+    transitions: int = 0
 
     def run(self, episodes: int, seconds: float) -> dict[str, Any]:
         """Alternate until so many episodes are done or so much robot time (s) is used up."""
-        data = Mixture(self.prior, self.online, self.ratio)
+        data = Mixture(self.prior, self.online, self.ratio if len(self.prior) else 0.0)
         if self.episodes == 0 and self.warm_updates:
             for _ in progress("learn from the bags", unit="update", items=range(self.warm_updates)):
                 self.agent.update(data)
@@ -64,7 +70,9 @@ class Finetuning:
         bar = progress("fine-tune", episodes, "episode", self.episodes)
         while self.episodes < episodes and self.robot_s < seconds:
             result, bag = self.robot.run_episode()
-            steps = add_episode(self.online, read_episode(bag))
+            log = read_episode(bag)
+            steps = add_episode(self.online, log, None, self.other_goals(log))
+            self.transitions += steps
             metrics: dict[str, Any] = {}
             for _ in range(steps * self.repeats):
                 metrics = self.agent.update(data)
@@ -78,12 +86,13 @@ class Finetuning:
                                 f"{self.robot_s / 60:.1f} robot minutes")
             bar.update()
         bar.close()
-        return summary(returns, successes) | {"robot_minutes": self.robot_s / 60, "transitions": len(self.online)}
+        return summary(returns, successes) | {"robot_minutes": self.robot_s / 60, "transitions": self.transitions}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue between two episodes."""
         return {"agent": self.agent.state_dict(), "prior": self.prior.state_dict(),
-                "online": self.online.state_dict(), "episodes": self.episodes, "robot_s": self.robot_s}
+                "online": self.online.state_dict(), "episodes": self.episodes, "robot_s": self.robot_s,
+                "transitions": self.transitions}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
@@ -91,6 +100,23 @@ class Finetuning:
         self.prior.load_state_dict(state["prior"])
         self.online.load_state_dict(state["online"])
         self.episodes, self.robot_s = state["episodes"], state["robot_s"]
+        self.transitions = state["transitions"]
+
+    def other_goals(self, log: EpisodeLog, spec: PolicySpec | None = None) -> np.ndarray:
+        """(G, 3) goals by which a bag is learned from too; always the same ones for the same episode."""
+        return hindsight(log, self.hindsight, np.random.default_rng([self.seed, log.start.get("episode", 0)]), spec)
+
+    def load(self, bags: Iterable[Path], contract: PolicySpec) -> tuple[int, list[str]]:
+        """Fill the prior from bags of the same robot and task: (transitions, what was left out and why)."""
+        steps, refused = 0, []
+        for bag in bags:
+            try:
+                log = read_episode(bag)
+                spec = _matching(contract, log)
+                steps += add_episode(self.prior, log, spec, self.other_goals(log, spec))
+            except (SpecError, BagError) as error:
+                refused.append(str(error))
+        return steps, refused
 
     def _note(self, result: dict[str, Any], metrics: dict[str, Any]) -> None:
         self.save(self.state_dict())
@@ -100,13 +126,22 @@ class Finetuning:
         self.log.write(self.episodes, line)
 
 
-def add_episode(replay: Replay, log: EpisodeLog, spec: PolicySpec | None = None) -> int:
+def add_episode(replay: Replay, log: EpisodeLog, spec: PolicySpec | None = None, others: Iterable[np.ndarray] = ()
+                ) -> int:
     """Put one recorded episode into a replay, from its raw messages; returns how many transitions it gave.
 
-    A step whose outcome was not seen (a sensor failed, the recording broke off) gives none.
+    A step whose outcome was not seen (a sensor failed, the recording broke off) gives none. `others`, goals (3,) in m,
+    judge the episode once more each; their transitions are not counted.
     """
+    steps = _add(replay, log.replayed(spec))
+    for goal in others:
+        _add(replay, log.replayed(spec, goal))
+    return steps
+
+
+def _add(replay: Replay, replayed: Iterable[tuple[Outcome, np.ndarray | None]]) -> int:
     action, steps = None, 0
-    for outcome, taken in log.replayed(spec):
+    for outcome, taken in replayed:
         if not outcome.valid:
             break
         if action is None:
@@ -120,25 +155,23 @@ def add_episode(replay: Replay, log: EpisodeLog, spec: PolicySpec | None = None)
     return steps
 
 
+def hindsight(log: EpisodeLog, count: int, generator: np.random.Generator, spec: PolicySpec | None = None
+              ) -> np.ndarray:
+    """`count` goals, (count, 3) in m, that the episode came by, drawn evenly from its steps; (0, 3) without goals.
+
+    What an arm did on the way to one goal is as true of another (Andrychowicz et al. 2017, Hindsight Experience
+    Replay), and the contract gives observation, reward and success for any.
+    """
+    reached = log.reached(spec)
+    return reached[generator.integers(len(reached), size=count)] if len(reached) else reached
+
+
 def bags_in(folder: Path) -> list[Path]:
     """The bags below a folder, in the order of their names. Raises SpecError when there is none."""
     bags = sorted({path.parent for path in folder.rglob("*.mcap")})
     if not bags:
         raise SpecError(f"{folder}: holds no bag (no .mcap file below it)")
     return bags
-
-
-def load_bags(replay: Replay, bags: Iterable[Path], contract: PolicySpec) -> tuple[int, list[str]]:
-    """Fill a replay from bags of the same robot and task: (transitions, what was left out and why)."""
-    steps, refused = 0, []
-    for bag in bags:
-        try:
-            log = read_episode(bag)
-            spec = _matching(contract, log)
-            steps += add_episode(replay, log, spec)
-        except (SpecError, BagError) as error:
-            refused.append(str(error))
-    return steps, refused
 
 
 def _matching(contract: PolicySpec, log: EpisodeLog) -> PolicySpec:

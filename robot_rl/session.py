@@ -204,10 +204,10 @@ class ServedRobot:
 
 
 def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minutes: float, out: Path, repeats: int,
-             warm_updates: int, ratio: float, changes: list[str], where: BusOptions, seed: int, threads: int
-             ) -> dict[str, Any]:
+             warm_updates: int, ratio: float, hindsight: int, changes: list[str], where: BusOptions, seed: int,
+             threads: int) -> dict[str, Any]:
     """Fine-tune a run on a robot; the new run in `out` continues where it broke off when it exists."""
-    from robot_rl.finetune import Finetuning, bags_in, load_bags
+    from robot_rl.finetune import Finetuning, bags_in
     from robot_rl.learn import checkpoint
     from robot_rl.log import Log
     from robot_rl.replay import Replay
@@ -223,21 +223,21 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
     agent = make_agent(config, contract)
     state = checkpoint.load(run.checkpoint if resuming else origin.checkpoint)
     agent.load_state_dict(state["agent"])
-    loaded, refused = 0, list[str]()
-    if not resuming:
-        loaded, refused = load_bags(prior, bags_in(data) if data else [], contract)
-        run.create(config, contract)
-    for line in refused:
-        print(f"finetune: left out: {line}", file=sys.stderr)
     policy, log = run.folder / "policy.onnx", Log(run.folder, state.get("episodes", 0) if resuming else 0)
 
     def write() -> None:
         write_policy(agent, stamped(contract, config, tuning.episodes), policy)
 
     tuning = Finetuning(agent, prior, online, None, write, lambda s: checkpoint.save(run.checkpoint, s), log,  # type: ignore[arg-type]
-                        ratio if len(prior) else 0.0, repeats, warm_updates)
+                        ratio, repeats, warm_updates, hindsight, seed)
+    loaded, refused = 0, list[str]()
     if resuming:
         tuning.load_state_dict(state)
+    else:
+        loaded, refused = tuning.load(bags_in(data) if data else [], contract)
+        run.create(config, contract)
+    for line in refused:
+        print(f"finetune: left out: {line}", file=sys.stderr)
     write()
     began = time.monotonic()
     with ServedRobot(policy, robot, run.folder / "bags", where, seed) as served:

@@ -22,6 +22,7 @@ from robot_rl.observe import Readings, Values
 from robot_rl.safety import Reason
 from robot_rl.spec import PolicySpec, RobotSpec, SpecError
 
+GOAL = "goal.position"
 STEP_TOPIC, STEP_TYPE = "policy/step", "std_msgs/msg/Float64MultiArray"
 EPISODE_TOPIC, INFO_TOPIC, TEXT_TYPE = "policy/episode", "policy/info", "std_msgs/msg/String"
 
@@ -96,15 +97,19 @@ class EpisodeLog:
     records: list[StepRecord]
     readings: dict[str, dict[int, bytes]]
 
-    def replayed(self, spec: PolicySpec | None = None) -> Iterator[tuple[Outcome, np.ndarray | None]]:
+    def replayed(self, spec: PolicySpec | None = None, goal: np.ndarray | None = None
+                 ) -> Iterator[tuple[Outcome, np.ndarray | None]]:
         """Run the episode's rules again over the raw messages: (outcome, action (A,) or None at the end) by step.
 
-        `spec` reads the same messages through another contract of the same robot, for instance with another reward.
+        `spec` reads the same messages through another contract of the same robot, for instance with another reward;
+        `goal` (3,) in m judges them by another goal than the episode was run for.
         """
         spec = spec or self.spec
         assert spec.robot is not None
-        episode, goal = Episode(spec), self.start.get("goal")
-        episode.begin(None if goal is None else np.array(goal))
+        if goal is None and self.start.get("goal") is not None:
+            goal = np.array(self.start["goal"])
+        episode = Episode(spec)
+        episode.begin(goal)
         for record in self.records:
             faults = Reason(int(record.faults[0]))
             episode.halt(faults & ~Reason.WORKSPACE)
@@ -113,6 +118,17 @@ class EpisodeLog:
             yield outcome, None if last else episode.took(record.sent)
             if last:
                 return
+
+    def reached(self, spec: PolicySpec | None = None) -> np.ndarray:
+        """(T, 3) in m: what success compares with the goal, at each step; (0, 3) for a task without such a goal."""
+        spec = spec or self.spec
+        assert spec.robot is not None
+        term = spec.success.term if spec.goal and spec.success else None
+        if term is None or term.minus is None or GOAL not in (term.source, term.minus):
+            return np.empty((0, 3))
+        source = term.minus if term.source == GOAL else term.source
+        seen = (self.values(record, spec.robot).get(source) for record in self.records)
+        return np.array([value for value in seen if value is not None and np.isfinite(value).all()]).reshape(-1, 3)
 
     def values(self, record: StepRecord, robot: RobotSpec) -> Values:
         """What every sensor had said when a step was decided, decoded by a robot's spec. Raises SpecError."""

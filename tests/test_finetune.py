@@ -1,0 +1,94 @@
+"""Recorded episodes judged by other goals, against the rules by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hardware import messages
+from robot_rl.episode import Episode
+from robot_rl.finetune import add_episode, hindsight
+from robot_rl.observe import Readings
+from robot_rl.replay import Replay
+from robot_rl.safety import Reason
+from robot_rl.spec import POSE, PolicySpec
+from robot_rl.steplog import EpisodeLog, step_record
+from sim import env_spec, make
+
+STEPS = 12
+GOAL = np.array([0.25, 0.1, 0.2])
+STAMP = 1_000_000_000_000_000_000
+
+
+@pytest.fixture(scope="module")
+def spec() -> PolicySpec:
+    return env_spec(make("so101-reach"), "so101-reach")
+
+
+@pytest.fixture
+def log(spec: PolicySpec) -> EpisodeLog:
+    """A tip that moves 5 mm a step along x, away from the goal; the arm's own joints are at rest."""
+    robot = spec.robot
+    assert robot is not None
+    episode, records = Episode(spec), []
+    raw: dict[str, dict[int, bytes]] = {s.name: {} for s in robot.sensors}
+    episode.begin(GOAL)
+    for step in range(STEPS + 1):
+        stamp = STAMP + step * 50_000_000
+        rest = np.array([joint.default for joint in robot.joints])
+        tip = (0.2 + 0.005 * step, 0.0, 0.2)
+        for sensor in robot.sensors:
+            raw[sensor.name][stamp] = messages.encode(
+                messages.pose_stamped(stamp, sensor.frame, tip, (0.0, 0.0, 0.0, 1.0)) if sensor.type == POSE
+                else messages.joint_state(stamp, robot.names, rest, 0 * rest, 0 * rest))
+        readings = Readings({"joints.position": rest, "joints.velocity": 0 * rest, "joints.effort": 0 * rest,
+                             "tip.position": np.array(tip), "tip.orientation": np.array([0.0, 0, 0, 1])})
+        outcome = episode.observe(readings)
+        last = step == STEPS
+        command = None if last else episode.act(np.full(spec.action_size, 0.1))
+        nothing = np.full(spec.action_size, np.nan)
+        records.append(step_record(
+            robot, tick=step, episode=3, stamp_ns=stamp, stamps={s.name: stamp for s in robot.sensors}, outcome=outcome,
+            asked=nothing if command is None else command.asked, action=nothing if command is None else command.action,
+            sent=np.full(len(robot.actuated), np.nan) if command is None else command.sent, reasons=Reason.NONE,
+            lateness_s=0.0, latency_s=0.0))
+    return EpisodeLog("bag", spec, {}, {"goal": list(GOAL), "episode": 3}, {}, records, raw)
+
+
+def test_reached_is_the_tip(log: EpisodeLog) -> None:
+    np.testing.assert_allclose(log.reached()[:, 0], 0.2 + 0.005 * np.arange(STEPS + 1))
+
+
+def test_another_goal_changes_reward_and_what_is_seen_of_it(log: EpisodeLog) -> None:
+    goal = log.reached()[-1]
+    own, other = [o for o, _ in log.replayed()], [o for o, _ in log.replayed(goal=goal)]
+    assert len(own) == len(other) == STEPS + 1
+    assert [o.reward for o in other[2:]] > [o.reward for o in own[2:]]  # it comes closer to that one, not to its own
+    changed = np.flatnonzero(own[3].observation != other[3].observation)
+    np.testing.assert_allclose((other[3].observation - own[3].observation)[changed], 10 * (goal - GOAL)[:len(changed)],
+                               atol=1e-5)
+
+
+def test_a_goal_come_by_and_held_ends_the_episode(log: EpisodeLog) -> None:
+    """Passed in 0.25 s it is no success; 1 cm near it for 0.5 s it is, one step before the recording ends."""
+    goal = log.reached()[3]
+    passed = [o for o, _ in log.replayed(goal=goal)]
+    assert len(passed) == STEPS + 1 and not any(o.success for o in passed)
+    for record in log.records[4:]:  # from here on the tip stays there
+        record.inputs = log.records[3].inputs
+    held = [o for o, _ in log.replayed(goal=goal)]
+    assert held[-1].success and held[-1].terminated and len(held) == STEPS
+
+
+def test_transitions_of_other_goals_are_learned_from_and_not_counted(log: EpisodeLog) -> None:
+    goals = hindsight(log, 3, np.random.default_rng(0))
+    assert goals.shape == (3, 3) and all(any(np.allclose(g, r) for r in log.reached()) for g in goals)
+    replay = Replay(1000, log.spec.observation_size, log.spec.action_size)
+    assert add_episode(replay, log, None, goals) == STEPS
+    assert len(replay) == 4 * STEPS
+
+
+def test_a_task_without_a_goal_has_no_other_goals(log: EpisodeLog) -> None:
+    furuta = env_spec(make("furuta-swingup"), "furuta-swingup")
+    assert log.reached(furuta).shape == (0, 3)
+    assert hindsight(log, 4, np.random.default_rng(0), furuta).shape == (0, 3)
