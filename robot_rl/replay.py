@@ -17,6 +17,8 @@ from typing import Protocol
 
 import numpy as np
 
+from robot_rl.priorities import Priorities
+
 Batch = dict[str, np.ndarray]
 ONLINE, PRIOR = 0, 1  # values of a batch's `source`
 
@@ -26,13 +28,18 @@ class Data(Protocol):
 
     def sample(self, batch: int, horizon: int = 1, n_step: int = 1, discount: float = 0.99) -> Batch: ...
 
+    def prioritise(self, index: np.ndarray, source: np.ndarray, priority: np.ndarray) -> None: ...
+
     def __len__(self) -> int: ...
 
 
 class Replay:
-    """A ring of `capacity` rows (one per step and one more per segment); the oldest steps make room for new ones."""
+    """A ring of `capacity` rows (one per step and one more per segment); the oldest steps make room for new ones.
 
-    def __init__(self, capacity: int, obs_size: int, action_size: int, seed: int = 0):
+    With `prioritized` above 0, the exponent alpha, steps are drawn by what `prioritise` was last told of them.
+    """
+
+    def __init__(self, capacity: int, obs_size: int, action_size: int, seed: int = 0, prioritized: float = 0.0):
         if capacity < 2:
             raise ValueError(f"replay: capacity is {capacity} rows, a step needs at least 2")
         self.capacity, self.obs_size, self.action_size = capacity, obs_size, action_size
@@ -43,6 +50,8 @@ class Replay:
         self._first = self._last = 0  # steps [first, last) are held; step k's row number is _starts[k % capacity]
         self._open = False
         self._generator = np.random.default_rng(seed)
+        self._priorities = Priorities(capacity, prioritized) if prioritized else None
+        self._ranked = 0  # rows before this one have their priority; new ones get theirs together, when it is needed
 
     def __len__(self) -> int:
         """Transitions held."""
@@ -69,7 +78,9 @@ class Replay:
         self._open = not (terminated or truncated)
 
     def sample(self, batch: int, horizon: int = 1, n_step: int = 1, discount: float = 0.99) -> Batch:
-        """`batch` steps drawn evenly, each with up to `n_step` rewards and, for `horizon` > 1, the steps that follow.
+        """`batch` steps, drawn evenly or by priority, each with up to `n_step` rewards.
+
+        For `horizon` > 1 the steps that follow come with it.
 
         obs (B, O), action (B, A) float32; reward (B,): the discounted sum of the next n rewards, where n is `n_step` or
         what is left of the segment; next_obs (B, O): the observation after them; discount (B,): discount**n, or 0
@@ -80,11 +91,41 @@ class Replay:
         """
         if not len(self):
             raise RuntimeError("replay: nothing to sample: no step was added")
-        number = self._generator.integers(self._first, self._last, batch)
-        index = self._starts[number % self.capacity]
+        index = self._draw(batch)
         if horizon == 1 and n_step == 1:
             return self._single(index, discount)
         return self._windows(index, horizon, n_step, discount)
+
+    def prioritise(self, index: np.ndarray, source: np.ndarray, priority: np.ndarray) -> None:
+        """Say of the steps `index` (B,) how wrong the critics were about them: `priority` (B,), errors of either sign.
+
+        With a time axis, (B, T) each, entries past the end of a segment do not matter. Steps that are no longer held
+        are passed over; `source` (B,) is for a `Mixture`. Nothing happens where steps are drawn evenly.
+        """
+        del source
+        if self._priorities is None:
+            return
+        if not np.isfinite(priority).all():
+            raise FloatingPointError("replay: a priority is not finite")
+        self._rank()
+        held = (index > self._head - self.capacity) & (self._rows[index % self.capacity, self._taken] > 0.0)
+        self._priorities.update(index[held] % self.capacity, np.asarray(priority, float)[held])
+
+    def _draw(self, batch: int) -> np.ndarray:
+        """Row numbers (B,) of held steps."""
+        if self._priorities is None:
+            number = self._generator.integers(self._first, self._last, batch)
+            return self._starts[number % self.capacity]
+        self._rank()
+        place = self._priorities.draw(batch, self._generator)
+        return self._head - (self._head - place) % self.capacity
+
+    def _rank(self) -> None:
+        """Give the rows that were written since the last time their first priority, in the place of older ones."""
+        if self._priorities is not None and self._ranked <= self._head:
+            place = np.arange(max(self._ranked, self._head + 1 - self.capacity), self._head + 1) % self.capacity
+            self._priorities.admit(place, self._rows[place, self._taken])
+            self._ranked = self._head  # again: no step was taken from the newest row yet
 
     def _single(self, index: np.ndarray, discount: float) -> Batch:
         rows = self._rows.take((index[:, None] + np.arange(2)) % self.capacity, axis=0)  # (B, 2, columns)
@@ -148,7 +189,9 @@ class Replay:
         rows = np.arange(oldest, self._head + 1) % self.capacity
         steps = np.arange(self._first, self._last) % self.capacity
         generator = json.dumps(self._generator.bit_generator.state)
-        return {
+        self._rank()
+        ranks = self._priorities.state_dict(rows) if self._priorities is not None else {}
+        return ranks | {
             "rows": self._rows[rows],
             "starts": self._starts[steps],
             "counters": np.array([self._head, self._first, self._last, self._open], np.int64),
@@ -156,15 +199,25 @@ class Replay:
         }
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Continue from `state`. The ring may be larger than the one that was saved, not too small for what it held."""
+        """Continue from `state`. The ring may be larger than the one that was saved, not too small for what it held.
+
+        Steps saved by a replay that drew evenly start with the highest priority in one that does not.
+        """
         rows = np.asarray(state["rows"])
         if rows.shape[1] != self._rows.shape[1] or len(rows) > self.capacity:
             raise ValueError(f"replay: the saved memory is {rows.shape} rows x columns, this one is {self._rows.shape}")
         self._head, self._first, self._last, is_open = (int(value) for value in state["counters"])
         self._open = bool(is_open)
-        self._rows[np.arange(self._head + 1 - len(rows), self._head + 1) % self.capacity] = rows
+        places = np.arange(self._head + 1 - len(rows), self._head + 1) % self.capacity
+        self._rows[places] = rows
         self._starts[np.arange(self._first, self._last) % self.capacity] = state["starts"]
         self._generator.bit_generator.state = json.loads(np.asarray(state["generator"]).tobytes())
+        self._ranked = 0
+        if self._priorities is not None:
+            self._priorities = Priorities(self.capacity, self._priorities.alpha)
+            if "priorities" in state:
+                self._priorities.load_state_dict(state, places)
+                self._ranked = self._head
 
 
 class Mixture:
@@ -193,6 +246,13 @@ class Mixture:
         if len(parts) == 1:
             return parts[0]
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+    def prioritise(self, index: np.ndarray, source: np.ndarray, priority: np.ndarray) -> None:
+        """As `Replay.prioritise`, to whichever of the two each entry of a batch is from by its `source`."""
+        for data, number in ((self.prior, PRIOR), (self.online, ONLINE)):
+            own = source == number
+            if own.any():
+                data.prioritise(index[own], source[own], priority[own])
 
     def _share(self) -> float:
         if 0.0 < self.ratio < 1.0 and not (len(self.prior) and len(self.online)):

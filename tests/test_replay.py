@@ -16,8 +16,8 @@ BEGIN, STEP, TERMINATE, TRUNCATE = "begin", "step", "terminate", "truncate"
 class Story:
     """What was put into a replay, kept as lists: `rows` of (segment, step), the rewards and the end of each segment."""
 
-    def __init__(self, capacity: int, seed: int = 0):
-        self.replay = Replay(capacity, obs_size=2, action_size=1, seed=seed)
+    def __init__(self, capacity: int, seed: int = 0, prioritized: float = 0.0):
+        self.replay = Replay(capacity, obs_size=2, action_size=1, seed=seed, prioritized=prioritized)
         self.rows: list[tuple[int, int]] = []
         self.rewards: dict[int, list[float]] = {}
         self.terminated: set[int] = set()
