@@ -12,6 +12,7 @@ Axes: B batch, T time (horizon), O observation, A action.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -21,6 +22,7 @@ from robot_rl.priorities import Priorities
 
 Batch = dict[str, np.ndarray]
 ONLINE, PRIOR = 0, 1  # values of a batch's `source`
+NOTHING = np.zeros(0, np.float32)
 
 
 class Data(Protocol):
@@ -31,6 +33,14 @@ class Data(Protocol):
     def prioritise(self, index: np.ndarray, source: np.ndarray, priority: np.ndarray) -> None: ...
 
     def __len__(self) -> int: ...
+
+
+class NotFinite(FloatingPointError):
+    """A NaN or an infinity was about to be learned from; `batch` holds the arrays that it was found among."""
+
+    def __init__(self, message: str, batch: Batch) -> None:
+        super().__init__(message)
+        self.batch = batch
 
 
 class Replay:
@@ -58,7 +68,8 @@ class Replay:
         return self._last - self._first
 
     def begin(self, obs: np.ndarray) -> None:
-        """Start a segment at `obs` (O,). A segment that was left open ends as if truncated."""
+        """Start a segment at `obs` (O,). A segment that was left open ends as if truncated. Raises NotFinite."""
+        self._check(obs, NOTHING, 0.0)
         lone = self._open and not (self._last > self._first and self._newest_start() == self._head - 1)
         if lone:
             self._head -= 1  # the row before was a beginning from which no step was taken
@@ -66,12 +77,15 @@ class Replay:
         self._open = True
 
     def step(self, action: np.ndarray, reward: float, obs: np.ndarray, terminated: bool, truncated: bool) -> None:
-        """Add the step that took `action` (A,) in [-1, 1] and led to `obs` (O,)."""
+        """Add the step that took `action` (A,) in [-1, 1] and led to `obs` (O,). Raises NotFinite."""
         if not self._open:
             raise RuntimeError("replay: step() outside a segment: call begin(obs) after an episode has ended")
+        self._check(obs, action, reward)
         row = self._rows[self._head % self.capacity]
         row[self.obs_size : self._reward] = action
-        row[self._reward :] = reward, not terminated, 1.0
+        row[self._reward] = reward
+        row[self._alive] = not terminated
+        row[self._taken] = 1.0
         self._starts[self._last % self.capacity] = self._head
         self._last += 1
         self._put(obs)
@@ -106,7 +120,7 @@ class Replay:
         if self._priorities is None:
             return
         if not np.isfinite(priority).all():
-            raise FloatingPointError("replay: a priority is not finite")
+            raise NotFinite("replay: a priority is not finite", {"index": index, "priority": priority})
         self._rank()
         held = (index > self._head - self.capacity) & (self._rows[index % self.capacity, self._taken] > 0.0)
         self._priorities.update(index[held] % self.capacity, np.asarray(priority, float)[held])
@@ -170,6 +184,16 @@ class Replay:
         }
         return batch if horizon > 1 else {key: value[:, 0] for key, value in batch.items()}
 
+    def _check(self, obs: np.ndarray, action: np.ndarray, reward: float) -> None:
+        """Refuse a NaN or an infinity. The sum of squares, which may overflow, only tells when to look closer."""
+        if math.isfinite(reward + obs.dot(obs) + action.dot(action)):
+            return
+        batch = {"action": np.asarray(action), "reward": np.asarray(reward), "next_obs": np.asarray(obs)}
+        for name, value in batch.items():
+            bad = np.flatnonzero(~np.isfinite(value))
+            if len(bad):
+                raise NotFinite(f"replay: {name}[{bad[0]}] is {value.flat[bad[0]]} in step {self._last}", batch)
+
     def _newest_start(self) -> int:
         return int(self._starts[(self._last - 1) % self.capacity])
 
@@ -177,7 +201,7 @@ class Replay:
         """Write `obs` as the newest row, over the oldest one once the ring is full."""
         self._head += 1
         gone = self._head - self.capacity
-        if self._last > self._first and self._starts[self._first % self.capacity] <= gone:
+        if gone >= 0 and self._last > self._first and self._starts[self._first % self.capacity] <= gone:
             self._first += 1
         row = self._rows[self._head % self.capacity]
         row[: self.obs_size] = obs

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robot_rl.replay import ONLINE, PRIOR, Mixture, Replay
+from robot_rl.replay import ONLINE, PRIOR, Mixture, NotFinite, Replay
 
 DISCOUNT = 0.9
 BEGIN, STEP, TERMINATE, TRUNCATE = "begin", "step", "terminate", "truncate"
@@ -188,3 +188,28 @@ def test_a_step_costs_one_row() -> None:
     assert replay.state_dict()["rows"].size == 0
     per_step = (replay._rows.nbytes + replay._starts.nbytes) / replay.capacity
     assert per_step <= 4 * (17 + 6 + 3) + 8
+
+
+@pytest.mark.parametrize("obs, action, reward, words", [
+    ([0.0, np.nan], [0.0], 0.0, r"next_obs\[1\] is nan in step 1"),
+    ([np.inf, 0.0], [0.0], 0.0, r"next_obs\[0\] is inf"),
+    ([0.0, 0.0], [-np.inf], 0.0, r"action\[0\] is -inf"),
+    ([0.0, 0.0], [0.0], np.nan, r"reward\[0\] is nan"),
+])
+def test_what_is_not_finite_is_refused_at_the_door(obs: list[float], action: list[float], reward: float, words: str
+                                                   ) -> None:
+    replay = filled(1, 1)
+    with pytest.raises(NotFinite, match=words) as caught:
+        replay.step(np.array(action), reward, np.array(obs, np.float32), False, False)
+    assert np.array_equal(caught.value.batch["next_obs"], obs, equal_nan=True)
+    if action[0] == 0.0 == reward:
+        with pytest.raises(NotFinite):
+            replay.begin(np.array(obs))
+    assert len(replay) == 1 and np.isfinite(replay.sample(50)["next_obs"]).all()
+
+
+def test_large_numbers_are_not_mistaken_for_infinite_ones() -> None:
+    replay = filled(1, 1)
+    with np.errstate(over="ignore"):
+        replay.step(np.full(1, 1e30), 1e30, np.full(2, 3e38, np.float32), False, False)
+    assert len(replay) == 2

@@ -1,0 +1,99 @@
+"""Replay memory for cameras: every frame is kept once, as bytes, and stacked when it is sampled.
+
+The rows, segments and draws are those of `Replay`; what a row holds in place of an observation is where its frame lies
+and how many frames of the segment came before it, as far as a stack reaches back.
+
+Axes: B batch, T time, S stack, C channels of one frame, H height, W width, A action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from robot_rl.replay import NOTHING, Batch, Replay
+
+EXACT = 2**24  # below this every whole number is a float32
+
+
+class FrameReplay(Replay):
+    """A ring of `capacity` rows whose observations (S * C, H, W) uint8 are the newest S frames, oldest first.
+
+    At a segment's start the first frame is repeated, as environments do at a reset: older frames in the observation
+    given to `begin` are not kept. A step costs one frame, a segment one more, the ring S - 1 more.
+    """
+
+    def __init__(self, capacity: int, frame: tuple[int, int, int], stack: int, action_size: int, seed: int = 0,
+                 prioritized: float = 0.0) -> None:
+        """`frame` is (C, H, W), `stack` is S."""
+        if stack < 1 or capacity + stack > EXACT:
+            raise ValueError(f"replay: {capacity} rows of {stack} stacked frames; at least 1, together at most {EXACT}")
+        super().__init__(capacity, 2, action_size, seed, prioritized)
+        self.frame, self.stack = frame, stack
+        self._frames = np.zeros((capacity + stack - 1, *frame), np.uint8)  # the oldest row's stack reaches S - 1 back
+        self._age = 0  # frames before the newest in its segment, at most S - 1
+
+    def begin(self, obs: np.ndarray) -> None:
+        """Start a segment at `obs` (S * C, H, W) uint8. A segment that was left open ends as if truncated."""
+        self._age = 0
+        super().begin(obs)
+
+    def step(self, action: np.ndarray, reward: float, obs: np.ndarray, terminated: bool, truncated: bool) -> None:
+        """Add the step that took `action` (A,) in [-1, 1] and led to `obs` (S * C, H, W) uint8."""
+        self._age = min(int(self._rows[self._head % self.capacity, 1]) + 1, self.stack - 1)
+        super().step(action, reward, obs, terminated, truncated)
+
+    def sample(self, batch: int, horizon: int = 1, n_step: int = 1, discount: float = 0.99) -> Batch:
+        """As `Replay.sample`, with obs and next_obs (B, S * C, H, W) or (B, T, S * C, H, W) uint8.
+
+        With one step and no horizon the two are views of the same frames, (B, S + 1, C, H, W), not to be written to.
+        """
+        drawn = super().sample(batch, horizon, n_step, discount)
+        if horizon == 1 and n_step == 1:
+            frames = self._gather(drawn["obs"], np.arange(self.stack - 1, -2, -1))
+            return drawn | {"obs": _merge(frames[:, :-1]), "next_obs": _merge(frames[:, 1:])}
+        back = np.arange(self.stack - 1, -1, -1)
+        return drawn | {key: _merge(self._gather(drawn[key], back)) for key in ("obs", "next_obs")}
+
+    def _gather(self, where: np.ndarray, back: np.ndarray) -> np.ndarray:
+        """The frames `back` (S',) before those at `where` (..., 2), none before its segment: (..., S', C, H, W)."""
+        place, age = (where[..., column, None].astype(np.int64) for column in range(2))
+        return self._frames.take((place - np.minimum(back, age)) % len(self._frames), axis=0)
+
+    def _check(self, obs: np.ndarray, action: np.ndarray, reward: float) -> None:
+        channels, height, width = self.frame
+        if obs.shape != (self.stack * channels, height, width) or obs.dtype != np.uint8:
+            raise ValueError(f"replay: an observation is {obs.dtype} {obs.shape}, {self.stack} frames of {self.frame} "
+                             f"are uint8 {(self.stack * channels, height, width)}")
+        super()._check(NOTHING, action, reward)
+
+    def _put(self, obs: np.ndarray) -> None:
+        place = (self._head + 1) % len(self._frames)
+        self._frames[place] = obs[-self.frame[0] :]
+        super()._put(np.array((place, self._age), np.float32))
+
+    def state_dict(self) -> Batch:
+        """As `Replay.state_dict`, with the frames in use, from the oldest on."""
+        state = super().state_dict()
+        return state | {"frames": self._frames[self._places(len(state["rows"]))], "stack": np.array(self.stack)}
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Continue from `state`; the ring may be larger than the one that was saved."""
+        frames, rows = np.asarray(state["frames"]), np.array(state["rows"])
+        if (saved := (int(state["stack"]), *frames.shape[1:])) != (here := (self.stack, *self.frame)):
+            raise ValueError(f"replay: the saved frames are {saved} (stack, C, H, W), here they are {here}")
+        head = int(state["counters"][0])
+        rows[:, 0] = np.arange(head + 1 - len(rows), head + 1) % len(self._frames)  # they may lie elsewhere here
+        super().load_state_dict({**state, "rows": rows})
+        self._frames[self._places(len(rows))] = frames
+
+    def _places(self, rows: int) -> np.ndarray:
+        """Where the frames of the newest so many rows lie, and those that their stacks reach back to."""
+        first = max(0, self._head + 1 - rows - (self.stack - 1))
+        return np.arange(first, self._head + 1) % len(self._frames)
+
+
+def _merge(frames: np.ndarray) -> np.ndarray:
+    """(..., S, C, H, W) as (..., S * C, H, W), without a copy."""
+    return frames.reshape(*frames.shape[:-4], -1, *frames.shape[-2:])

@@ -1,0 +1,126 @@
+"""The replay of frames against one of `Replay`'s own kind that keeps every stack whole."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from robot_rl.frames import FrameReplay
+from robot_rl.replay import Mixture, NotFinite, Replay
+from tests.test_replay import BEGIN, TERMINATE, TRUNCATE, stories
+
+FRAME = (2, 3, 1)  # C, H, W
+
+
+class Pair:
+    """The same events for a `FrameReplay` and for a `Replay` of whole stacks as floats, under the same seed."""
+
+    def __init__(self, capacity: int, stack: int, prioritized: float = 0.0):
+        self.frames = FrameReplay(capacity, FRAME, stack, 1, seed=4, prioritized=prioritized)
+        self.naive = Replay(capacity, stack * int(np.prod(FRAME)), 1, seed=4, prioritized=prioritized)
+        self.stack, self.count, self.open = stack, 0, False
+        self.seen: list[np.ndarray] = []
+
+    def tell(self, event: str) -> None:
+        """Add an event; a step outside a segment begins one. Each frame is a number of its own."""
+        if event == BEGIN or not self.open:
+            self.seen = [self._frame()] * self.stack
+            self.frames.begin(np.concatenate(self.seen))
+            self.naive.begin(np.concatenate(self.seen).ravel().astype(float))
+            self.open = True
+        if event != BEGIN:
+            self.seen = [*self.seen[1:], self._frame()]
+            stack, reward = np.concatenate(self.seen), self.count / 8
+            ends = event == TERMINATE, event == TRUNCATE
+            self.frames.step(np.array([reward]), reward, stack, *ends)
+            self.naive.step(np.array([reward]), reward, stack.ravel().astype(float), *ends)
+            self.open = not any(ends)
+
+    def _frame(self) -> np.ndarray:
+        self.count += 1
+        return (self.count + np.arange(6)).reshape(FRAME).astype(np.uint8)
+
+    def check(self, batch: int, horizon: int, n_step: int) -> None:
+        """Both draw the same, in every key."""
+        ours, naive = (replay.sample(batch, horizon, n_step, 0.9) for replay in (self.frames, self.naive))
+        for key, value in naive.items():
+            if key in ("obs", "next_obs"):
+                assert ours[key].dtype == np.uint8
+                assert ours[key].shape[-3:] == (self.stack * FRAME[0], *FRAME[1:])
+                value = value.reshape(ours[key].shape)
+            np.testing.assert_array_equal(ours[key], value, key)
+
+
+@settings(max_examples=150, deadline=None)
+@given(events=stories, capacity=st.integers(2, 25), stack=st.integers(1, 4), n_step=st.integers(1, 3),
+       horizon=st.integers(1, 3), prioritized=st.sampled_from([0.0, 1.0]))
+def test_stacks_are_those_that_were_seen(events: list[str], capacity: int, stack: int, n_step: int, horizon: int,
+                                         prioritized: float) -> None:
+    pair = Pair(capacity, stack, prioritized)
+    for event in events:
+        pair.tell(event)
+        assert len(pair.frames) == len(pair.naive)
+        if len(pair.naive):
+            pair.check(8, horizon, n_step)
+
+
+@pytest.mark.parametrize("larger", [0, 13])
+@pytest.mark.parametrize("steps", [4, 30])
+def test_saved_and_loaded_continues_as_if_never_stopped(steps: int, larger: int) -> None:
+    pair = Pair(11, 3)
+    for number in range(steps):
+        pair.tell(TRUNCATE if number % 7 == 6 else "step")
+    other = FrameReplay(11 + larger, FRAME, 3, 1, seed=9)
+    other.load_state_dict(pair.frames.state_dict())
+    pair.frames = other
+    for number in range(20):
+        pair.check(16, 1, 1)
+        pair.check(16, 2, 2)
+        pair.tell(TRUNCATE if number % 5 == 4 else "step")
+        if larger and len(other) > len(pair.naive):
+            break  # the larger ring keeps more from here on
+
+
+def test_both_observations_share_their_frames() -> None:
+    pair = Pair(20, 3)
+    for _ in range(9):
+        pair.tell("step")
+    batch = pair.frames.sample(5)
+    assert np.shares_memory(batch["obs"], batch["next_obs"])
+    assert batch["obs"].base.nbytes == 5 * 4 * int(np.prod(FRAME)), "S + 1 frames, not 2 S"
+
+
+def test_a_step_costs_one_frame() -> None:
+    steps, episode = 2_000, 100
+    replay = FrameReplay(steps + steps // episode, (3, 8, 8), 3, 6)
+    kept = replay._frames.nbytes / (3 * 8 * 8)
+    assert kept / steps <= 1.05
+    stack = np.zeros((9, 8, 8), np.uint8)
+    for step in range(steps):
+        if step % episode == 0:
+            replay.begin(stack)
+        replay.step(np.zeros(6), 0.0, stack, False, step % episode == episode - 1)
+    assert len(replay) == steps, "they all fit"
+
+
+def test_a_mixture_of_frames() -> None:
+    pairs = Pair(20, 2), Pair(20, 2)
+    for pair in pairs:
+        pair.tell("step")
+    assert Mixture(pairs[0].frames, pairs[1].frames, 0.5).sample(6)["obs"].dtype == np.uint8
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    pair = Pair(11, 3)
+    with pytest.raises(ValueError, match=r"uint8 \(6, 3, 1\)"):
+        pair.frames.begin(np.zeros((6, 3, 1)))
+    with pytest.raises(ValueError, match=r"uint8 \(2, 3, 1\), 3 frames of \(2, 3, 1\)"):
+        pair.frames.begin(np.zeros(FRAME, np.uint8))
+    pair.tell("step")
+    with pytest.raises(NotFinite, match="reward"):
+        pair.frames.step(np.zeros(1), np.nan, np.zeros((6, 3, 1), np.uint8), False, False)
+    assert len(pair.frames) == 1
+    with pytest.raises(ValueError, match=r"\(3, 2, 3, 1\) \(stack, C, H, W\), here they are \(2, 2, 3, 1\)"):
+        FrameReplay(11, FRAME, 2, 1).load_state_dict(pair.frames.state_dict())
