@@ -215,6 +215,18 @@ def bench_learner(
                 report=lambda line: print(line, file=sys.stderr)), as_json)
 
 
+@bench.command(name="replay")
+def bench_replay(
+    seconds: Annotated[float, typer.Option(help="Seconds of each turn.")] = 2.0,
+    repetitions: Annotated[int, typer.Option(help="Turns of each contestant.")] = 5,
+    peer_python: Annotated[str, typer.Option(help="Python that has the extra `bench` installed.")] = sys.executable,
+    as_json: Json = False,
+) -> None:
+    """Batches per second and bytes per transition against Stable-Baselines3's replay: states, stacked frames."""
+    from robot_rl.learn.bench_replay import bench as run
+    _finish(run(repetitions, seconds, peer_python, lambda line: print(line, file=sys.stderr)), as_json)
+
+
 @bench.command(name="bus")
 def bench_bus(bus: BusOption = "auto",
               seconds: Annotated[float, typer.Option(help="Seconds of each measurement.")] = 5.0,

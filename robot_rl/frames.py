@@ -34,6 +34,16 @@ class FrameReplay(Replay):
         self._frames = np.zeros((capacity + stack - 1, *frame), np.uint8)  # the oldest row's stack reaches S - 1 back
         self._age = 0  # frames before the newest in its segment, at most S - 1
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of a full ring, bytes."""
+        return super().nbytes + self._frames.nbytes
+
+    @property
+    def frames_held(self) -> int:
+        """Frames that a full ring has room for."""
+        return len(self._frames)
+
     def begin(self, obs: np.ndarray) -> None:
         """Start a segment at `obs` (S * C, H, W) uint8. A segment that was left open ends as if truncated."""
         self._age = 0
@@ -92,6 +102,12 @@ class FrameReplay(Replay):
         """Where the frames of the newest so many rows lie, and those that their stacks reach back to."""
         first = max(0, self._head + 1 - rows - (self.stack - 1))
         return np.arange(first, self._head + 1) % len(self._frames)
+
+
+def shared(batch: Batch) -> np.ndarray | None:
+    """The frames (B, S + 1, C, H, W) that a batch's obs and next_obs are two views of; None where they are not."""
+    obs, following = batch["obs"], batch["next_obs"]
+    return obs.base if obs.base is not None and obs.base is following.base and obs.base.ndim == 5 else None
 
 
 def _merge(frames: np.ndarray) -> np.ndarray:

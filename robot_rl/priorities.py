@@ -30,6 +30,11 @@ class SumTree:
         self.numbers = self._levels[0].reshape(-1)
         """The numbers, to be read; places from `size` on are 0."""
 
+    @property
+    def nbytes(self) -> int:
+        """Memory, bytes."""
+        return self._top.nbytes + sum(level.nbytes for level in self._levels)
+
     def set(self, place: np.ndarray, number: np.ndarray) -> None:
         """Put `number` (B,) at `place` (B,) int64; of a place that comes twice the last number counts."""
         for level in self._levels:
@@ -64,6 +69,11 @@ class Priorities:
         self.alpha = alpha
         self._tree = SumTree(capacity)
         self._highest, self._updates = 1.0, 0
+
+    @property
+    def nbytes(self) -> int:
+        """Memory, bytes."""
+        return self._tree.nbytes
 
     def admit(self, place: np.ndarray, taken: np.ndarray) -> None:
         """Rows at `place` (B,) are new: the highest priority where a step was taken from them, else none."""

@@ -67,6 +67,11 @@ class Replay:
         """Transitions held."""
         return self._last - self._first
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of a full ring, bytes."""
+        return self._rows.nbytes + self._starts.nbytes + (self._priorities.nbytes if self._priorities else 0)
+
     def begin(self, obs: np.ndarray) -> None:
         """Start a segment at `obs` (O,). A segment that was left open ends as if truncated. Raises NotFinite."""
         self._check(obs, NOTHING, 0.0)

@@ -36,6 +36,7 @@ IN_FUNCTIONS = {
     "robot_rl/inspect.py": {"robot_rl.learn"},
     "robot_rl/log.py": {"tensorboard"},
     "robot_rl/learn/bench.py": PEERS | {"gymnasium"},
+    "robot_rl/learn/bench_replay.py": PEERS | {"gymnasium"},
 }
 """Doors: the commands and what they run may join worlds inside functions, so that importing them joins none."""
 

@@ -7,6 +7,7 @@ This file also is the program of such a process; there it needs only the standar
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import platform
@@ -78,6 +79,8 @@ class Child:
     """A process that warms one contestant up and then runs it for some seconds whenever asked."""
 
     def __init__(self, python: str, request: dict[str, Any]):
+        """`request` has threads, and what `contestant` of the module in it needs [default: this one]."""
+        self.facts: dict[str, Any] = {}
         environment = dict(os.environ)
         if request["threads"]:
             count = str(request["threads"])
@@ -93,6 +96,7 @@ class Child:
     def ready(self) -> str:
         """Wait for the warm-up; returns why it failed, or nothing."""
         answer = self._read()
+        self.facts = answer.get("facts", {})
         return "" if answer.get("ready") else str(answer.get("error", "it ended without an answer"))
 
     def run(self, seconds: float) -> float:
@@ -133,6 +137,11 @@ def machine() -> dict[str, Any]:
         pass  # not Linux: the processor's name is all there is
     units = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
     return {"processor": model, "cores": os.cpu_count(), "units": units, "python": platform.python_version()}
+
+
+def contestant(request: dict[str, Any]) -> tuple[Callable[[], int], dict[str, Any]]:
+    """What a process runs again and again, which returns how many updates that were, and facts to report."""
+    return _ours(request) if request["name"] == "ours" else _baselines(request), {}
 
 
 def _ours(request: dict[str, Any]) -> Callable[[], int]:
@@ -205,13 +214,14 @@ def _baselines(request: dict[str, Any]) -> Callable[[], int]:
 def _child(request: dict[str, Any]) -> None:
     """Warm up, say so, then answer each line on stdin (seconds) with a line of JSON."""
     try:
-        call = _ours(request) if request["name"] == "ours" else _baselines(request)
+        module = importlib.import_module(request.get("module", "robot_rl.learn.bench"))
+        call, facts = module.contestant(request)
         for _ in range(5):
             call()
     except Exception as error:
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}), flush=True)
         return
-    print(json.dumps({"ready": True}), flush=True)
+    print(json.dumps({"ready": True, "facts": facts}), flush=True)
     for line in sys.stdin:
         updates, start, used = 0, time.perf_counter(), time.process_time()
         while time.perf_counter() - start < float(line):

@@ -1,0 +1,50 @@
+"""Frames as a network's numbers, and the benchmark of the replays, small."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from robot_rl.frames import FrameReplay
+from robot_rl.learn import bench_replay
+from robot_rl.learn.pixels import CHUNK, Pixels
+
+
+def filled() -> FrameReplay:
+    replay, random = FrameReplay(60, (3, 4, 5), 2, 1), np.random.default_rng(0)
+    replay.begin(np.zeros((6, 4, 5), np.uint8))
+    for _ in range(40):
+        replay.step(np.zeros(1), 0.0, random.integers(0, 256, (6, 4, 5), np.uint8), False, False)
+    return replay
+
+
+@pytest.mark.parametrize("horizon, n_step", [(1, 1), (1, 3), (2, 1)])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-7), (torch.bfloat16, 1e-2)])
+def test_pixels_are_the_bytes_by_255(horizon: int, n_step: int, dtype: torch.dtype, tolerance: float) -> None:
+    replay, pixels = filled(), Pixels(dtype)
+    for size in (3, 2 * CHUNK + 1, 3):
+        batch = replay.sample(size, horizon, n_step)
+        for key, value in zip(("obs", "next_obs"), pixels(batch), strict=True):
+            assert value.dtype == dtype
+            np.testing.assert_allclose(value.float().numpy(), batch[key] / 255, atol=tolerance)
+
+
+def test_the_same_memory_is_filled_again() -> None:
+    replay, pixels = filled(), Pixels()
+    first, second = (pixels(replay.sample(4))[0] for _ in range(2))
+    assert first.data_ptr() == second.data_ptr()
+
+
+@pytest.mark.parametrize("kind, name, most", [
+    ("state", "ours", 115), ("state", "ours_prioritized", 130), ("frames", "ours_float32", 1.05 * (21_168 + 60))])
+def test_the_replay_benchmark_runs_and_says_what_a_transition_takes(
+        kind: str, name: str, most: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_replay, "FILL", 300)
+    monkeypatch.setattr(bench_replay, "EPISODE", 100)
+    threads = torch.get_num_threads()
+    call, facts = bench_replay.contestant({"kind": kind, "name": name})
+    torch.set_num_threads(threads)
+    assert call() == 1
+    assert facts["bytes"] <= most
+    assert facts.get("frames", 0) <= 1.05
