@@ -70,6 +70,15 @@ def decode(sensor: Sensor, data: bytes, robot: RobotSpec) -> Values:
             f"{sensor.name}.orientation": np.array([q.x, q.y, q.z, q.w])}
 
 
+def encode(sensor: Sensor, values: Values, stamp_ns: int, robot: RobotSpec) -> bytes:
+    """CDR bytes of the message that `decode` reads, from named arrays with joints in the spec's order."""
+    if sensor.type == JOINT_STATE:
+        fields = [values[f"{sensor.name}.{key}"] for key in ("position", "velocity", "effort")]
+        return messages.encode(messages.joint_state(stamp_ns, list(robot.names), *fields))
+    pose = [values[f"{sensor.name}.{key}"] for key in ("position", "orientation")]
+    return messages.encode(messages.pose_stamped(stamp_ns, sensor.frame, *pose))
+
+
 def encode_command(robot: RobotSpec, command: np.ndarray) -> bytes:
     """CDR bytes of the robot's command message for (C,) numbers in the order of its actuated joints."""
     kind, interface = robot.command.type, robot.command.interface

@@ -108,15 +108,7 @@ class Finetuning:
 
     def load(self, bags: Iterable[Path], contract: PolicySpec) -> tuple[int, list[str]]:
         """Fill the prior from bags of the same robot and task: (transitions, what was left out and why)."""
-        steps, refused = 0, []
-        for bag in bags:
-            try:
-                log = read_episode(bag)
-                spec = _matching(contract, log)
-                steps += add_episode(self.prior, log, spec, self.other_goals(log, spec))
-            except (SpecError, BagError) as error:
-                refused.append(str(error))
-        return steps, refused
+        return fill(self.prior, bags, contract, self.other_goals)
 
     def _note(self, result: dict[str, Any], metrics: dict[str, Any]) -> None:
         self.save(self.state_dict())
@@ -124,6 +116,24 @@ class Finetuning:
         line |= {"robot/return": result["episode_return"], "robot/success": float(result["success"]),
                  "robot/length": result["steps"], "robot/minutes": self.robot_s / 60}
         self.log.write(self.episodes, line)
+
+
+def fill(replay: Replay, bags: Iterable[Path], contract: PolicySpec,
+         others: Callable[[EpisodeLog, PolicySpec], Iterable[np.ndarray]] = lambda log, spec: ()
+         ) -> tuple[int, list[str]]:
+    """Put bags of the contract's robot, read by the contract, into a replay: (transitions, what was left out and why).
+
+    `others` gives the goals (3,), in m, by which an episode is judged once more each; those are not counted.
+    """
+    steps, refused = 0, []
+    for bag in bags:
+        try:
+            log = read_episode(bag)
+            spec = _matching(contract, log)
+            steps += add_episode(replay, log, spec, others(log, spec))
+        except (SpecError, BagError) as error:
+            refused.append(str(error))
+    return steps, refused
 
 
 def add_episode(replay: Replay, log: EpisodeLog, spec: PolicySpec | None = None, others: Iterable[np.ndarray] = ()

@@ -29,8 +29,8 @@ class Quantity:
     def __init__(self, term: Term, spec: PolicySpec) -> None:
         assert spec.robot is not None
         self.term = term
-        self._pick = _picker(term.source, term.joints, spec)
-        self._minus = _picker(term.minus, term.joints, spec) if term.minus else None
+        self._pick = _picker(term.source, term, spec)
+        self._minus = _picker(term.minus, term, spec) if term.minus else None
         self._transform = _TRANSFORMS.get(term.transform, lambda x: x)
         self._previous: np.ndarray | None = None
         self._past: np.ndarray | None = None
@@ -84,11 +84,11 @@ _TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def _picker(source: str, joints: tuple[str, ...], spec: PolicySpec) -> Callable[[Values], np.ndarray]:
-    """A function that takes one source, or the named joints of it, out of all values."""
+def _picker(source: str, term: Term, spec: PolicySpec) -> Callable[[Values], np.ndarray]:
+    """A function that takes one source, or the joints or axes of it that a term names, out of all values."""
     assert spec.robot is not None
-    if not joints:
+    if not term.joints and not term.axes:
         return lambda values: values[source]
     names = [j.name for j in (spec.robot.actuated if source == "command" else spec.robot.joints)]
-    index = np.array([names.index(name) for name in joints], dtype=np.intp)
+    index = np.array([names.index(j) for j in term.joints] or ["xyz".index(a) for a in term.axes], dtype=np.intp)
     return lambda values: values[source][index]

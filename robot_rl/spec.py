@@ -107,6 +107,31 @@ class Workspace(Data, kw_only=True):
     upper: tuple[float, float, float]
 
 
+class Placement(Data, kw_only=True):
+    """Where a loose object is put before an episode: uniformly within a part of a ring about the base's z axis.
+
+    Bounds are (radius m, azimuth rad, height m of its origin); `yaw` (rad) turns it about the vertical.
+    """
+
+    object: str
+    """The MJCF body, which has a free joint."""
+    lower: tuple[float, float, float]
+    upper: tuple[float, float, float]
+    yaw: tuple[float, float] = (0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        if any(a > b for a, b in zip((*self.lower, self.yaw[0]), (*self.upper, self.yaw[1]), strict=True)):
+            raise ValueError(f"object {self.object}: lower={self.lower}, upper={self.upper}, yaw={self.yaw}: "
+                             "every lower bound must be at most the upper one")
+
+    def sample(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Position (3,) m and orientation (4,) xyzw, in the base frame."""
+        radius, azimuth, height = rng.uniform(self.lower, self.upper)
+        half = rng.uniform(*self.yaw) / 2
+        return (np.array([radius * np.cos(azimuth), radius * np.sin(azimuth), height]),
+                np.array([0.0, 0.0, np.sin(half), np.cos(half)]))
+
+
 class RobotSpec(Data, kw_only=True):
     """A robot as its own topics show it."""
 
@@ -117,6 +142,8 @@ class RobotSpec(Data, kw_only=True):
     command: CommandInterface
     sensors: tuple[Sensor, ...]
     cameras: tuple[Camera, ...] = ()
+    objects: tuple[Placement, ...] = ()
+    """What the reset puts before the robot; a simulated one does it itself, a real one has somebody do it."""
     workspace: Workspace | None = None
     stop: Literal["hold", "zero", "damping"]
     """Stop behaviour: hold the measured pose, send zeros, or brake against the measured velocity."""
@@ -128,6 +155,7 @@ class RobotSpec(Data, kw_only=True):
         names = [j.name for j in self.joints]
         _distinct("joints", names)
         _distinct("sensors and cameras", [s.name for s in self.sensors] + [c.name for c in self.cameras])
+        _distinct("objects", [o.object for o in self.objects])
         if not self.actuated:
             raise ValueError("joints: none is actuated, so there is nothing to command")
         if sum(s.type == JOINT_STATE for s in self.sensors) != 1:
@@ -177,6 +205,8 @@ class Term(Data, kw_only=True):
     minus: str | None = None
     joints: tuple[str, ...] = ()
     """For joint-valued sources: which, in this order; empty means all."""
+    axes: tuple[Literal["x", "y", "z"], ...] = ()
+    """For positions: which coordinates, in this order; empty means all."""
     transform: Literal["identity", "sin_cos", "cos", "norm", "square", "change"] = "identity"
     """`change` is the difference to the previous step (zero on the first)."""
     scale: float = 1.0
@@ -350,7 +380,12 @@ def term_size(term: Term, robot: RobotSpec, actions: int, goal: bool) -> int:
     missing = [name for name in term.joints if name not in known]
     if missing:
         raise SpecError(f"term {term.name}: joints {missing} are not among {known}")
-    size = len(term.joints) or sizes[term.source]
+    positions = [f"{s.name}.position" for s in robot.sensors if s.type == POSE] + ["goal.position"]
+    wrong = [source for source in (term.source, term.minus) if term.axes and source and source not in positions]
+    if wrong:
+        raise SpecError(f"term {term.name}: axes={term.axes} choose among the coordinates of a position, not of "
+                        f"{', '.join(wrong)}")
+    size = len(term.joints) or len(term.axes) or sizes[term.source]
     return {"sin_cos": 2 * size, "norm": 1}.get(term.transform, size)
 
 

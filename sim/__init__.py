@@ -68,4 +68,4 @@ def env_spec(env: gymnasium.Env, name: str) -> PolicySpec:
                       observation_size=env.observation_space.shape[0], action_size=env.action_space.shape[0])
 
 
-from sim import reach, swingup  # noqa: E402, F401  (each task family registers itself)
+from sim import lift, reach, swingup  # noqa: E402, F401  (each task family registers itself)

@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from robot_rl.episode import Episode, Outcome
+from robot_rl.episode import Command, Episode, Outcome
 from robot_rl.observe import Readings
 from robot_rl.safety import Reason
 from robot_rl.spec import PolicySpec
@@ -34,7 +34,12 @@ class RobotEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (contract.observation_size,), np.float32)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (contract.action_size,), np.float32)
         self._robot = SimRobot(contract.robot, mjcf, gap=gap)
-        self._episode = Episode(contract)
+        self.episode = Episode(contract)
+        self.goal: np.ndarray | None = None
+        self.readings: Readings
+        """What the sensors said last; with `outcome` and `command`, all there is to record of a step."""
+        self.outcome: Outcome
+        self.command: Command
         self._joint_noise = joint_noise
         self._holds = contract.robot.command.interface == "position"
 
@@ -44,20 +49,25 @@ class RobotEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._robot.reset(self.np_random, self._joint_noise)
         if self._holds:
             self._robot.step(SETTLE_S)
-        goal = self.contract.goal.sample(self.np_random) if self.contract.goal else None
-        self._robot.show_goal(goal)
-        self._episode.begin(goal)
-        outcome = self._episode.observe(Readings(self._robot.readings()))
+        self.goal = self.contract.goal.sample(self.np_random) if self.contract.goal else None
+        self._robot.show_goal(self.goal)
+        self.episode.begin(self.goal)
+        outcome = self._look()
         return outcome.observation, self._info(outcome, np.zeros(self.contract.action_size))
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         """One decision: command, let its interval pass, look."""
-        command = self._episode.act(action)
+        command = self.command = self.episode.act(action)
         self._robot.apply(command.sent)
         self._robot.step(1.0 / self.contract.rate_hz)
-        outcome = self._episode.observe(Readings(self._robot.readings()))
+        outcome = self._look()
         info = self._info(outcome, command.action) | {"reasons": command.reasons | outcome.faults}
         return outcome.observation, outcome.reward, outcome.terminated, outcome.truncated, info
+
+    def _look(self) -> Outcome:
+        self.readings = Readings(self._robot.readings())
+        self.outcome = self.episode.observe(self.readings)
+        return self.outcome
 
     def render(self) -> np.ndarray:  # type: ignore[override]
         """(H, W, 3) uint8 rgb of the robot's first camera."""

@@ -18,8 +18,8 @@ import numpy as np
 from hardware import messages
 from hardware.bus import COMMAND, LATCHED, SENSOR, Bus, Publisher, Qos
 from hardware.loop import Ticker
-from hardware.robot_io import decode_command
-from robot_rl.spec import IMAGE, JOINT_STATE, POSE, Camera, RobotSpec, Sensor
+from hardware.robot_io import decode_command, encode
+from robot_rl.spec import IMAGE, POSE, Camera, RobotSpec
 from sim.robot import SimRobot
 
 STATE = Qos(reliable=True)  # drivers publish reliably; consumers choose (REP 2003)
@@ -75,10 +75,12 @@ class RobotProcess:
         self._homing: tuple[Homing, Any] | None = None
         self._last_command_ns = 0
         self._goal_ns = 0
+        self._answer: Any = None  # a reset request that is done but for telling where things are now
         self._lock = threading.Lock()
         self._camera_stop = threading.Event()
         self._cameras = [_CameraThread(self, camera, bus) for camera in robot.cameras] if cameras else []
         self.sim.reset(self._rng)
+        self.sim.show_goal(None)
 
     def run(self, stop: Callable[[], bool], seconds: float | None = None) -> None:
         """Run in real time until `stop()` or for so many seconds."""
@@ -103,8 +105,12 @@ class RobotProcess:
         self._show_goal()
         stamp = time.time_ns()
         for sensor, publisher, every in self._sensors:
-            if self.ticker.ticks % every == 0 and (seen := self.sim.measure(sensor.name)) is not None:
-                publisher.publish(_encode(self.robot, sensor, seen, stamp))
+            due = self.ticker.ticks % every == 0 or self._answer is not None
+            if due and (seen := self.sim.measure(sensor.name)) is not None:
+                publisher.publish(encode(sensor, seen, stamp, self.robot))
+        if self._answer is not None:
+            self._answer.reply(True, "at the default pose")
+            self._answer = None
 
     def picture(self, camera: Camera) -> np.ndarray:
         """(H, W, 3) uint8 rgb; physics waits only while the state is copied."""
@@ -147,9 +153,10 @@ class RobotProcess:
         position, velocity = self._joints()
         self.sim.apply(homing.command(position, velocity, now))
         if homing.finished(position, velocity, now):
-            self._homing = None
+            self._homing, self._answer = None, request
             self._last_command_ns = time.monotonic_ns()  # what was sent before the reset is over
-            request.reply(True, "at the default pose")
+            with self._lock:
+                self.sim.place(self._rng)
 
     def _joints(self) -> tuple[np.ndarray, np.ndarray]:
         readings, name = self.sim.readings(), self.robot.joint_sensor.name
@@ -189,11 +196,3 @@ class _CameraThread(threading.Thread):
 
 def _every(rate: float, sensor_rate: float) -> int:
     return max(1, round(rate / sensor_rate))
-
-
-def _encode(robot: RobotSpec, sensor: Sensor, readings: dict[str, np.ndarray], stamp: int) -> bytes:
-    if sensor.type == JOINT_STATE:
-        fields = [readings[f"{sensor.name}.{key}"] for key in ("position", "velocity", "effort")]
-        return messages.encode(messages.joint_state(stamp, list(robot.names), *fields))
-    pose = [readings[f"{sensor.name}.{key}"] for key in ("position", "orientation")]
-    return messages.encode(messages.pose_stamped(stamp, sensor.frame, *pose))

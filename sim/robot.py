@@ -7,7 +7,7 @@ from pathlib import Path
 import mujoco
 import numpy as np
 
-from hardware.messages import xyzw
+from hardware.messages import wxyz, xyzw
 from robot_rl.spec import JOINT_STATE, RobotSpec, Sensor
 from sim.offscreen import Offscreen
 from sim.randomize import DelayLine, Gap
@@ -51,7 +51,8 @@ class SimRobot:
     def reset(self, rng: np.random.Generator | None = None, joint_noise: float = 0.0) -> None:
         """Teleport to the default pose, at rest; `joint_noise` (rad) shifts every joint by up to that much.
 
-        The command becomes the default pose (position interface) or zero. With `rng`, it alone determines what follows.
+        The command becomes the default pose (position interface) or zero; loose objects are placed (see `place`). With
+        `rng`, it alone determines what follows.
         """
         pose = np.array([j.default for j in self.spec.joints])
         if joint_noise:
@@ -67,10 +68,23 @@ class SimRobot:
         self._drive(np.array(default))
         filtered = self.model.actuator_actadr >= 0
         self.data.act[self.model.actuator_actadr[filtered]] = self.data.ctrl[filtered]
+        self.place(rng)
         mujoco.mj_forward(self.model, self.data)
         self._states.restart(0.0, self._state())
         self._owed = 0.0
         self._delivered = {s.name: self._measure(s) for s in self.spec.sensors}
+
+    def place(self, rng: np.random.Generator | None = None) -> None:
+        """Put every loose object, at rest, where the spec lets an episode start; without `rng`, where the MJCF has it.
+
+        Sensors see it from the next step on.
+        """
+        for placed, (position, dof) in zip(self.spec.objects, self._wiring.objects, strict=True):
+            pose = self.model.qpos0[position:position + 7]
+            if rng is not None:
+                where, turn = placed.sample(rng)
+                pose = np.concatenate([where, wxyz(turn)])
+            self.data.qpos[position:position + 7], self.data.qvel[dof:dof + 6] = pose, 0.0
 
     def apply(self, command: np.ndarray) -> None:
         """Obey a command (C,): rad, rad/s or N·m, by the spec's interface. Raises ValueError if it makes no sense."""

@@ -25,6 +25,8 @@ class Wiring:
     """(C,) int, in ctrl, of the commanded joints."""
     scale: np.ndarray
     """(C,) what a command is multiplied by to become a ctrl."""
+    objects: tuple[tuple[int, int], ...]
+    """Where each loose object's free joint starts, in qpos and in qvel."""
 
 
 def compile_model(file: Path) -> mujoco.MjModel:
@@ -49,6 +51,10 @@ def wire(robot: RobotSpec, model: mujoco.MjModel, file: Path) -> Wiring:
     for sensor in robot.sensors:
         if sensor.type == POSE:
             faults += _sensor_faults(sensor.name, sensor.site, sensor.frame, model)
+    for placed in robot.objects:
+        if _free_joint(model, placed.object) is None:
+            faults.append(f"object '{placed.object}': the MJCF has no body of that name with a free joint, but "
+                          f"{_names(model, mujoco.mjtObj.mjOBJ_BODY)}")
     actuators = []
     if not faults:  # actuators are looked up by joint
         for joint in robot.actuated:
@@ -63,11 +69,21 @@ def wire(robot: RobotSpec, model: mujoco.MjModel, file: Path) -> Wiring:
     for joint, actuator in zip(robot.actuated, actuators, strict=True):
         _prepare(joint, robot.command.interface, model, actuator)
     joints = [model.joint(joint.name) for joint in robot.joints]
+    objects = tuple(adr for placed in robot.objects if (adr := _free_joint(model, placed.object)) is not None)
     index = np.array(actuators, dtype=np.intp)
     gear = model.actuator_gear[index, 0]
     effort = robot.command.interface == "effort"
     return Wiring(np.array([j.qposadr[0] for j in joints]), np.array([j.dofadr[0] for j in joints]), index,
-                  1.0 / (gear * model.actuator_gainprm[index, 0]) if effort else gear)
+                  1.0 / (gear * model.actuator_gainprm[index, 0]) if effort else gear, objects)
+
+
+def _free_joint(model: mujoco.MjModel, body: str) -> tuple[int, int] | None:
+    """Where the free joint of a body starts in qpos and in qvel, if it has one."""
+    index = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, body)
+    joint = -1 if index < 0 else int(model.body_jntadr[index])
+    if joint < 0 or model.jnt_type[joint] != mujoco.mjtJoint.mjJNT_FREE.value:
+        return None
+    return int(model.jnt_qposadr[joint]), int(model.jnt_dofadr[joint])
 
 
 def _joint_faults(joint: Joint, model: mujoco.MjModel) -> list[str]:
