@@ -1,4 +1,4 @@
-"""Actors: what turns a latent observation and a draw of noise into an action in [-1, 1]. Axes: B, O, A."""
+"""Actors: from a latent to an action in [-1, 1]. Axes: B batch, O observation (latent), A action."""
 
 from __future__ import annotations
 
@@ -11,11 +11,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robot_rl.learn.latents import Identity, RunningNorm
-from robot_rl.learn.nets import Mlp, split_rows
+from robot_rl.learn.nets import Mlp, Shape, split_rows
+
+ActorMirror = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-class GaussianActor(nn.Module):
+class Actor(nn.Module):
+    """What backups, objectives and the agent need of an actor."""
+
+    action_size: int
+
+    def sample(self, latent: Tensor, noise: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
+        """(B, O), standard normal (B, A) -> action (B, A) and the log of its density (B,)."""
+        raise NotImplementedError
+
+    def mirror(self) -> ActorMirror:
+        """(B, O), noise (B, A) -> action (B, A), in numpy over the same memory (on the CPU): quick for few rows."""
+        raise NotImplementedError
+
+    def frozen(self) -> nn.Module:
+        """A copy that is exported: forward(latent (B, O), noise (B, A)) -> action (B, A)."""
+        raise NotImplementedError
+
+
+class GaussianActor(Actor):
     """tanh(mean + std * noise), with mean and std from one perceptron of the latent."""
 
     log_std_range = (-10.0, 2.0)
@@ -26,28 +45,27 @@ class GaussianActor(nn.Module):
         action_size: int,
         hidden: Sequence[int],
         generator: torch.Generator,
-        layer_norm: bool = False,
-        dtype: torch.dtype = torch.float32,
+        shape: Shape = Shape(),  # noqa: B008  # frozen
     ):
         super().__init__()
         self.action_size = action_size
         sizes = (obs_size, *hidden, 2 * action_size)
-        self.net = Mlp(sizes, 1, generator, layer_norm, final_scale=0.01, dtype=dtype)  # starts near 0 with std near 1
+        self.net = Mlp(sizes, 1, generator, shape, final_scale=0.01)  # starts near 0 with std near 1
 
-    def moments(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+    def moments(self, latent: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
         """(B, O) -> mean and log std before the tanh, (B, A) each."""
-        mean, log_std = self.net(latent)[0].chunk(2, -1)
+        mean, log_std = self.net(latent, training=training)[0].chunk(2, -1)
         return mean, log_std.clamp(*self.log_std_range)
 
-    def sample(self, latent: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def sample(self, latent: Tensor, noise: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
         """(B, O), (B, A) -> action (B, A) and the log of its density (B,)."""
-        mean, log_std = self.moments(latent)
+        mean, log_std = self.moments(latent, training)
         raw = mean + log_std.exp() * noise
         density = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
         squash = 2 * (math.log(2) - raw - F.softplus(-2 * raw))  # log of tanh's slope, without its overflow
         return raw.tanh(), (density - squash).sum(-1)
 
-    def mirror(self) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    def mirror(self) -> ActorMirror:
         """(B, O), noise (B, A) -> action (B, A), in numpy over the same memory (on the CPU): quick for few rows."""
         net = self.net.mirror()
         low, high = self.log_std_range
@@ -60,21 +78,98 @@ class GaussianActor(nn.Module):
 
         return forward
 
+    def frozen(self) -> nn.Module:
+        """A copy that is exported: forward(latent (B, O), noise (B, A)) -> action (B, A)."""
+        return FrozenGaussian(self)
 
-class Policy(nn.Module):
-    """A frozen copy of a latent and an actor in plain layers: what is exported."""
 
-    def __init__(self, latent: Identity | RunningNorm, actor: GaussianActor):
+class FrozenGaussian(nn.Module):
+    """A Gaussian actor in plain layers."""
+
+    def __init__(self, actor: GaussianActor):
         super().__init__()
-        *hidden, last = actor.net.frozen()
-        self.latent, self.net = latent.frozen(), nn.Sequential(*hidden)
+        *hidden, last = cast(nn.Sequential, actor.net.frozen())
+        self.net = nn.Sequential(*hidden)
         self.mean, self.log_std = split_rows(cast(nn.Linear, last))
         self.log_std_range = actor.log_std_range
+
+    def forward(self, latent: Tensor, noise: Tensor) -> Tensor:
+        """(B, O), (B, A) -> (B, A)."""
+        hidden = self.net(latent)
+        std = self.log_std(hidden).clamp(*self.log_std_range).exp()
+        action: Tensor = (self.mean(hidden) + std * noise).tanh()
+        return action
+
+
+class DeterministicActor(Actor):
+    """tanh of a perceptron, plus noise of a fixed size, bounded to [-1, 1] (TD3, Fujimoto et al. 2018).
+
+    `explore` is the standard deviation of the noise that acting adds; `smooth` that of the noise in targets, which is
+    bounded to +-`smooth_bound`. Its log density is taken as 0: there is no entropy to reward.
+    """
+
+    def __init__(
+        self,
+        obs_size: int,
+        action_size: int,
+        hidden: Sequence[int],
+        generator: torch.Generator,
+        shape: Shape = Shape(),  # noqa: B008  # frozen
+        explore: float = 0.1,
+        smooth: float = 0.2,
+        smooth_bound: float = 0.5,
+    ):
+        super().__init__()
+        self.action_size, self.explore, self.smooth, self.smooth_bound = action_size, explore, smooth, smooth_bound
+        self.net = Mlp((obs_size, *hidden, action_size), 1, generator, shape, final_scale=0.01)
+
+    def raw(self, latent: Tensor, training: bool = False) -> Tensor:
+        """(B, O) -> (B, A) before the tanh."""
+        outputs: Tensor = self.net(latent, training=training)[0]
+        return outputs
+
+    def sample(self, latent: Tensor, noise: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
+        """(B, O), (B, A) -> action with the smoothing noise of targets (B, A), and zeros (B,)."""
+        jitter = (self.smooth * noise).clamp(-self.smooth_bound, self.smooth_bound)
+        action = (self.raw(latent, training).tanh() + jitter).clamp(-1.0, 1.0)
+        return action, torch.zeros_like(action[:, 0])
+
+    def mirror(self) -> ActorMirror:
+        """(B, O), noise (B, A) -> action (B, A), in numpy over the same memory (on the CPU)."""
+        net, explore = self.net.mirror(), np.float32(self.explore)
+
+        def forward(latent: np.ndarray, noise: np.ndarray) -> np.ndarray:
+            return np.minimum(np.maximum(np.tanh(net(latent)) + explore * noise, -1.0), 1.0)
+
+        return forward
+
+    def frozen(self) -> nn.Module:
+        """A copy that is exported: forward(latent (B, O), noise (B, A)) -> action (B, A)."""
+        return FrozenDeterministic(self.net.frozen(), self.explore)
+
+
+class FrozenDeterministic(nn.Module):
+    """A deterministic actor in plain layers."""
+
+    def __init__(self, net: nn.Module, explore: float):
+        super().__init__()
+        self.net, self.explore = net, explore
+
+    def forward(self, latent: Tensor, noise: Tensor) -> Tensor:
+        """(B, O), (B, A) -> (B, A)."""
+        action: Tensor = (self.net(latent).tanh() + self.explore * noise).clamp(-1.0, 1.0)
+        return action
+
+
+class Policy(nn.Module):
+    """A frozen copy, on the CPU, of a latent and an actor: what is exported."""
+
+    def __init__(self, latent: nn.Module, actor: nn.Module):
+        super().__init__()
+        self.latent, self.actor = latent, actor
         self.cpu().eval().requires_grad_(False)
 
     def forward(self, obs: Tensor, noise: Tensor) -> Tensor:
         """obs (B, O), noise (B, A) -> action (B, A) in [-1, 1]; noise of zeros gives the deterministic action."""
-        hidden = self.net(self.latent(obs))
-        std = self.log_std(hidden).clamp(*self.log_std_range).exp()
-        action: Tensor = (self.mean(hidden) + std * noise).tanh()
+        action: Tensor = self.actor(self.latent(obs), noise)
         return action

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robot_rl.learn.actors import GaussianActor, Policy
-from robot_rl.learn.backups import Draw, SoftBackup, Tensors
+from robot_rl.learn.actors import Actor, ActorMirror, Policy
+from robot_rl.learn.backups import Tensors
 from robot_rl.learn.compiled import compiled
-from robot_rl.learn.critics import Critic
-from robot_rl.learn.latents import Identity, RunningNorm
+from robot_rl.learn.latents import Latent
 from robot_rl.learn.nets import Adam, Mirror, follow
-from robot_rl.learn.objectives import SoftValue, Temperature
-from robot_rl.replay import Data
+from robot_rl.learn.objectives import Lesson
+from robot_rl.replay import Batch, Data
 
 USED = ("obs", "action", "reward", "discount", "next_obs", "weight")
 
@@ -30,46 +29,89 @@ class Schedule:
     n_step: int = 1
     discount: float = 0.99
     updates_per_step: int = 1
-    """Critic updates in one `update`, which a trainer calls once per environment step."""
-    actor_period: int = 1
-    """Critic updates to one update of the actor and the temperature."""
-    tau: float = 0.005
-    """Share of the way that the target critics move to the critics in each update."""
+    """Updates in one call of `update`, which a trainer makes once per environment step."""
     lr: float = 3e-4
     clip: float = 0.0
     """Bound on the norm of each gradient; 0: none."""
+    prioritized: bool = False
+    """Whether the data is told how wrong the critics were about each transition."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A slow copy of a part."""
+
+    copy: nn.Module
+    source: nn.Module
+    tau: float = 0.005
+    """Share of the way that the copy moves to its source in each update."""
+
+
+class Event(Protocol):
+    """Something rare that happens between updates, such as a target that is replaced at once."""
+
+    period: int
+    """Updates from one time to the next."""
+
+    def __call__(self) -> None: ...
+
+
+class Study(Protocol):
+    """A lesson with batches of its own, such as a model's: sequences, and many at a time."""
+
+    @property
+    def part(self) -> nn.Module: ...
+
+    period: int
+    repeats: int
+    """Batches each time."""
+    horizon: int
+    lr: float
+
+    def loss(self, batch: Tensors) -> tuple[Tensor, Tensors]: ...
 
 
 class Agent:
-    """An actor and an ensemble of critics learning off policy; the parts are the recipe's."""
+    """Parts that learn off policy by lessons; which ones is the recipe's choice."""
 
     def __init__(
         self,
-        latent: Identity | RunningNorm,
-        actor: GaussianActor,
-        critic: Critic,
-        target: Critic,
-        temperature: Temperature,
-        backup: SoftBackup,
-        objective: SoftValue,
+        latent: Latent,
+        actor: Actor,
+        parts: Mapping[str, nn.Module],
+        lessons: Sequence[Lesson],
         schedule: Schedule,
         start: torch.Generator,
+        *,
+        targets: Sequence[Target] = (),
+        events: Sequence[Event] = (),
+        studies: Sequence[Study] = (),
+        target_latent: Latent | None = None,
         device: str = "cpu",
         compile: bool | None = None,
     ):
-        """`start` made the first weights and seeds the agent's own generator, which all later chance comes from."""
-        self.latent, self.actor, self.critic, self.target = latent, actor, critic, target
-        self.temperature, self.backup, self.objective, self.schedule = temperature, backup, objective, schedule
-        parts = {"latent": latent, "actor": actor, "critic": critic, "target": target, "temperature": temperature}
+        """`parts` is everything that is saved, by name. `start` made the first weights and seeds the agent's own
+        generator, which all later chance comes from. `target_latent` sees next observations where it is given.
+        """
+        self.latent, self.actor, self.schedule = latent, actor, schedule
+        self.target_latent = target_latent or latent
+        self.lessons, self.targets, self.events, self.studies = lessons, targets, events, studies
         self.modules = nn.ModuleDict(parts).to(device)
-        target.requires_grad_(False)
-        optimised = {"actor": actor, "critic": critic, "temperature": temperature}
-        self.optimisers = {name: Adam(part, schedule.lr, schedule.clip) for name, part in optimised.items()}
+        for target in targets:
+            target.copy.requires_grad_(False)
+        names = {id(part): name for name, part in parts.items()}
+        rates = {names[id(lesson.part)]: (lesson.part, schedule.lr) for lesson in lessons}
+        rates |= {names[id(study.part)]: (study.part, study.lr) for study in studies}
+        self.optimisers = {name: Adam(part, lr, schedule.clip) for name, (part, lr) in rates.items()}
+        self._names = names
         seed = int(torch.randint(2**62, (), generator=start))
         self.generator = torch.Generator(device).manual_seed(seed)
         self.updates = 0
-        self._mirror: tuple[Mirror, Callable[[np.ndarray, np.ndarray], np.ndarray]] | None = None
-        self._critic_only, self._both = (compiled(step, compile, device) for step in (self.critic_step, self.full_step))
+        self._mirror: tuple[Mirror, ActorMirror] | None = None
+        self._device, self._compile = device, compile
+        self._steps: dict[tuple[int, ...], Callable[..., Tensors]] = {}
+        self._study_steps = [compiled(self._study_of(study), compile, device) for study in studies]
+        self._first = compiled(self._step_of(tuple(range(len(lessons)))), compile, device)  # warns early, if at all
 
     def act(self, obs: np.ndarray, carry: Any = None, explore: bool = True) -> tuple[np.ndarray, Any]:
         """obs (B, O) float32 -> action (B, A) float32 in [-1, 1], and the carry, which is None here."""
@@ -87,44 +129,71 @@ class Agent:
         metrics: Tensors = {}
         plan = self.schedule
         for _ in range(plan.updates_per_step):
-            sampled = data.sample(plan.batch, 1, plan.n_step, plan.discount)
-            batch = {key: torch.as_tensor(sampled[key], device=self.generator.device) for key in USED}
+            for event in self.events:
+                if self.updates % event.period == 0:
+                    event()
+            for study, step in zip(self.studies, self._study_steps, strict=True):
+                for _ in range(study.repeats if self.updates % study.period == 0 else 0):
+                    metrics |= step(self._tensors(data.sample(plan.batch, study.horizon, 1, plan.discount)))
             self.updates += 1
-            draw = self.backup.draw(plan.batch, self.generator)
-            if self.updates % plan.actor_period:
-                metrics |= self._critic_only(batch, draw)
-            else:
-                metrics |= self._both(batch, draw, self.objective.draw(plan.batch, self.generator))
+            sampled = data.sample(plan.batch, 1, plan.n_step, plan.discount)
+            due = tuple(i for i, lesson in enumerate(self.lessons) if self.updates % lesson.period == 0)
+            draws = [self.lessons[i].draw(plan.batch, self.generator) for i in due]
+            metrics |= self._step(due)(self._tensors(sampled), draws)
+            error = metrics.pop("error")
+            if plan.prioritized:
+                data.prioritise(sampled["index"], sampled["source"], error.cpu().numpy())
         self._changed()
         return metrics
+
+    def learn(self, due: tuple[int, ...], batch: Tensors, draws: list[Any]) -> Tensors:
+        """One step of the lessons that are due, and of the targets, on a batch (B, ...): metrics, and `error` (B,)."""
+        self.latent.observe(batch["obs"])
+        with torch.no_grad():
+            batch = batch | {"latent": self.latent(batch["obs"]), "next_latent": self.target_latent(batch["next_obs"])}
+        metrics: Tensors = {}
+        for i, draw in zip(due, draws, strict=True):
+            lesson = self.lessons[i]
+            loss, said, found = lesson.loss(batch, draw)
+            self.optimisers[self._names[id(lesson.part)]].step(loss)
+            metrics, batch = metrics | said, batch | found
+        metrics["error"] = batch["error"]
+        for target in self.targets:
+            follow(target.copy, target.source, target.tau)
+        return metrics
+
+    def study_step(self, study: Study, batch: Tensors) -> Tensors:
+        """One step of a study on sequences (B, T, ...)."""
+        loss, metrics = study.loss(batch)
+        self.optimisers[self._names[id(study.part)]].step(loss)
+        return metrics
+
+    def _step(self, due: tuple[int, ...]) -> Callable[..., Tensors]:
+        """The step of the lessons that are due, compiled for just these."""
+        if due not in self._steps:
+            every = due == tuple(range(len(self.lessons)))
+            self._steps[due] = self._first if every else compiled(self._step_of(due), self._compile, self._device)
+        return self._steps[due]
+
+    def _step_of(self, due: tuple[int, ...]) -> Callable[..., Tensors]:
+        def step(batch: Tensors, draws: list[Any]) -> Tensors:
+            return self.learn(due, batch, draws)
+
+        return step
+
+    def _study_of(self, study: Study) -> Callable[..., Tensors]:
+        def step(batch: Tensors) -> Tensors:
+            return self.study_step(study, batch)
+
+        return step
+
+    def _tensors(self, sampled: Batch) -> Tensors:
+        return {key: torch.as_tensor(sampled[key], device=self.generator.device) for key in USED}
 
     def _changed(self) -> None:
         """On the CPU what acts shares memory with what learns; from elsewhere it is copied before it next acts."""
         if self.generator.device.type != "cpu":
             self._mirror = None
-
-    def critic_step(self, batch: Tensors, draw: Draw) -> Tensors:
-        """One step of the critics and of their target on a batch (B, ...)."""
-        self.latent.observe(batch["obs"])
-        seen = batch | {"latent": self.latent(batch["obs"]), "next_latent": self.latent(batch["next_obs"])}
-        y = self.backup.target(seen, draw)
-        outputs = self.critic(seen["latent"], batch["action"])
-        loss = (self.critic.head.loss(outputs, y) * batch["weight"]).mean(1).sum()
-        self.optimisers["critic"].step(loss)
-        follow(self.target, self.critic, self.schedule.tau)
-        return {"critic/loss": loss.detach(), "critic/target": y.mean(), "critic/reward": batch["reward"].mean()}
-
-    def actor_step(self, batch: Tensors, noise: Tensor) -> Tensors:
-        """One step of the actor and of the temperature on a batch (B, ...)."""
-        loss, log_density = self.objective.loss(self.latent(batch["obs"]), noise)
-        self.optimisers["actor"].step(loss)
-        entropy, temperature = -log_density.detach().mean(), self.temperature()
-        self.optimisers["temperature"].step(self.temperature.loss(log_density))
-        return {"actor/loss": loss.detach(), "actor/entropy": entropy, "actor/temperature": temperature}
-
-    def full_step(self, batch: Tensors, draw: Draw, noise: Tensor) -> Tensors:
-        """A step of everything."""
-        return self.critic_step(batch, draw) | self.actor_step(batch, noise)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs to continue as if never stopped: tensors and integers."""
@@ -146,4 +215,4 @@ class Agent:
 
     def policy(self) -> Policy:
         """A frozen copy, on the CPU, of what acts: forward(obs (B, O), noise (B, A)) -> action (B, A)."""
-        return Policy(self.latent, self.actor)
+        return Policy(self.latent.frozen(), self.actor.frozen())

@@ -1,15 +1,17 @@
-"""Backups: everything that changes what the critics are regressed to. `target(batch, draw) -> y`. Axes: B, O, A."""
+"""Backups: everything that changes what the critics are regressed to. `target(batch, draw) -> y`.
+
+Axes: B batch, E ensemble, O observation (latent), A action, V outputs of a value head, M atoms of a target.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from robot_rl.learn.actors import GaussianActor
-from robot_rl.learn.critics import Critic, Reduction
-from robot_rl.learn.objectives import Temperature
+from robot_rl.learn.actors import Actor
+from robot_rl.learn.critics import Chance, Critic, Reduction
 
 Tensors = dict[str, Tensor]
 
@@ -19,20 +21,14 @@ class Draw(NamedTuple):
 
     noise: Tensor
     """(B, A) standard normal."""
-    members: Tensor | None
-    """(E',) int64, the critics to ask; None: all."""
+    critics: Chance = Chance()
 
 
 class SoftBackup:
     """y = reward + discount * (reduced target value of a fresh next action - temperature * its log density)."""
 
     def __init__(
-        self,
-        actor: GaussianActor,
-        target: Critic,
-        temperature: Temperature,
-        reduction: Reduction,
-        entropy_scale: float = 1.0,
+        self, actor: Actor, target: Critic, temperature: nn.Module, reduction: Reduction, entropy_scale: float = 1.0
     ):
         self.actor, self.critic, self.temperature, self.reduction = actor, target, temperature, reduction
         self.entropy_scale = entropy_scale
@@ -40,12 +36,74 @@ class SoftBackup:
     def draw(self, batch: int, generator: torch.Generator) -> Draw:
         """The chance for a batch of that many transitions."""
         noise = torch.randn(batch, self.actor.action_size, generator=generator, device=generator.device)
-        return Draw(noise, self.reduction.members(self.critic.members, generator))
+        return Draw(noise, self.critic.draw(batch, generator, self.reduction))
 
     @torch.no_grad()
     def target(self, batch: Tensors, draw: Draw) -> Tensor:
         """reward (B,), discount (B,), next_latent (B, O) -> y (B,)."""
         action, log_density = self.actor.sample(batch["next_latent"], draw.noise)
-        value = self.reduction(self.critic.values(batch["next_latent"], action, draw.members))
+        return self.bootstrap(batch, self.critic(batch["next_latent"], action, draw.critics), log_density)
+
+    def bootstrap(self, batch: Tensors, outputs: Tensor, log_density: Tensor) -> Tensor:
+        """The critics' outputs (E, B, V) for the next action and its log density (B,) -> y (B,)."""
+        value = self.reduction(self.critic.head.decode(outputs))
         bonus = self.entropy_scale * self.temperature() * log_density
-        return batch["reward"] + batch["discount"] * (value - bonus)
+        y: Tensor = batch["reward"] + batch["discount"] * (value - bonus)
+        return y
+
+
+class TruncatedBackup(SoftBackup):
+    """The quantiles of all members in one distribution, without the `drop` largest of each (TQC)."""
+
+    def __init__(self, actor: Actor, target: Critic, temperature: nn.Module, reduction: Reduction, drop: int):
+        super().__init__(actor, target, temperature, reduction)
+        size = target.head.size
+        if not 0 <= drop < size:
+            raise ValueError(f"drop is {drop}; it is at least 0 and below the {size} quantiles")
+        self.kept = target.members * (size - drop)
+
+    def bootstrap(self, batch: Tensors, outputs: Tensor, log_density: Tensor) -> Tensor:
+        """The critics' outputs (E, B, V) for the next action and its log density (B,) -> y (B, M)."""
+        atoms = outputs.movedim(0, 1).flatten(1).sort(-1).values[:, : self.kept]
+        bonus = self.temperature() * log_density
+        return batch["reward"][:, None] + batch["discount"][:, None] * (atoms - bonus[:, None])
+
+
+class RewardScale(nn.Module):
+    """The mean size of a reward, by which values are divided; targets keep the scale of their own critics (MR.Q)."""
+
+    mean: Tensor
+    value: Tensor
+    target: Tensor
+
+    def __init__(self, memory: float = 0.999):
+        super().__init__()
+        self.memory = memory
+        for name in ("mean", "value", "target"):
+            self.register_buffer(name, torch.ones(()))
+
+    @torch.no_grad()
+    def observe(self, reward: Tensor) -> None:
+        """Take the rewards (B,) into the mean, in place."""
+        self.mean.lerp_(reward.abs().mean(), 1 - self.memory)
+
+    @torch.no_grad()
+    def sync(self) -> None:
+        """The target critics are those of now; the critics learn by today's mean from here on."""
+        self.target.copy_(self.value)
+        self.value.copy_(self.mean.clamp(min=1e-3))
+
+
+class ScaledBackup(SoftBackup):
+    """A soft backup between critics whose values are in units of a `RewardScale`."""
+
+    def __init__(self, actor: Actor, target: Critic, temperature: nn.Module, reduction: Reduction, scale: RewardScale):
+        super().__init__(actor, target, temperature, reduction)
+        self.scale = scale
+
+    def bootstrap(self, batch: Tensors, outputs: Tensor, log_density: Tensor) -> Tensor:
+        """The critics' outputs (E, B, V) for the next action and its log density (B,) -> y (B,)."""
+        self.scale.observe(batch["reward"])
+        value = self.reduction(self.critic.head.decode(outputs)) * self.scale.target
+        y: Tensor = (batch["reward"] + batch["discount"] * value) / self.scale.value
+        return y

@@ -6,6 +6,7 @@ import functools
 import os
 import shutil
 import sysconfig
+import types
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,15 +20,19 @@ class Compiled:
     """`function` compiled at its first call; if that fails, `function` as it is, with one warning.
 
     Between calls only tensors are compared with those of the first call (and lead to another compilation when their
-    sizes differ): what else `function` reads must never change.
+    sizes differ): what else `function` reads must never change. Torch keeps what it compiled with the code object, so
+    each Compiled has its own: otherwise two agents, or two closures of one agent, would run each other's steps.
     """
 
     def __init__(self, function: Callable[..., dict[str, torch.Tensor]]):
         self.plain = function
+        assert isinstance(function, types.FunctionType), f"{function} has no code of its own to compile"
+        code = function.__code__
+        own = types.FunctionType(code.replace(), function.__globals__, function.__name__, None, function.__closure__)
         torch._dynamo.config.trace_autograd_ops = True  # gradients are taken inside the graph
         options: dict[str, Any] = {"guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe}
         self.fast: Callable[..., dict[str, torch.Tensor]] | None = torch.compile(
-            function, fullgraph=True, dynamic=False, options=options
+            own, fullgraph=True, dynamic=False, options=options
         )
 
     def __call__(self, *args: Any) -> dict[str, torch.Tensor]:

@@ -1,17 +1,17 @@
 """Critics: an ensemble of action values, the head that says what their outputs mean, and reductions over the ensemble.
 
-Axes: E ensemble, B batch, O observation (latent), A action, V outputs of a value head.
+Axes: E ensemble, B batch, O observation (latent), A action, V outputs of a value head, M atoms of a target.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from robot_rl.learn.nets import Mlp
+from robot_rl.learn.nets import Mlp, Shape
 
 
 class Head(Protocol):
@@ -21,27 +21,97 @@ class Head(Protocol):
 
     def decode(self, outputs: Tensor) -> Tensor: ...
 
-    def encode(self, values: Tensor) -> Tensor: ...
-
     def loss(self, outputs: Tensor, values: Tensor) -> Tensor: ...
 
 
 class Scalar:
-    """The output is the value; the loss is half the squared error."""
+    """The output is the value; the loss is half the squared error, or Huber's with its corner at `corner`."""
 
     size = 1
+
+    def __init__(self, corner: float | None = None):
+        self.corner = corner
 
     def decode(self, outputs: Tensor) -> Tensor:
         """(E, B, 1) -> (E, B)."""
         return outputs[..., 0]
 
-    def encode(self, values: Tensor) -> Tensor:
-        """(B,) -> (B, 1)."""
-        return values[..., None]
-
     def loss(self, outputs: Tensor, values: Tensor) -> Tensor:
         """outputs (E, B, 1), values (B,) -> (E, B)."""
-        return 0.5 * (outputs - self.encode(values))[..., 0].square()
+        error = outputs[..., 0] - values
+        return 0.5 * error.square() if self.corner is None else huber(error, self.corner)
+
+
+class TwoHot:
+    """Logits over `size` values whose symlogs lie evenly in [-bound, bound]; the loss is a cross-entropy.
+
+    A target is shared between its two neighbours so that their mean is its symlog (Hafner et al. 2023; a categorical
+    head bounds the gradient whatever the scale of the rewards: method 457).
+    """
+
+    atoms: Tensor
+
+    def __init__(self, size: int = 101, bound: float = 10.0, device: str = "cpu"):
+        self.size, self.bound = size, bound
+        self.atoms = torch.linspace(-bound, bound, size, device=device)
+
+    def decode(self, outputs: Tensor) -> Tensor:
+        """(..., V) -> (...)."""
+        return symexp(outputs.softmax(-1) @ self.atoms)
+
+    def encode(self, values: Tensor) -> Tensor:
+        """(...) -> probabilities (..., V)."""
+        place = (symlog(values).clamp(-self.bound, self.bound) + self.bound) * ((self.size - 1) / (2 * self.bound))
+        order = torch.arange(self.size, device=values.device, dtype=place.dtype)
+        return (1 - (place[..., None] - order).abs()).clamp(min=0)
+
+    def loss(self, outputs: Tensor, values: Tensor) -> Tensor:
+        """outputs (E, B, V), values (B,) -> (E, B)."""
+        return -(self.encode(values) * outputs.log_softmax(-1)).sum(-1)
+
+
+class Quantiles:
+    """The quantiles of the return's distribution at (i + 1/2) / V (TQC, Kuznetsov et al. 2020)."""
+
+    def __init__(self, size: int = 25, device: str = "cpu"):
+        self.size = size
+        self.shares = (torch.arange(size, device=device) + 0.5) / size
+
+    def decode(self, outputs: Tensor) -> Tensor:
+        """(E, B, V) -> (E, B), the mean."""
+        return outputs.mean(-1)
+
+    def loss(self, outputs: Tensor, values: Tensor) -> Tensor:
+        """outputs (E, B, V), values (B,) or atoms of a distribution (B, M) -> (E, B)."""
+        atoms = values if values.dim() == 2 else values[:, None]
+        error = atoms[:, None, :] - outputs[..., None]  # (E, B, V, M)
+        tilt = (self.shares[:, None] - (error < 0).float()).abs()
+        return (tilt * huber(error, 1.0)).mean((-2, -1))
+
+
+def huber(error: Tensor, corner: float) -> Tensor:
+    """Half the square up to `corner`, a straight line of the same slope beyond."""
+    size = error.abs()
+    return torch.where(size <= corner, 0.5 * error.square(), corner * (size - 0.5 * corner))
+
+
+def symlog(x: Tensor) -> Tensor:
+    """sign(x) log(1 + |x|)."""
+    return x.sign() * x.abs().log1p()
+
+
+def symexp(x: Tensor) -> Tensor:
+    """The inverse of `symlog`."""
+    return x.sign() * x.abs().expm1()
+
+
+class Chance(NamedTuple):
+    """What is random in one evaluation of the critics."""
+
+    members: Tensor | None = None
+    """(E',) int64, the critics to ask; None: all."""
+    masks: Sequence[Tensor] = ()
+    """Of dropout, see `Mlp.masks`."""
 
 
 class Critic(nn.Module):
@@ -55,21 +125,47 @@ class Critic(nn.Module):
         members: int,
         head: Head,
         generator: torch.Generator,
-        layer_norm: bool = False,
-        dtype: torch.dtype = torch.float32,
+        shape: Shape = Shape(),  # noqa: B008  # frozen
     ):
         super().__init__()
         self.head, self.members = head, members
-        self.net = Mlp((obs_size + action_size, *hidden, head.size), members, generator, layer_norm, dtype=dtype)
+        self.net = Mlp((obs_size + action_size, *hidden, head.size), members, generator, shape)
 
-    def forward(self, latent: Tensor, action: Tensor, members: Tensor | None = None) -> Tensor:
-        """(B, O), (B, A) -> outputs of the head (E, B, V); `members` (E',) evaluates only those."""
-        outputs: Tensor = self.net(torch.cat((latent, action), -1), members)
+    def forward(self, latent: Tensor, action: Tensor, chance: Chance = Chance(), training: bool = False) -> Tensor:  # noqa: B008
+        """(B, O), (B, A) -> outputs of the head (E, B, V)."""
+        outputs: Tensor = self.net(torch.cat((latent, action), -1), chance.members, chance.masks, training)
         return outputs
 
-    def values(self, latent: Tensor, action: Tensor, members: Tensor | None = None) -> Tensor:
+    def values(self, latent: Tensor, action: Tensor, chance: Chance = Chance()) -> Tensor:  # noqa: B008
         """(B, O), (B, A) -> action values (E, B)."""
-        return self.head.decode(self(latent, action, members))
+        return self.head.decode(self(latent, action, chance))
+
+    def draw(self, batch: int, generator: torch.Generator, reduction: Reduction | None = None) -> Chance:
+        """The chance in one evaluation for a batch, of the members that `reduction` asks."""
+        members = None if reduction is None else reduction.members(self.members, generator)
+        return Chance(members, self.net.masks(batch, generator))
+
+
+class PairCritic(Critic):
+    """Critics of what `pair` makes of latent and action, (B, Z); they do not train it."""
+
+    def __init__(
+        self,
+        pair: Callable[[Tensor, Tensor], Tensor],
+        size: int,
+        hidden: Sequence[int],
+        members: int,
+        head: Head,
+        generator: torch.Generator,
+        shape: Shape = Shape(),  # noqa: B008  # frozen
+    ):
+        super().__init__(size, 0, hidden, members, head, generator, shape)
+        self.pair = pair
+
+    def forward(self, latent: Tensor, action: Tensor, chance: Chance = Chance(), training: bool = False) -> Tensor:  # noqa: B008
+        """(B, Z), (B, A) -> outputs of the head (E, B, V)."""
+        outputs: Tensor = self.net(self.pair(latent, action), chance.members, chance.masks, training)
+        return outputs
 
 
 class Reduction(Protocol):
@@ -108,3 +204,15 @@ class Mean:
     def __call__(self, values: Tensor) -> Tensor:
         """(E, B) -> (B,)."""
         return values.mean(0)
+
+
+class First:
+    """The first member, as TD3's actor asks it."""
+
+    def members(self, ensemble: int, generator: torch.Generator) -> Tensor | None:
+        """The first."""
+        return torch.zeros(1, dtype=torch.int64, device=generator.device)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """(E, B) -> (B,)."""
+        return values[0]

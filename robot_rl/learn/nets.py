@@ -6,9 +6,10 @@ gradient of a whole network one tensor. Axes: E ensemble, B batch, I inputs of a
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -42,86 +43,269 @@ class Layer(NamedTuple):
     shift: Tensor | None = None
 
 
-class Mlp(nn.Module):
-    """`members` independent perceptrons of `sizes` (inputs, hidden..., outputs) with ReLU between the layers.
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """How a perceptron is built, apart from its sizes; a recipe says it once for all of its networks."""
 
-    `layer_norm` normalises before each ReLU. `final_scale` shrinks the last layer's first weights.
-    `dtype` is that of the products between hidden layers. The small first and last ones are float32 always, as are the
-    parameters: an observation or a value rounded to bfloat16's 8 bits would cost a robot its last centimetre.
+    norm: str = "none"
+    """Before each activation: "none", "layer", or "batch" (whose statistics are those of the batch while training)."""
+    activation: str = "relu"
+    """"relu" or "elu"."""
+    residual: bool = False
+    """After the first layer, blocks x + V act(W norm(x)), four times as wide inside (SimBa, Lee et al. 2024)."""
+    dropout: float = 0.0
+    """Share of the hidden units that each batch does without."""
+    unit: bool = False
+    """The weights into each normalised unit are kept at norm 1, so that the learning rate keeps its meaning."""
+    dtype: torch.dtype = torch.float32
+    """Of the products between hidden layers. The small first and last ones are float32 always, as are the parameters:
+    an observation or a value rounded to bfloat16's 8 bits would cost a robot its last centimetre."""
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (("norm", self.norm, ("none", "layer", "batch")),
+                                     ("activation", self.activation, ("relu", "elu"))):
+            if value not in choices:
+                raise ValueError(f"{name} is {value!r}; it is one of {', '.join(choices)}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout is {self.dropout}; it is at least 0 and below 1")
+
+
+NORM_EPS, NORM_MEMORY = 1e-5, 0.99
+WIDENING = 4  # of a residual block
+
+
+class Mlp(nn.Module):
+    """`members` independent perceptrons of `sizes` (inputs, hidden..., outputs).
+
+    `final_scale` shrinks the last layer's first weights.
     """
+
+    mean: Tensor
+    var: Tensor
 
     def __init__(
         self,
         sizes: Sequence[int],
         members: int,
         generator: torch.Generator,
-        layer_norm: bool = False,
+        shape: Shape = Shape(),  # frozen
         final_scale: float = 1.0,
-        dtype: torch.dtype = torch.float32,
     ):
         super().__init__()
-        self.sizes, self.members, self.layer_norm, self.dtype = tuple(sizes), members, layer_norm, dtype
+        self.sizes, self.members, self.shape = tuple(sizes), members, shape
+        self.spans = self._spans()
+        last = len(self.spans) - 1
         self.shapes: list[tuple[int, int, int]] = []
         values: list[Tensor] = []
-        for depth, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
-            last = depth == len(sizes) - 2
-            bound = (final_scale if last else 1.0) / math.sqrt(inputs)
-            for shape in ((members, inputs, outputs), (members, 1, outputs)):
-                values.append((torch.rand(shape, generator=generator) * 2 - 1) * bound)
-            if layer_norm and not last:
-                values += [torch.ones(members, 1, outputs), torch.zeros(members, 1, outputs)]
+        for depth, (inputs, outputs) in enumerate(self.spans):
+            bound = (final_scale if depth == last else 1.0) / math.sqrt(inputs)
+            for rows in (inputs, 1):
+                values.append((torch.rand((members, rows, outputs), generator=generator) * 2 - 1) * bound)
+            if self._width(depth):
+                width = self._width(depth)
+                values += [torch.ones(members, 1, width), torch.zeros(members, 1, width)]
         self.shapes = [(value.shape[0], value.shape[1], value.shape[2]) for value in values]
         self.flat = nn.Parameter(torch.cat([value.flatten() for value in values]))
+        kept = sum(self._width(depth) for depth in range(last + 1)) * members if shape.norm == "batch" else 0
+        self.register_buffer("mean", torch.zeros(kept))
+        self.register_buffer("var", torch.ones(kept))
+        self.project()
+
+    def _spans(self) -> list[tuple[int, int]]:
+        """(inputs, outputs) of every layer."""
+        pairs = list(itertools.pairwise(self.sizes))
+        if not self.shape.residual:
+            return pairs
+        widths = set(self.sizes[1:-1])
+        if len(widths) != 1:
+            raise ValueError(f"residual blocks need hidden layers of one width, not {self.sizes[1:-1]}")
+        width, blocks = widths.pop(), len(self.sizes) - 2
+        block = [(width, WIDENING * width), (WIDENING * width, width)]
+        return [(self.sizes[0], width), *block * blocks, (width, self.sizes[-1])]
+
+    def _width(self, depth: int) -> int:
+        """How many units are normalised at layer `depth`: behind it, or in residual nets before it; 0: none."""
+        inputs, outputs = self.spans[depth]
+        if self.shape.norm == "none":
+            return 0
+        if self.shape.residual:
+            return inputs if depth % 2 else 0
+        return outputs if depth < len(self.spans) - 1 else 0
 
     def layers(self) -> list[Layer]:
         """The layers' parameters as views of `flat`."""
         parts = self.flat.split([math.prod(shape) for shape in self.shapes])
-        views = [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
-        width = 4 if self.layer_norm else 2
-        return [Layer(*views[start : start + width]) for start in range(0, len(views), width)]
+        views = iter([part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)])
+        return [Layer(*itertools.islice(views, 4 if self._width(depth) else 2)) for depth in range(len(self.spans))]
 
-    def forward(self, x: Tensor, members: Tensor | None = None) -> Tensor:
-        """(B, I) or (E, B, I) -> (E, B, O) float32; `members` (E',) int64 evaluates only those, in that order."""
-        layers = self.layers()
+    def statistics(self) -> list[tuple[Tensor, Tensor]]:
+        """Mean and variance (E, 1, O) of the normalised units of each layer that has some, as views."""
+        if not self.mean.numel():
+            return []
+        widths = [width * self.members for depth in range(len(self.spans)) if (width := self._width(depth))]
+        views = zip(self.mean.split(widths), self.var.split(widths), strict=True)
+        return [(mean.view(self.members, 1, -1), var.view(self.members, 1, -1)) for mean, var in views]
+
+    def masks(self, batch: int, generator: torch.Generator) -> list[Tensor]:
+        """What dropout multiplies the hidden units of a batch with, (E, B, O) for each hidden layer; [] without it."""
+        if not self.shape.dropout:
+            return []
+        keep, device = 1.0 - self.shape.dropout, generator.device
+        shapes = [(self.members, batch, outputs) for _, outputs in self.spans[:-1]]
+        return [torch.rand(shape, generator=generator, device=device).lt(keep) / keep for shape in shapes]
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Bring the weights that have a bounded norm back to it, in place."""
+        if self.shape.unit:
+            for depth, layer in enumerate(self.layers()):
+                if depth < len(self.spans) - 1:
+                    layer.weight.div_(layer.weight.norm(dim=1, keepdim=True).clamp(min=1e-8))
+
+    def forward(self, x: Tensor, members: Tensor | None = None, masks: Sequence[Tensor] = (), training: bool = False
+                ) -> Tensor:
+        """(B, I) or (E, B, I) -> (E, B, O) float32; `members` (E',) int64 evaluates only those, in that order.
+
+        `training` normalises by the batch, and takes its statistics into those kept, where the norm is "batch".
+        """
+        layers, last, kept, rest = self.layers(), len(self.spans) - 1, iter(self.statistics()), x
         if members is not None:
             layers = [Layer(*(part[members] for part in layer if part is not None)) for layer in layers]
-        last = len(layers) - 1
         for depth, layer in enumerate(layers):
-            x = linear(x, layer, self.dtype if 0 < depth < last else torch.float32)
-            if layer.scale is not None and layer.shift is not None:
-                x = F.layer_norm(x, x.shape[-1:]) * layer.scale.to(x.dtype) + layer.shift.to(x.dtype)
-            if depth < last:
-                x = x.relu()
-        return x
+            if self.shape.residual and depth % 2:
+                rest, x = x, self._normalise(x, layer, kept, training, members)
+            x = linear(x, layer, self.shape.dtype if 0 < depth < last else torch.float32)
+            if self.shape.residual:
+                if depth % 2 and depth < last:
+                    x = self._activate(x)
+                elif 0 < depth < last:
+                    x = rest + x
+            elif depth < last:
+                x = self._activate(self._normalise(x, layer, kept, training, members))
+            if len(masks) and depth < last:
+                mask = masks[depth] if members is None else masks[depth][members]
+                x = x * mask
+        return x.float()
 
-    def frozen(self) -> nn.Sequential:
+    def _activate(self, x: Tensor) -> Tensor:
+        return x.relu() if self.shape.activation == "relu" else F.elu(x)
+
+    def _normalise(self, x: Tensor, layer: Layer, kept: Iterator[tuple[Tensor, Tensor]], training: bool,
+                   members: Tensor | None) -> Tensor:
+        if layer.scale is None or layer.shift is None:
+            return x
+        if self.shape.norm == "layer":
+            x = F.layer_norm(x, x.shape[-1:])
+        else:
+            mean, var = next(kept)
+            if training:
+                now, spread = x.mean(-2, keepdim=True), x.var(-2, correction=0, keepdim=True)
+                with torch.no_grad():
+                    mean.lerp_(now.float(), 1 - NORM_MEMORY)
+                    var.lerp_(spread.float(), 1 - NORM_MEMORY)
+                mean, var = now, spread
+            elif members is not None:
+                mean, var = mean[members], var[members]
+            x = (x - mean) * (var + NORM_EPS).rsqrt()
+        return x * layer.scale.to(x.dtype) + layer.shift.to(x.dtype)
+
+    def frozen(self) -> nn.Module:
         """The first member in plain layers, a copy: (B, I) -> (B, O)."""
         plain: list[nn.Module] = []
-        for layer in self.layers():
+        kept = iter([(mean[0, 0].clone(), var[0, 0].clone()) for mean, var in self.statistics()])
+        last = len(self.spans) - 1
+
+        def norm(layer: Layer) -> list[nn.Module]:
+            if layer.scale is None or layer.shift is None:
+                return []
+            scale, shift = layer.scale[0, 0], layer.shift[0, 0]
+            if self.shape.norm == "layer":
+                return [_filled(nn.LayerNorm(len(scale)), scale, shift)]
+            mean, var = next(kept)
+            factor = scale.detach() * (var + NORM_EPS).rsqrt()
+            return [Affine(factor, shift.detach() - mean * factor)]
+
+        act = nn.ReLU if self.shape.activation == "relu" else nn.ELU
+        block: list[nn.Module] = []
+        for depth, layer in enumerate(self.layers()):
             inputs, outputs = layer.weight.shape[1:]
-            plain.append(_filled(nn.Linear(inputs, outputs), layer.weight[0].T, layer.bias[0, 0]))
-            if layer.scale is not None and layer.shift is not None:
-                plain.append(_filled(nn.LayerNorm(outputs), layer.scale[0, 0], layer.shift[0, 0]))
-            plain.append(nn.ReLU())
-        return nn.Sequential(*plain[:-1])
+            plane = _filled(nn.Linear(inputs, outputs), layer.weight[0].T, layer.bias[0, 0])
+            if not self.shape.residual:
+                plain += [plane, *norm(layer), act()] if depth < last else [plane]
+            elif depth in (0, last):
+                plain += [*norm(layer), plane]
+            elif depth % 2:
+                block = [*norm(layer), plane, act()]
+            else:
+                plain.append(Residual(nn.Sequential(*block, plane)))
+        return nn.Sequential(*plain)
 
     def mirror(self) -> Mirror:
         """The first member in numpy over the same memory (on the CPU): (B, I) -> (B, O), quick for few rows."""
         layers = [[part[0].detach().cpu().numpy() for part in layer if part is not None] for layer in self.layers()]
+        kept = [(mean[0].cpu().numpy(), var[0].cpu().numpy()) for mean, var in self.statistics()]
+        shape, last = self.shape, len(self.spans) - 1
+
+        def normalise(x: np.ndarray, norm: list[np.ndarray], which: int) -> np.ndarray:
+            if not norm:
+                return x
+            if shape.norm == "layer":
+                x = x - x.mean(-1, keepdims=True)
+                return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + NORM_EPS) * norm[0] + norm[1]
+            mean, var = kept[which]
+            return (x - mean) / np.sqrt(var + np.float32(NORM_EPS)) * norm[0] + norm[1]
+
+        def activate(x: np.ndarray) -> np.ndarray:
+            return np.maximum(x, 0.0) if shape.activation == "relu" else np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
 
         def forward(x: np.ndarray) -> np.ndarray:
+            rest = x
             for depth, (weight, bias, *norm) in enumerate(layers):
+                if shape.residual and depth % 2:
+                    rest, x = x, normalise(x, norm, depth // 2)
                 x = x @ weight + bias
-                if norm:
-                    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * norm[0] + norm[1]
-                if depth < len(layers) - 1:
-                    np.maximum(x, 0.0, out=x)
+                if shape.residual:
+                    if depth % 2 and depth < last:
+                        x = activate(x)
+                    elif 0 < depth < last:
+                        x = rest + x
+                elif depth < last:
+                    x = activate(normalise(x, norm, depth))
             return x
 
         return forward
 
     def extra_repr(self) -> str:
-        return f"{self.members} x {'-'.join(map(str, self.sizes))}, layer_norm={self.layer_norm}, {self.dtype}"
+        return f"{self.members} x {'-'.join(map(str, self.sizes))}, {self.shape}"
+
+
+class Affine(nn.Module):
+    """x * scale + shift with constants: a batch norm that no longer learns."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, scale: Tensor, shift: Tensor):
+        super().__init__()
+        self.register_buffer("scale", scale.clone())
+        self.register_buffer("shift", shift.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, O) -> (B, O)."""
+        return x * self.scale + self.shift
+
+
+class Residual(nn.Module):
+    """x + inner(x)."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, O) -> (B, O)."""
+        total: Tensor = x + self.inner(x)
+        return total
 
 
 def _filled(layer: FilledLayer, weight: Tensor, bias: Tensor) -> FilledLayer:
@@ -152,6 +336,7 @@ class Adam:
 
     def __init__(self, module: nn.Module, lr: float, clip: float = 0.0, betas: tuple[float, float] = (0.9, 0.999)):
         self.parameters = list(module.parameters())
+        self.bounded = [net for net in module.modules() if isinstance(net, Mlp) and net.shape.unit]
         self.lr, self.clip, self.betas, self.eps = lr, clip, betas, 1e-8
         self.first = [torch.zeros_like(parameter, requires_grad=False) for parameter in self.parameters]
         self.second = [torch.zeros_like(parameter, requires_grad=False) for parameter in self.parameters]
@@ -174,6 +359,8 @@ class Adam:
                 second.mul_(two).addcmul_(gradient, gradient, value=1 - two)
                 parameter.sub_(self.factors[0] * first / (second.sqrt() * self.factors[1] + self.eps))
             self._advance(torch.stack((self.decay[0] * one, self.decay[1] * two)))
+            for net in self.bounded:
+                net.project()
 
     def _advance(self, decay: Tensor) -> None:
         """Prepare the next step's numbers after this step, so that its pass over the parameters only reads them."""
@@ -198,3 +385,5 @@ def follow(target: nn.Module, source: nn.Module, tau: float) -> None:
     """Move every parameter of `target` the share `tau` of the way to that of `source`, in place."""
     for mine, other in zip(target.parameters(), source.parameters(), strict=True):
         mine.lerp_(other, tau)
+    for kept, now in zip(target.buffers(), source.buffers(), strict=True):
+        kept.copy_(now)  # statistics are averages already

@@ -1,14 +1,129 @@
-"""Objectives: what actors are trained for. Axes: B batch, E ensemble, O observation (latent), A action."""
+"""Lessons: what one step of an update teaches which part. Axes: B batch, E ensemble, O observation (latent), A action.
+
+A lesson names the module that it optimises, draws its chance before the compiled part of an update, and gives a loss.
+What it finds out on the way (`Tensors` beside the loss) later lessons of the same update can use.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from robot_rl.learn.actors import GaussianActor
-from robot_rl.learn.critics import Critic, Reduction
+from robot_rl.learn.actors import Actor, DeterministicActor
+from robot_rl.learn.backups import Draw, SoftBackup, Tensors
+from robot_rl.learn.critics import Chance, Critic, Reduction
+
+
+class Lesson(Protocol):
+    """One loss for one part."""
+
+    @property
+    def part(self) -> nn.Module:
+        """What it optimises."""
+
+    @property
+    def period(self) -> int:
+        """Updates from one time to the next."""
+
+    def draw(self, batch: int, generator: torch.Generator) -> Any: ...
+
+    def loss(self, batch: Tensors, draw: Any) -> tuple[Tensor, Tensors, Tensors]:
+        """A batch (B, ...) with `latent` and `next_latent` -> loss (), metrics () each, what later lessons use."""
+
+
+class Bellman:
+    """The critics are regressed to a backup's target: critic_step, written once."""
+
+    period = 1
+
+    def __init__(self, critic: Critic, backup: SoftBackup):
+        self.part = self.critic = critic
+        self.backup = backup
+
+    def draw(self, batch: int, generator: torch.Generator) -> tuple[Draw, Chance]:
+        """Of the target and of the critics."""
+        return self.backup.draw(batch, generator), self.critic.draw(batch, generator)
+
+    def loss(self, batch: Tensors, draw: tuple[Draw, Chance]) -> tuple[Tensor, Tensors, Tensors]:
+        """See Lesson."""
+        y, outputs = self.sides(batch, draw)
+        loss = (self.critic.head.loss(outputs, y) * batch["weight"]).mean(1).sum()
+        error = (self.critic.head.decode(outputs.detach()) - (y if y.dim() == 1 else y.mean(-1))).abs().amax(0)
+        metrics = {"critic/loss": loss.detach(), "critic/target": y.mean(), "critic/reward": batch["reward"].mean()}
+        return loss, metrics, {"error": error}
+
+    def sides(self, batch: Tensors, draw: tuple[Draw, Chance]) -> tuple[Tensor, Tensor]:
+        """The target (B,) or (B, M) and the critics' outputs (E, B, V)."""
+        return self.backup.target(batch, draw[0]), self.critic(batch["latent"], batch["action"], draw[1])
+
+
+class JointBellman(Bellman):
+    """This step and the next go through the critics in one batch, so that a batch norm sees both (CrossQ).
+
+    There are no target critics: the norm keeps the critics from running away.
+    """
+
+    def draw(self, batch: int, generator: torch.Generator) -> tuple[Draw, Chance]:
+        """The chance is in the next action only."""
+        return self.backup.draw(batch, generator), Chance()
+
+    def sides(self, batch: Tensors, draw: tuple[Draw, Chance]) -> tuple[Tensor, Tensor]:
+        """See Bellman."""
+        with torch.no_grad():
+            action, log_density = self.backup.actor.sample(batch["next_latent"], draw[0].noise)
+        latents = torch.cat((batch["latent"], batch["next_latent"]))
+        now, following = self.critic(latents, torch.cat((batch["action"], action)), training=True).chunk(2, 1)
+        with torch.no_grad():
+            y = self.backup.bootstrap(batch, following.detach(), log_density)
+        return y, now
+
+
+class SoftValue:
+    """The actor maximises the reduced value of its action plus temperature times its entropy."""
+
+    def __init__(
+        self, actor: Actor, critic: Critic, temperature: nn.Module, reduction: Reduction, period: int = 1
+    ):
+        self.part = self.actor = actor
+        self.critic, self.temperature, self.reduction, self.period = critic, temperature, reduction, period
+
+    def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Chance]:
+        """(B, A) standard normal noise, and the critics' chance."""
+        noise = torch.randn(batch, self.actor.action_size, generator=generator, device=generator.device)
+        return noise, self.critic.draw(batch, generator, self.reduction)
+
+    def loss(self, batch: Tensors, draw: tuple[Tensor, Chance]) -> tuple[Tensor, Tensors, Tensors]:
+        """See Lesson."""
+        action, log_density = self.actor.sample(batch["latent"], draw[0], training=True)
+        value = self.reduction(self.critic.values(batch["latent"], action, draw[1]))
+        loss = (self.temperature() * log_density - value).mean()
+        density = log_density.detach()
+        return loss, {"actor/loss": loss.detach(), "actor/entropy": -density.mean()}, {"log_density": density}
+
+
+class GreedyValue(SoftValue):
+    """A deterministic actor maximises the reduced value of its action.
+
+    `price` is that of the squared action before the tanh.
+    """
+
+    actor: DeterministicActor
+
+    def __init__(
+        self, actor: DeterministicActor, critic: Critic, reduction: Reduction, period: int = 1, price: float = 0.0
+    ):
+        super().__init__(actor, critic, NoTemperature(), reduction, period)
+        self.price = price
+
+    def loss(self, batch: Tensors, draw: tuple[Tensor, Chance]) -> tuple[Tensor, Tensors, Tensors]:
+        """See Lesson."""
+        raw = self.actor.raw(batch["latent"], training=True)
+        value = self.reduction(self.critic.values(batch["latent"], raw.tanh(), draw[1]))
+        loss = self.price * raw.square().mean() - value.mean()
+        return loss, {"actor/loss": loss.detach()}, {}
 
 
 class Temperature(nn.Module):
@@ -30,18 +145,24 @@ class Temperature(nn.Module):
         return -self.log * (log_density.detach().mean() + self.target_entropy)
 
 
-class SoftValue:
-    """The actor maximises the reduced value of its action plus temperature times its entropy."""
+class NoTemperature(nn.Module):
+    """Entropy is worth nothing."""
 
-    def __init__(self, actor: GaussianActor, critic: Critic, temperature: Temperature, reduction: Reduction):
-        self.actor, self.critic, self.temperature, self.reduction = actor, critic, temperature, reduction
+    def forward(self) -> float:
+        """0."""
+        return 0.0
 
-    def draw(self, batch: int, generator: torch.Generator) -> Tensor:
-        """(B, A) standard normal noise."""
-        return torch.randn(batch, self.actor.action_size, generator=generator, device=generator.device)
 
-    def loss(self, latent: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """latent (B, O), noise (B, A) -> loss () and the log density of the actions (B,)."""
-        action, log_density = self.actor.sample(latent, noise)
-        value = self.reduction(self.critic.values(latent, action))
-        return (self.temperature() * log_density - value).mean(), log_density
+class Tuning:
+    """The temperature follows the entropy that the actor's lesson of the same update found."""
+
+    def __init__(self, temperature: Temperature, period: int = 1):
+        self.part = self.temperature = temperature
+        self.period = period
+
+    def draw(self, batch: int, generator: torch.Generator) -> None:
+        """Nothing is random here."""
+
+    def loss(self, batch: Tensors, draw: None) -> tuple[Tensor, Tensors, Tensors]:
+        """See Lesson."""
+        return self.temperature.loss(batch["log_density"]), {"actor/temperature": self.temperature()}, {}

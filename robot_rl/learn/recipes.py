@@ -5,20 +5,81 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from robot_rl.learn.actors import GaussianActor
-from robot_rl.learn.agent import Agent, Schedule
-from robot_rl.learn.backups import SoftBackup
-from robot_rl.learn.critics import Critic, Mean, Minimum, Scalar
-from robot_rl.learn.latents import Identity, RunningNorm
-from robot_rl.learn.nets import compute_dtype
-from robot_rl.learn.objectives import SoftValue, Temperature
+from robot_rl.learn.actors import DeterministicActor, GaussianActor
+from robot_rl.learn.agent import Agent, Schedule, Target
+from robot_rl.learn.backups import RewardScale, ScaledBackup, SoftBackup, TruncatedBackup
+from robot_rl.learn.critics import Critic, First, Mean, Minimum, PairCritic, Quantiles, Reduction, Scalar, TwoHot
+from robot_rl.learn.latents import Identity, ModelLatent, ModelStudy, RunningNorm, Sync
+from robot_rl.learn.nets import Shape, compute_dtype
+from robot_rl.learn.objectives import (
+    Bellman,
+    GreedyValue,
+    JointBellman,
+    Lesson,
+    NoTemperature,
+    SoftValue,
+    Temperature,
+    Tuning,
+)
 
 
 def sac(
+    obs_size: int,
+    action_size: int,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    hidden: Sequence[int] = (256, 256),
+    critics: int = 2,
+    subset: int | None = None,
+    batch: int = 256,
+    lr: float = 3e-4,
+    clip: float = 0.0,
+    discount: float = 0.99,
+    n_step: int = 1,
+    tau: float = 0.005,
+    updates_per_step: int = 1,
+    actor_period: int = 1,
+    actor_asks: str = "minimum",
+    temperature: float = 1.0,
+    target_entropy: float | None = None,
+    entropy_share: float = 1.0,
+    entropy_scale: float = 1.0,
+    normalize: bool = True,
+    norm: str = "none",
+    dropout: float = 0.0,
+    residual: bool = False,
+    dtype: str = "auto",
+    compile: bool | None = None,
+) -> Agent:
+    """Soft actor-critic: the smallest of two critics, a tuned temperature.
+
+    `target_entropy` is -A times `entropy_share` unless given. `subset` critics, drawn anew, make a target;
+    `entropy_scale` 0 leaves the entropy out of it. `norm`, `dropout` and `residual` shape the critics, `actor_asks`
+    (minimum or mean) is the actor's view of them.
+    """
+    start, plain = torch.Generator().manual_seed(seed), Shape(dtype=compute_dtype(dtype, device))
+    shape = Shape(norm, residual=residual, dropout=dropout, dtype=plain.dtype)
+    latent = _latent(obs_size, normalize)
+    actor = GaussianActor(obs_size, action_size, hidden, start, plain)
+    critic = Critic(obs_size, action_size, hidden, critics, Scalar(), start, shape)
+    target, heat = copy.deepcopy(critic), Temperature(temperature, _or(target_entropy, -action_size * entropy_share))
+    lessons: list[Lesson] = [
+        Bellman(critic, SoftBackup(actor, target, heat, Minimum(subset), entropy_scale)),
+        SoftValue(actor, critic, heat, _reduction(actor_asks), actor_period),
+        Tuning(heat, actor_period),
+    ]
+    parts = {"latent": latent, "actor": actor, "critic": critic, "target": target, "temperature": heat}
+    plan = Schedule(batch, n_step, discount, updates_per_step, lr, clip)
+    return Agent(latent, actor, parts, lessons, plan, start, targets=[Target(target, critic, tau)], device=device,
+                 compile=compile)
+
+
+def td3(
     obs_size: int,
     action_size: int,
     *,
@@ -33,76 +94,205 @@ def sac(
     n_step: int = 1,
     tau: float = 0.005,
     updates_per_step: int = 1,
-    actor_period: int = 1,
-    temperature: float = 1.0,
-    target_entropy: float | None = None,
+    actor_period: int = 2,
+    explore: float = 0.1,
+    smooth: float = 0.2,
+    smooth_bound: float = 0.5,
     normalize: bool = True,
+    norm: str = "none",
     dtype: str = "auto",
     compile: bool | None = None,
 ) -> Agent:
-    """Soft actor-critic: the smaller of two critics, a tuned temperature; `target_entropy` is -A unless given."""
-    start = torch.Generator().manual_seed(seed)
-    compute = compute_dtype(dtype, device)
+    """Twin delayed DDPG (Fujimoto et al. 2018): a deterministic actor with a slow copy, noise-smoothed targets."""
+    start, shape = torch.Generator().manual_seed(seed), Shape(norm, dtype=compute_dtype(dtype, device))
     latent = _latent(obs_size, normalize)
-    actor = GaussianActor(obs_size, action_size, hidden, start, dtype=compute)
-    critic = Critic(obs_size, action_size, hidden, critics, Scalar(), start, dtype=compute)
-    target, heat = copy.deepcopy(critic), Temperature(temperature, _or(target_entropy, -float(action_size)))
-    backup = SoftBackup(actor, target, heat, Minimum())
-    objective = SoftValue(actor, critic, heat, Minimum())
-    plan = Schedule(batch, n_step, discount, updates_per_step, actor_period, tau, lr, clip)
-    return Agent(latent, actor, critic, target, heat, backup, objective, plan, start, device, compile)
+    actor = DeterministicActor(obs_size, action_size, hidden, start, shape, explore, smooth, smooth_bound)
+    critic = Critic(obs_size, action_size, hidden, critics, Scalar(), start, shape)
+    target, slow = copy.deepcopy(critic), copy.deepcopy(actor)
+    lessons: list[Lesson] = [
+        Bellman(critic, SoftBackup(slow, target, NoTemperature(), Minimum())),
+        GreedyValue(actor, critic, First(), actor_period),
+    ]
+    parts = {"latent": latent, "actor": actor, "critic": critic, "target": target, "slow_actor": slow}
+    plan = Schedule(batch, n_step, discount, updates_per_step, lr, clip)
+    targets = [Target(target, critic, tau), Target(slow, actor, tau)]
+    return Agent(latent, actor, parts, lessons, plan, start, targets=targets, device=device, compile=compile)
 
 
-def rlpd(
+def tqc(
     obs_size: int,
     action_size: int,
     *,
     seed: int = 0,
     device: str = "cpu",
     hidden: Sequence[int] = (256, 256),
-    critics: int = 10,
-    subset: int = 2,
+    critics: int = 5,
+    quantiles: int = 25,
+    drop: int = 2,
     batch: int = 256,
     lr: float = 3e-4,
     clip: float = 0.0,
     discount: float = 0.99,
     n_step: int = 1,
     tau: float = 0.005,
-    updates_per_step: int = 4,
-    actor_period: int = 4,
+    updates_per_step: int = 1,
+    actor_period: int = 1,
     temperature: float = 1.0,
     target_entropy: float | None = None,
-    entropy_scale: float = 1.0,
+    normalize: bool = True,
+    norm: str = "none",
+    dtype: str = "auto",
+    compile: bool | None = None,
+) -> Agent:
+    """Truncated quantile critics (Kuznetsov et al. 2020): SAC whose target leaves out the most hopeful quantiles."""
+    start, shape = torch.Generator().manual_seed(seed), Shape(norm, dtype=compute_dtype(dtype, device))
+    latent = _latent(obs_size, normalize)
+    actor = GaussianActor(obs_size, action_size, hidden, start, Shape(dtype=shape.dtype))
+    critic = Critic(obs_size, action_size, hidden, critics, Quantiles(quantiles, device), start, shape)
+    target, heat = copy.deepcopy(critic), Temperature(temperature, _or(target_entropy, -float(action_size)))
+    lessons: list[Lesson] = [
+        Bellman(critic, TruncatedBackup(actor, target, heat, Mean(), drop)),
+        SoftValue(actor, critic, heat, Mean(), actor_period),
+        Tuning(heat, actor_period),
+    ]
+    parts = {"latent": latent, "actor": actor, "critic": critic, "target": target, "temperature": heat}
+    plan = Schedule(batch, n_step, discount, updates_per_step, lr, clip)
+    return Agent(latent, actor, parts, lessons, plan, start, targets=[Target(target, critic, tau)], device=device,
+                 compile=compile)
+
+
+def crossq(
+    obs_size: int,
+    action_size: int,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    hidden: Sequence[int] = (256, 256),
+    critic_hidden: Sequence[int] = (1024, 1024),
+    critics: int = 2,
+    categories: int = 0,
+    batch: int = 256,
+    lr: float = 1e-3,
+    clip: float = 0.0,
+    discount: float = 0.99,
+    n_step: int = 1,
+    updates_per_step: int = 1,
+    actor_period: int = 3,
+    temperature: float = 1.0,
+    target_entropy: float | None = None,
+    normalize: bool = True,
+    unit: bool = False,
+    dtype: str = "auto",
+    compile: bool | None = None,
+) -> Agent:
+    """CrossQ (Bhatt et al. 2024): wide batch-normalised critics that need no target network.
+
+    `categories` > 0 makes the critics categorical; `unit` keeps their hidden weights at norm 1.
+    """
+    start, shape = torch.Generator().manual_seed(seed), Shape("batch", unit=unit, dtype=compute_dtype(dtype, device))
+    latent, head = _latent(obs_size, normalize), TwoHot(categories, device=device) if categories else Scalar()
+    actor = GaussianActor(obs_size, action_size, hidden, start, shape)
+    critic = Critic(obs_size, action_size, critic_hidden, critics, head, start, shape)
+    heat = Temperature(temperature, _or(target_entropy, -float(action_size)))
+    lessons: list[Lesson] = [
+        JointBellman(critic, SoftBackup(actor, critic, heat, Minimum())),
+        SoftValue(actor, critic, heat, Minimum(), actor_period),
+        Tuning(heat, actor_period),
+    ]
+    parts = {"latent": latent, "actor": actor, "critic": critic, "temperature": heat}
+    plan = Schedule(batch, n_step, discount, updates_per_step, lr, clip)
+    return Agent(latent, actor, parts, lessons, plan, start, device=device, compile=compile)
+
+
+def mrq(
+    obs_size: int,
+    action_size: int,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    hidden: Sequence[int] = (512, 512, 512),
+    width: int = 512,
+    critics: int = 2,
+    batch: int = 256,
+    lr: float = 3e-4,
+    model_lr: float = 1e-4,
+    clip: float = 20.0,
+    discount: float = 0.99,
+    n_step: int = 3,
+    horizon: int = 5,
+    target_period: int = 250,
+    updates_per_step: int = 1,
+    explore: float = 0.2,
+    smooth: float = 0.2,
+    smooth_bound: float = 0.3,
+    price: float = 1e-5,
     normalize: bool = True,
     dtype: str = "auto",
     compile: bool | None = None,
 ) -> Agent:
-    """RL with prior data: many layer-normalised critics, the target from a random subset, several updates a step.
+    """MR.Q (method 24): a deterministic actor and critics on latents that a model trains.
 
-    Half of each batch from prior data is the data's part: sample from a `Mixture`. `target_entropy` is -A/2 unless
-    given; `entropy_scale` 0 leaves the entropy out of the target.
+    Every `target_period` updates the targets are replaced at once and the model learns from as many batches.
     """
-    start = torch.Generator().manual_seed(seed)
-    compute = compute_dtype(dtype, device)
-    latent = _latent(obs_size, normalize)
-    actor = GaussianActor(obs_size, action_size, hidden, start, dtype=compute)
-    critic = Critic(obs_size, action_size, hidden, critics, Scalar(), start, layer_norm=True, dtype=compute)
-    target, heat = copy.deepcopy(critic), Temperature(temperature, _or(target_entropy, -action_size / 2))
-    backup = SoftBackup(actor, target, heat, Minimum(subset), entropy_scale)
-    objective = SoftValue(actor, critic, heat, Mean())
-    plan = Schedule(batch, n_step, discount, updates_per_step, actor_period, tau, lr, clip)
-    return Agent(latent, actor, critic, target, heat, backup, objective, plan, start, device, compile)
+    start, compute = torch.Generator().manual_seed(seed), compute_dtype(dtype, device)
+    latent = ModelLatent(obs_size, action_size, width, start, normalize, compute)
+    shape, slow_latent = Shape("layer", "elu", dtype=compute), copy.deepcopy(latent)
+    actor = DeterministicActor(width, action_size, hidden, start, Shape("layer", dtype=compute), explore, smooth,
+                               smooth_bound)
+    critic, target = (PairCritic(one.pair, width, hidden, critics, Scalar(1.0), start, shape)
+                      for one in (latent, slow_latent))
+    slow, scale = copy.deepcopy(actor), RewardScale()
+    sync = Sync(target_period, [(target, critic), (slow, actor), (slow_latent, latent)], [scale.sync])
+    study = ModelStudy(latent, slow_latent, target_period, horizon, model_lr)
+    lessons: list[Lesson] = [
+        Bellman(critic, ScaledBackup(slow, target, NoTemperature(), Minimum(), scale)),
+        GreedyValue(actor, critic, Mean(), price=price),
+    ]
+    parts = {"latent": latent, "actor": actor, "critic": critic, "target": target, "slow_actor": slow,
+             "slow_latent": slow_latent, "scale": scale}
+    plan = Schedule(batch, n_step, discount, updates_per_step, lr, clip)
+    return Agent(latent, actor, parts, lessons, plan, start, events=[sync], studies=[study], target_latent=slow_latent,
+                 device=device, compile=compile)
 
 
-RECIPES: dict[str, Callable[..., Agent]] = {"sac": sac, "rlpd": rlpd}
+class Recipe(NamedTuple):
+    """How an agent is built: a function, and the options in which this recipe differs from the function's defaults."""
+
+    build: Callable[..., Agent]
+    about: str
+    changes: dict[str, Any]
+
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments with their defaults."""
+        parameters = inspect.signature(self.build).parameters.values()
+        defaults = {one.name: one.default for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY}
+        return defaults | self.changes
+
+
+RECIPES = {
+    "sac": Recipe(sac, "soft actor-critic", {}),
+    "td3": Recipe(td3, "twin delayed deterministic policy gradient", {}),
+    "redq": Recipe(
+        sac, "ten critics, a random pair in each target, 20 updates a step (Chen et al. 2021)",
+        {"critics": 10, "subset": 2, "updates_per_step": 20, "actor_period": 20, "actor_asks": "mean"}),
+    "droq": Recipe(
+        sac, "two critics with dropout and layer norm, 20 updates a step (Hiraoka et al. 2022)",
+        {"norm": "layer", "dropout": 0.01, "updates_per_step": 20, "actor_period": 20, "actor_asks": "mean"}),
+    "rlpd": Recipe(
+        sac, "ten layer-normalised critics, 4 updates a step; half of each batch may be prior data (method 316)",
+        {"critics": 10, "subset": 2, "norm": "layer", "updates_per_step": 4, "actor_period": 4, "actor_asks": "mean",
+         "entropy_share": 0.5}),
+    "tqc": Recipe(tqc, "truncated quantile critics", {}),
+    "crossq": Recipe(crossq, "batch-normalised critics without a target network", {}),
+    "mrq": Recipe(mrq, "MR.Q: values of latents that a model trains (method 24)", {}),
+}
 
 
 def options(recipe: str) -> dict[str, Any]:
     """The keyword arguments of `recipe` with their defaults."""
     if recipe not in RECIPES:
         raise ValueError(f"no recipe is named {recipe!r}; there are {', '.join(RECIPES)}")
-    parameters = inspect.signature(RECIPES[recipe]).parameters.values()
-    return {one.name: one.default for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY}
+    return RECIPES[recipe].options()
 
 
 def make(recipe: str, obs_size: int, action_size: int, **configuration: Any) -> Agent:
@@ -111,11 +301,18 @@ def make(recipe: str, obs_size: int, action_size: int, **configuration: Any) -> 
     unknown = [name for name in configuration if name not in known]
     if unknown:
         raise ValueError(f"{recipe} has no option {', '.join(unknown)}; it has {', '.join(known)}")
-    return RECIPES[recipe](obs_size, action_size, **configuration)
+    return RECIPES[recipe].build(obs_size, action_size, **known | configuration)
 
 
 def _latent(obs_size: int, normalize: bool) -> Identity | RunningNorm:
     return RunningNorm(obs_size) if normalize else Identity()
+
+
+def _reduction(name: str) -> Reduction:
+    choices: dict[str, Reduction] = {"minimum": Minimum(), "mean": Mean()}
+    if name not in choices:
+        raise ValueError(f"actor_asks is {name!r}; it is one of {', '.join(choices)}")
+    return choices[name]
 
 
 def _or(value: float | None, default: float) -> float:

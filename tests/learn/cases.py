@@ -13,9 +13,17 @@ from robot_rl.replay import Mixture, Replay
 OBS, ACTION = 3, 2
 
 
+SMALL: dict[str, Any] = {
+    "hidden": (32, 32), "critic_hidden": (32, 32), "width": 32, "target_period": 5, "quantiles": 7, "batch": 64,
+    "updates_per_step": 2, "actor_period": 2, "compile": False,
+}
+
+
 def small(recipe: str, **configuration: Any) -> Agent:
     """An agent that learns quickly, uncompiled unless asked otherwise."""
-    return recipes.make(recipe, OBS, ACTION, **{"hidden": (32, 32), "batch": 64, "compile": False} | configuration)
+    known = recipes.options(recipe)
+    sizes = {name: value for name, value in SMALL.items() if name in known}
+    return recipes.make(recipe, OBS, ACTION, **sizes | configuration)
 
 
 def random_replay(steps: int = 500, seed: int = 0, obs_size: int = OBS, action_size: int = ACTION) -> Replay:

@@ -71,7 +71,7 @@ def test_a_difference_is_an_error_and_the_old_file_stays(tmp_path: Path) -> None
 
 def test_weights_that_are_not_numbers_are_an_error(tmp_path: Path) -> None:
     policy = small("sac").policy()
-    policy.mean.bias.fill_(float("nan"))
+    policy.actor.mean.bias.fill_(float("nan"))
     with pytest.raises(ExportError, match="inf"):
         export(policy, OBS, ACTION, "{}", tmp_path / "policy.onnx")
     assert not list(tmp_path.iterdir())

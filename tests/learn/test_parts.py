@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from robot_rl.learn.actors import GaussianActor
-from robot_rl.learn.backups import Draw, SoftBackup
-from robot_rl.learn.critics import Critic, Mean, Minimum, Scalar
+from robot_rl.learn.actors import DeterministicActor, GaussianActor
+from robot_rl.learn.backups import Draw, RewardScale, ScaledBackup, SoftBackup, TruncatedBackup
+from robot_rl.learn.critics import Chance, Critic, First, Mean, Minimum, Quantiles, Scalar, TwoHot
 from robot_rl.learn.latents import RunningNorm
-from robot_rl.learn.nets import Adam, Mlp, compute_dtype, follow
-from robot_rl.learn.objectives import SoftValue, Temperature
+from robot_rl.learn.nets import Adam, Mlp, Shape, compute_dtype, follow
+from robot_rl.learn.objectives import GreedyValue, JointBellman, NoTemperature, SoftValue, Temperature
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -57,12 +57,12 @@ def test_target_worked_out_by_hand() -> None:
         "reward": torch.tensor([1.0, 5.0]),
         "discount": torch.tensor([0.9, 0.0]),
     }
-    y = backup.target(batch, Draw(torch.zeros(2, 1), None))
+    y = backup.target(batch, Draw(torch.zeros(2, 1)))
     torch.testing.assert_close(y, torch.tensor([4.113522, 5.0]))
-    y = backup.target(batch, Draw(torch.zeros(2, 1), torch.tensor([0])))  # the first member alone: 1 + 0.9 * 7.459469
+    y = backup.target(batch, Draw(torch.zeros(2, 1), Chance(torch.tensor([0]))))  # the first alone: 1 + 0.9 * 7.459469
     torch.testing.assert_close(y, torch.tensor([7.713522, 5.0]))
     backup.entropy_scale = 0.0  # without the entropy: 1 + 0.9 * 3
-    torch.testing.assert_close(backup.target(batch, Draw(torch.zeros(2, 1), None)), torch.tensor([3.7, 5.0]))
+    torch.testing.assert_close(backup.target(batch, Draw(torch.zeros(2, 1))), torch.tensor([3.7, 5.0]))
 
 
 def test_actor_loss_and_its_gradient_worked_out_by_hand() -> None:
@@ -71,7 +71,7 @@ def test_actor_loss_and_its_gradient_worked_out_by_hand() -> None:
     # d/dmean: 0.5 * 2 a - 2 (1 - a^2) = -1.538967; d/dlog_std: -0.5 (the noise is 0)
     actor, temperature = linear_actor(0.3, -0.5), Temperature(0.5, -1.0)
     objective = SoftValue(actor, linear_critic((0.0, 2.0, 0.0), (0.0, 2.0, 9.0)), temperature, Minimum())
-    loss, _ = objective.loss(torch.zeros(1, 1), torch.zeros(1, 1))
+    loss, _, _ = objective.loss({"latent": torch.zeros(1, 1)}, (torch.zeros(1, 1), Chance()))
     torch.testing.assert_close(loss, torch.tensor(-0.747764), rtol=0, atol=2e-5)
     (gradient,) = torch.autograd.grad(loss, [actor.net.flat])
     torch.testing.assert_close(gradient, torch.tensor([0.0, 0.0, -1.538967, -0.5]), rtol=0, atol=2e-5)
@@ -92,7 +92,82 @@ def test_critic_loss_is_half_the_squared_error() -> None:
     outputs = torch.tensor([[[1.0], [2.0]], [[0.0], [5.0]]])
     loss = Scalar().loss(outputs, torch.tensor([3.0, 1.0]))
     assert loss.tolist() == [[2.0, 0.5], [4.5, 8.0]]
-    assert torch.equal(Scalar().decode(Scalar().encode(torch.tensor([3.0, 1.0]))), torch.tensor([3.0, 1.0]))
+    # Huber with its corner at 1: 2 - 0.5 for an error of 2, half the square for one of 0.5
+    assert Scalar(1.0).loss(torch.tensor([[[1.0], [0.5]]]), torch.tensor([3.0, 1.0])).tolist() == [[1.5, 0.125]]
+
+
+def test_two_hot_shares_a_target_between_its_neighbours() -> None:
+    # atoms of symlog: -2, -1, 0, 1, 2; symlog(e - 1) = 1 is an atom, symlog(e^1.25 - 1) = 1.25 lies between two
+    head = TwoHot(5, 2.0)
+    coded = head.encode(torch.tensor([math.e - 1, math.exp(1.25) - 1, 1e9, -(math.e - 1)]))
+    expected = [[0, 0, 0, 1, 0], [0, 0, 0, 0.75, 0.25], [0, 0, 0, 0, 1], [0, 1, 0, 0, 0]]
+    torch.testing.assert_close(coded, torch.tensor(expected, dtype=torch.float32), atol=1e-5, rtol=0)
+    torch.testing.assert_close(head.decode(coded.clamp(min=1e-30).log())[1], torch.tensor(math.exp(1.25) - 1))
+    # uniform logits: the cross-entropy is log 5 whatever the target
+    loss = head.loss(torch.zeros(2, 3, 5), torch.tensor([0.0, 0.5, -3.0]))
+    torch.testing.assert_close(loss, torch.full((2, 3), math.log(5)))
+
+
+def test_quantile_loss_worked_out_by_hand() -> None:
+    # shares 1/4 and 3/4, outputs 0 and 1, target 3: errors 3 and 2, Huber 2.5 and 1.5; mean of 0.625 and 1.125
+    head = Quantiles(2)
+    outputs = torch.tensor([[[0.0, 1.0]]])
+    torch.testing.assert_close(head.loss(outputs, torch.tensor([3.0])), torch.tensor([[0.875]]))
+    # target -0.5: errors -0.5 and -1.5, Huber 0.125 and 1.0, tilts |1/4 - 1| and |3/4 - 1|: mean of 0.09375 and 0.25
+    torch.testing.assert_close(head.loss(outputs, torch.tensor([[-0.5]])), torch.tensor([[0.171875]]))
+    assert head.decode(outputs).tolist() == [[0.5]]
+
+
+def test_truncated_target_worked_out_by_hand() -> None:
+    # members at next_obs 1 give the quantiles (1, 5) and (2, 9); one of each two dropped leaves 1 and 2 of 1, 2, 5, 9
+    critic = Critic(1, 1, (), 2, Quantiles(2), generator())
+    weights = torch.zeros(2, 2, 2)
+    critic.net.flat.data.copy_(torch.cat((weights.flatten(), torch.tensor([1.0, 5.0, 2.0, 9.0]))))
+    actor, temperature = linear_actor(0.0, 0.0), Temperature(0.5, -1.0)
+    backup = TruncatedBackup(actor, critic, temperature, Mean(), 1)
+    batch = {"next_latent": torch.ones(1, 1), "reward": torch.tensor([1.0]), "discount": torch.tensor([0.9])}
+    # log density at noise 0: -0.918939, so each atom gains 0.459469: 1 + 0.9 * 1.459469 and 1 + 0.9 * 2.459469
+    y = backup.target(batch, Draw(torch.zeros(1, 1)))
+    torch.testing.assert_close(y, torch.tensor([[2.313522, 3.213522]]))
+
+
+def test_targets_keep_the_scale_of_their_own_critics() -> None:
+    # mean reward size 4 after the second sync; targets still in units of 2: y = (8 + 0.5 * 3 * 2) / 4
+    scale = RewardScale(memory=0.0)
+    for size in (2.0, 4.0):
+        scale.observe(torch.tensor([size, -size]))
+        scale.sync()
+    assert (float(scale.target), float(scale.value)) == (2.0, 4.0)
+    actor = DeterministicActor(1, 1, (), generator())
+    backup = ScaledBackup(actor, linear_critic((0.0, 0.0, 3.0), (0.0, 0.0, 7.0)), NoTemperature(), Minimum(), scale)
+    batch = {"next_latent": torch.ones(1, 1), "reward": torch.tensor([8.0]), "discount": torch.tensor([0.5])}
+    torch.testing.assert_close(backup.target(batch, Draw(torch.zeros(1, 1))), torch.tensor([2.75]))
+
+
+def test_smoothing_noise_is_bounded_and_the_target_is_td3s() -> None:
+    # actor tanh(0.5) = 0.462117; noise 9 * 0.2 is cut to 0.5: 0.962117; Q = 2 a; y = 1 + 0.9 * 2 * 0.962117
+    actor = DeterministicActor(1, 1, (), generator(), smooth=0.2, smooth_bound=0.5)
+    actor.net.flat.data.copy_(torch.tensor([0.0, 0.5]))
+    backup = SoftBackup(actor, linear_critic((0.0, 2.0, 0.0), (0.0, 9.0, 9.0)), NoTemperature(), Minimum())
+    batch = {"next_latent": torch.ones(1, 1), "reward": torch.tensor([1.0]), "discount": torch.tensor([0.9])}
+    y = backup.target(batch, Draw(torch.full((1, 1), 9.0)))
+    torch.testing.assert_close(y, torch.tensor([2.731811]))
+    loss, _, _ = GreedyValue(actor, linear_critic((0.0, 2.0, 0.0)), First(), price=0.1).loss(
+        {"latent": torch.ones(1, 1)}, (torch.zeros(1, 1), Chance(torch.tensor([0]))))
+    torch.testing.assert_close(loss, torch.tensor(0.1 * 0.25 - 2 * 0.462117), rtol=0, atol=1e-5)
+
+
+def test_a_joint_batch_gives_its_second_half_to_the_target_only() -> None:
+    critic = Critic(1, 1, (4,), 2, Scalar(), generator(), Shape("batch"))
+    actor = linear_actor(0.0, -30.0)
+    lesson = JointBellman(critic, SoftBackup(actor, critic, NoTemperature(), Minimum()))
+    batch = {"latent": torch.randn(6, 1), "next_latent": torch.randn(6, 1), "action": torch.zeros(6, 1),
+             "reward": torch.zeros(6), "discount": torch.ones(6)}
+    y, now = lesson.sides(batch, (Draw(torch.zeros(6, 1)), Chance()))
+    both = critic(torch.cat((batch["latent"], batch["next_latent"])), torch.zeros(12, 1), training=True)[..., 0]
+    torch.testing.assert_close(now[..., 0], both[:, :6])
+    torch.testing.assert_close(y, both[:, 6:].amin(0))
+    assert not y.requires_grad
 
 
 def test_reductions() -> None:
@@ -107,10 +182,16 @@ def test_reductions() -> None:
     np.testing.assert_allclose(np.bincount(drawn), 1200, rtol=0.1)
 
 
-@pytest.mark.parametrize("layer_norm", [False, True])
-def test_members_of_an_ensemble_are_independent_perceptrons(layer_norm: bool) -> None:
-    net = Mlp((4, 8, 8, 3), 5, generator(), layer_norm)
+SHAPES = [Shape(norm, activation, residual) for norm in ("none", "layer", "batch") for activation in ("relu", "elu")
+          for residual in (False, True)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_members_of_an_ensemble_are_independent_perceptrons(shape: Shape) -> None:
+    net = Mlp((4, 8, 8, 3), 5, generator(), shape)
     x = torch.randn(7, 4, generator=generator(1))
+    for _ in range(3):
+        net(x * 3 + 1, training=True)  # gives a batch norm statistics of its own
     outputs = net(x)
     assert outputs.shape == (5, 7, 3)
     torch.testing.assert_close(net(x, torch.tensor([3, 1])), outputs[[3, 1]])
@@ -122,6 +203,40 @@ def test_members_of_an_ensemble_are_independent_perceptrons(layer_norm: bool) ->
     parts = zip(gradient.split([part.numel() for part in layers]), layers, strict=True)
     for part, like in parts:
         assert not part.view(like.shape)[[0, 1, 3, 4]].any()
+
+
+def test_batch_norm_is_torchs() -> None:
+    net = Mlp((3, 5, 1), 1, generator(), Shape("batch"))
+    norm = nn.BatchNorm1d(5, momentum=0.01)
+    layer = net.layers()
+    x = torch.randn(64, 3, generator=generator(1))
+    hidden = (x @ layer[0].weight[0] + layer[0].bias[0]).detach()
+    expected = norm(hidden).relu() @ layer[1].weight[0] + layer[1].bias[0]
+    torch.testing.assert_close(net(x, training=True)[0], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(net.mean, norm.running_mean)
+    torch.testing.assert_close(net.var, norm.running_var, rtol=0.02, atol=1e-3)  # torch keeps the unbiased one
+
+
+def test_unit_weights_stay_so_while_learning() -> None:
+    net = Mlp((3, 8, 8, 2), 2, generator(), Shape("batch", unit=True))
+    adam = Adam(net, 0.1)
+    for step in range(3):
+        adam.step(net(torch.randn(16, 3, generator=generator(step)), training=True).square().sum())
+    norms = [layer.weight.norm(dim=1) for layer in net.layers()]
+    torch.testing.assert_close(norms[0], torch.ones(2, 8))
+    torch.testing.assert_close(norms[1], torch.ones(2, 8))
+    assert not torch.allclose(norms[2], torch.ones(2, 2))
+
+
+def test_dropout_keeps_the_mean() -> None:
+    net = Mlp((3, 64, 64, 1), 2, generator(), Shape(dropout=0.25))
+    masks = net.masks(500, generator(1))
+    assert [mask.shape for mask in masks] == [(2, 500, 64)] * 2
+    assert masks[0].unique().tolist() == pytest.approx([0.0, 4 / 3])
+    assert float(masks[0].mean()) == pytest.approx(1.0, abs=0.02)
+    x = torch.randn(500, 3, generator=generator(2))
+    assert not torch.equal(net(x, masks=masks), net(x))
+    torch.testing.assert_close(net(x, torch.tensor([1]), masks)[0], net(x, masks=masks)[1])
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.5])
@@ -170,7 +285,7 @@ def test_running_norm_forgets_after_its_memory() -> None:
 def test_bfloat16_stays_close_to_float32() -> None:
     exact = Mlp((4, 32, 32, 3), 2, generator())
     rough = copy.deepcopy(exact)
-    rough.dtype = compute_dtype("bfloat16", "cpu")
+    rough.shape = Shape(dtype=compute_dtype("bfloat16", "cpu"))
     x = torch.randn(50, 4, generator=generator(1))
     outputs = rough(x)
     assert outputs.dtype == torch.float32
