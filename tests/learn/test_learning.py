@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,10 +20,16 @@ GOOD, STEPS = 9.0, 500
 
 
 def learner(recipe: str, seed: int) -> Agent:
-    configuration = {"hidden": (32, 32), "batch": 64, "lr": 3e-3, "tau": 0.05, "discount": 0.9, "temperature": 0.1}
-    return recipes.make(
-        recipe, Corridor.obs_size, Corridor.action_size, seed=seed, compile=False, updates_per_step=2, **configuration
-    )
+    configuration: dict[str, Any] = {
+        "hidden": (32, 32), "critic_hidden": (32, 32), "width": 32, "quantiles": 9, "drop": 1, "batch": 64, "lr": 3e-3,
+        "model_lr": 3e-3, "tau": 0.05, "target_period": 50, "discount": 0.9, "temperature": 0.1, "explore": 0.3,
+        "updates_per_step": 2, "actor_period": 2,
+    }
+    if recipe == "tqc":
+        configuration["critics"] = 2
+    known = recipes.options(recipe)
+    chosen = {name: value for name, value in configuration.items() if name in known}
+    return recipes.make(recipe, Corridor.obs_size, Corridor.action_size, seed=seed, compile=False, **chosen)
 
 
 def entropy(agent: Agent) -> float:
@@ -33,7 +40,11 @@ def entropy(agent: Agent) -> float:
         return -float(agent.actor.sample(agent.latent(obs), noise)[1].mean())
 
 
-@pytest.mark.parametrize("recipe", list(recipes.RECIPES))
+QUICK = ("sac", "rlpd", "mrq", "default")
+
+
+@pytest.mark.parametrize(
+    "recipe", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in recipes.RECIPES])
 def test_learns_the_corridor(recipe: str) -> None:
     agent = learner(recipe, seed=0)
     train(agent, STEPS)
