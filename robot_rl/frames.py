@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from robot_rl import memory
 from robot_rl.replay import NOTHING, Batch, Replay
 
 EXACT = 2**24  # below this every whole number is a float32
@@ -29,6 +30,8 @@ class FrameReplay(Replay):
         """`frame` is (C, H, W), `stack` is S."""
         if stack < 1 or capacity + stack > EXACT:
             raise ValueError(f"replay: {capacity} rows of {stack} stacked frames; at least 1, together at most {EXACT}")
+        size = int(np.prod(frame))
+        memory.demand(capacity * size, f"replay: {capacity:,} frames of {size:,} bytes")
         super().__init__(capacity, 2, action_size, seed, prioritized)
         self.frame, self.stack = frame, stack
         self._frames = np.zeros((capacity + stack - 1, *frame), np.uint8)  # the oldest row's stack reaches S - 1 back

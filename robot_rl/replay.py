@@ -18,6 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
+from robot_rl import memory
 from robot_rl.priorities import Priorities
 
 Batch = dict[str, np.ndarray]
@@ -54,6 +55,9 @@ class Replay:
             raise ValueError(f"replay: capacity is {capacity} rows, a step needs at least 2")
         self.capacity, self.obs_size, self.action_size = capacity, obs_size, action_size
         self._reward, self._alive, self._taken = (obs_size + action_size + column for column in range(3))
+        row = 4 * (obs_size + action_size + 3) + 8 + (9 if prioritized else 0)  # bytes
+        # asked now: the system would promise the memory, and end the process once the pages have filled
+        memory.demand(capacity * row, f"replay: {capacity:,} rows of {row} bytes")
         self._rows = np.zeros((capacity, obs_size + action_size + 3), np.float32)  # pages are used as they fill
         self._starts = np.zeros(capacity, np.int64)  # ring of the row numbers that a step was taken from, in order
         self._head = -1  # number of the newest row, counted since the start and never reused; its place is % capacity
