@@ -43,6 +43,8 @@ def train(
     evaluation_episodes: Annotated[int, typer.Option(help="Episodes of each evaluation.")] = 10,
     checkpoint_every: Annotated[int, typer.Option(help="Decisions between checkpoints.")] = 10_000,
     action_repeat: Annotated[int, typer.Option(help="Simulator steps to a decision (dmc: and gym: tasks).")] = 1,
+    prior: Annotated[Path | None, typer.Option(help="Folder of bags to learn from too, of `demos` or a robot.")] = None,
+    prior_ratio: Annotated[float, typer.Option(help="Share of each batch that comes from those bags.")] = 0.5,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     threads: Threads = 0,
     as_json: Json = False,
@@ -57,7 +59,7 @@ def train(
         config = RunConfig(
             task=task, robot=robot, recipe=recipe, options=chosen, seed=seed, steps=steps, learn_after=learn_after,
             evaluate_every=evaluate_every, evaluation_episodes=evaluation_episodes, checkpoint_every=checkpoint_every,
-            action_repeat=action_repeat)
+            action_repeat=action_repeat, prior=str(prior.resolve()) if prior else None, prior_ratio=prior_ratio)
         run = Run(out or Path("runs") / f"{task.replace(':', '_')}-{recipe}-{seed}")
     else:
         run = Run(resume)
@@ -78,6 +80,20 @@ def evaluate_(
     """Evaluate a policy in simulation, deterministically, with 95% intervals."""
     from robot_rl import session
     _finish(session.evaluate(policy, episodes, robot, seed, gap, action_repeat), as_json)
+
+
+@app.command()
+def demos(
+    task: Annotated[str, typer.Argument(help="so101-lift: a task that a script can show.")],
+    out: Annotated[Path, typer.Option(help="Folder for one rosbag2 MCAP per episode.")],
+    episodes: Annotated[int, typer.Option(help="Episodes to show.")] = 20,
+    robot: RobotOption = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Record demonstrations by a script in simulation, as a robot's episodes are recorded."""
+    from sim.demos import demonstrate
+    _finish(demonstrate(task, robot, episodes, out, seed), as_json)
 
 
 @app.command()

@@ -18,6 +18,7 @@ from robot_rl.bag import BagError
 from robot_rl.collect import Agent
 from robot_rl.episode import Outcome
 from robot_rl.evaluate import summary
+from robot_rl.finite import Watched, demand_finite
 from robot_rl.log import Log, progress
 from robot_rl.replay import Mixture, Replay
 from robot_rl.spec import PolicySpec, SpecError
@@ -59,11 +60,16 @@ class Finetuning:
     transitions: int = 0
 
     def run(self, episodes: int, seconds: float) -> dict[str, Any]:
-        """Alternate until so many episodes are done or so much robot time (s) is used up."""
-        data = Mixture(self.prior, self.online, self.ratio if len(self.prior) else 0.0)
+        """Alternate until so many episodes are done or so much robot time (s) is used up.
+
+        Raises NotFinite before weights or metrics that are not finite reach the robot or a checkpoint.
+        """
+        data = Watched(Mixture(self.prior, self.online, self.ratio if len(self.prior) else 0.0))
+        metrics: dict[str, Any] = {}
         if self.episodes == 0 and self.warm_updates:
             for _ in progress("learn from the bags", unit="update", items=range(self.warm_updates)):
-                self.agent.update(data)
+                metrics = self.agent.update(data)
+            self._demand_finite(data, metrics)
             self.export()
             self.robot.reload()
         returns, successes = [], []
@@ -73,9 +79,9 @@ class Finetuning:
             log = read_episode(bag)
             steps = add_episode(self.online, log, None, self.other_goals(log))
             self.transitions += steps
-            metrics: dict[str, Any] = {}
             for _ in range(steps * self.repeats):
                 metrics = self.agent.update(data)
+            self._demand_finite(data, metrics)
             self.export()
             self.robot.reload()
             self.episodes, self.robot_s = self.episodes + 1, self.robot_s + result["robot_s"]
@@ -109,6 +115,10 @@ class Finetuning:
     def load(self, bags: Iterable[Path], contract: PolicySpec) -> tuple[int, list[str]]:
         """Fill the prior from bags of the same robot and task: (transitions, what was left out and why)."""
         return fill(self.prior, bags, contract, self.other_goals)
+
+    def _demand_finite(self, data: Watched, metrics: dict[str, Any]) -> None:
+        state = {"train": metrics, "agent": self.agent.state_dict()}
+        demand_finite(state, f"after episode {self.episodes}", data.newest)
 
     def _note(self, result: dict[str, Any], metrics: dict[str, Any]) -> None:
         self.save(self.state_dict())

@@ -27,6 +27,10 @@ class RunConfig(Data, kw_only=True):
     checkpoint_every: int
     action_repeat: int = 1
     capacity: int = 1_000_000
+    prior: str | None = None
+    """Folder of bags that part of each batch comes from."""
+    prior_ratio: float = 0.5
+    """Which part."""
 
 
 class Run:

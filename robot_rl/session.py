@@ -24,6 +24,9 @@ from robot_rl.spec import PolicySpec, SpecError
 if TYPE_CHECKING:
     from hardware.deploy import BusOptions
     from robot_rl.learn.agent import Agent
+    from robot_rl.replay import Replay
+
+PRIOR_CAPACITY = 500_000  # rows
 
 
 def options(recipe: str, settings: Iterable[str]) -> dict[str, Any]:
@@ -53,11 +56,12 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     env = sim.make(config.task, config.robot, config.action_repeat)
     evaluation = sim.make(config.task, config.robot, config.action_repeat)
     contract = sim.env_spec(env, config.task)
+    state = checkpoint.load(run.checkpoint) if resume and run.checkpoint.exists() else None
+    prior = _prior(config, contract, read=state is None)  # a checkpoint holds what the bags said when the run began
     if not resume:
         horizon = discount_for(round(contract.time_limit_s * contract.rate_hz))
         config = msgspec.structs.replace(config, options={"discount": horizon} | config.options)
         run.create(config, contract)
-    state = checkpoint.load(run.checkpoint) if resume and run.checkpoint.exists() else None
     agent = make_agent(config, contract, device)
     capacity = min(config.capacity, 2 * config.steps + 1_000)
     replay = Replay(capacity, contract.observation_size, contract.action_size, config.seed)
@@ -66,7 +70,7 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
                 config.checkpoint_every)
     log = Log(run.folder, state["collector"]["steps"] if state else 0)
     training = Training(collector, agent, evaluation, plan, log,
-                        lambda state: checkpoint.save(run.checkpoint, state))
+                        lambda state: checkpoint.save(run.checkpoint, state), prior, config.prior_ratio)
     if state:
         training.load_state_dict(state)
     try:
@@ -74,6 +78,22 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     finally:
         log.close()
     return {"run": str(run.folder), "task": config.task} | figures
+
+
+def _prior(config: RunConfig, contract: PolicySpec, read: bool = True) -> Replay | None:
+    """The memory of a configuration's bags; empty, for a checkpoint to fill, unless they are to be `read`."""
+    from robot_rl.finetune import bags_in, fill
+    from robot_rl.replay import Replay
+    if config.prior is None:
+        return None
+    prior = Replay(PRIOR_CAPACITY, contract.observation_size, contract.action_size, config.seed + 1)
+    if read:
+        steps, refused = fill(prior, bags_in(Path(config.prior)), contract)
+        for line in refused:
+            print(f"train: left out: {line}", file=sys.stderr)
+        if not steps:
+            raise SpecError(f"--prior {config.prior}: none of its bags gave a transition to {contract.task}")
+    return prior
 
 
 def evaluate(policy: Path, episodes: int, robot: str | None, seed: int, gap: str, action_repeat: int

@@ -11,7 +11,9 @@ import numpy as np
 
 from robot_rl.collect import Agent, Collector, EpisodeEnd
 from robot_rl.evaluate import evaluate
+from robot_rl.finite import Watched, demand_finite
 from robot_rl.log import Log, progress
+from robot_rl.replay import Mixture, Replay
 
 if TYPE_CHECKING:
     import gymnasium
@@ -51,15 +53,26 @@ class Training:
     schedule: Plan
     log: Log
     save: Save
+    prior: Replay | None = None
+    """What is learned from beside what is collected."""
+    prior_ratio: float = 0.5
+    """The share of each batch that comes from there."""
     seconds: float = 0.0
     """Wall time spent in earlier sittings of this run."""
     _metrics: dict[str, Any] = field(default_factory=dict)
     _ended: list[EpisodeEnd] = field(default_factory=list)
     _saved: int = 0
+    _data: Watched | None = None
 
     def run(self) -> dict[str, Any]:
-        """Train to the last step; returns the last evaluation's figures with steps and seconds."""
+        """Train to the last step; returns the last evaluation's figures with steps and seconds.
+
+        Raises NotFinite, with the newest batch, for metrics when they are written (looking at each would make a GPU
+        wait) and for the agent before a checkpoint keeps it; the replay raises it for what is collected.
+        """
         schedule, collector = self.schedule, self.collector
+        data = collector.replay if self.prior is None else Mixture(self.prior, collector.replay, self.prior_ratio)
+        self._data = Watched(data)
         began = time.monotonic() - self.seconds
         bar = progress("train", schedule.steps, "step", collector.steps)
         while collector.steps < schedule.steps or not collector.at_start:
@@ -68,7 +81,7 @@ class Training:
             if ended:
                 self._ended.append(ended)
             if step >= schedule.learn_after:
-                self._metrics = self.agent.update(collector.replay)
+                self._metrics = self.agent.update(self._data)
             self.seconds = time.monotonic() - began
             if step % schedule.log_every == 0:
                 self._write(step)
@@ -84,24 +97,33 @@ class Training:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything: agent, replay, counters, generators."""
-        return {"agent": self.agent.state_dict(), "replay": self.collector.replay.state_dict(),
-                "collector": self.collector.state_dict(), "seconds": self.seconds}
+        state = {"agent": self.agent.state_dict(), "replay": self.collector.replay.state_dict(),
+                 "collector": self.collector.state_dict(), "seconds": self.seconds}
+        return state if self.prior is None else state | {"prior": self.prior.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue a run from its checkpoint."""
         self.agent.load_state_dict(state["agent"])
         self.collector.replay.load_state_dict(state["replay"])
+        if self.prior is not None:
+            self.prior.load_state_dict(state["prior"])
         self.collector.load_state_dict(state["collector"])
         self.seconds, self._saved = state["seconds"], self.collector.steps
 
     def _keep(self) -> None:
+        state = self.state_dict()
+        self._demand_finite(self.collector.steps, {"train": self._metrics, "agent": state["agent"]})
         self._saved = self.collector.steps
-        self.save(self.state_dict())
+        self.save(state)
+
+    def _demand_finite(self, step: int, state: dict[str, Any]) -> None:
+        demand_finite(state, f"step {step}", self._data.newest if self._data else {})
 
     def _evaluate(self, step: int) -> dict[str, Any]:
         figures = evaluate(self.evaluation, lambda o: self.agent.act(o[None], None, explore=False)[0][0],
                            self.schedule.evaluation_episodes, EVALUATION_SEED, show=False)
         numbers = {f"evaluate/{k}": v for k, v in figures.items() if isinstance(v, int | float)}
+        self._demand_finite(step, numbers)
         self.log.write(step, numbers | {"time/seconds": self.seconds})
         return figures
 
@@ -114,9 +136,7 @@ class Training:
             if self._ended[0].success is not None:
                 line["collect/success"] = float(np.mean([bool(e.success) for e in self._ended]))
         self._ended.clear()
-        bad = [k for k, v in line.items() if not np.isfinite(v)]
-        if bad:
-            raise FloatingPointError(f"step {step}: {', '.join(bad)} is not finite; the last checkpoint is intact")
+        self._demand_finite(step, line)
         self.log.write(step, line | {"time/seconds": self.seconds})
 
 

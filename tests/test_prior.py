@@ -1,0 +1,116 @@
+"""Training from bags beside what is collected: the share of each batch, and a run that continues exactly."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from robot_rl.collect import Collector
+from robot_rl.log import Log
+from robot_rl.replay import ONLINE, PRIOR, Replay
+from robot_rl.run import Run, RunConfig
+from robot_rl.spec import SpecError
+from robot_rl.train import Plan, Training
+from tests.test_train import LENGTH, Counting
+
+
+class Watching:
+    """Remembers where its batches came from."""
+
+    def __init__(self) -> None:
+        self.batches: list[dict[str, np.ndarray]] = []
+
+    def act(self, obs: np.ndarray, carry: Any = None, explore: bool = True):
+        return np.zeros((1, 1), np.float32), carry
+
+    def update(self, data: Any) -> dict[str, float]:
+        self.batches.append(data.sample(8))
+        return {}
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def training(folder: Path, agent: Any, steps: int, filled: bool = True) -> Training:
+    prior = Replay(100, 2, 1, seed=5)
+    if filled:
+        prior.begin(np.array([-1, 0]))
+        for k in range(20):
+            prior.step(np.zeros(1), 0.0, np.array([-1, k + 1]), False, k == 19)
+    collector = Collector(Counting(), agent, Replay(200, 2, 1), seed=3, random_steps=0)
+    plan = Plan(steps, learn_after=LENGTH, evaluate_every=1000, evaluation_episodes=1)
+    return Training(collector, agent, Counting(), plan, Log(folder), lambda state: None, prior, prior_ratio=0.25)
+
+
+def test_the_asked_share_of_every_batch_is_prior(tmp_path: Path) -> None:
+    agent = Watching()
+    training(tmp_path, agent, 5 * LENGTH).run()
+    for batch in agent.batches:
+        assert (batch["source"] == [PRIOR] * 2 + [ONLINE] * 6).all()
+        assert ((batch["obs"][:, 0] == -1) == (batch["source"] == PRIOR)).all()
+
+
+def test_the_prior_continues_with_the_run(tmp_path: Path) -> None:
+    whole, first, second = Watching(), Watching(), Watching()
+    training(tmp_path / "a", whole, 6 * LENGTH).run()
+    broken = training(tmp_path / "b", first, 3 * LENGTH)
+    broken.run()
+    resumed = training(tmp_path / "c", second, 6 * LENGTH, filled=False)
+    resumed.collector.env.episode = 2  # type: ignore[attr-defined]  # it counts its own episodes
+    resumed.load_state_dict(broken.state_dict())
+    resumed.run()
+    assert len(whole.batches) == len(first.batches) + len(second.batches)
+    for ours, theirs in zip(whole.batches, first.batches + second.batches, strict=True):
+        for key, value in ours.items():
+            np.testing.assert_array_equal(value, theirs[key], key)
+
+
+def test_a_run_with_a_prior_continues_bit_for_bit_without_its_bags(tmp_path: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    from robot_rl import session
+    from robot_rl.learn import checkpoint
+    from sim.demos import demonstrate
+    bags = tmp_path / "bags"
+    demonstrate("so101-lift", None, 1, bags, seed=0)
+    options = {"hidden": [16], "critics": 2, "batch": 16, "updates_per_step": 1, "compile": False}
+
+    def config(prior: Path) -> RunConfig:
+        return RunConfig(task="so101-lift", recipe="rlpd", options=options, steps=300, learn_after=60, prior=str(prior),
+                         evaluate_every=1000, evaluation_episodes=1, checkpoint_every=100)
+    session.train(Run(tmp_path / "whole"), config(bags), "cpu", 1, False)
+    save = checkpoint.save
+
+    def save_and_die(path: Path, state: dict[str, Any]) -> None:
+        save(path, state)
+        raise KeyboardInterrupt
+    monkeypatch.setattr(checkpoint, "save", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        session.train(Run(tmp_path / "broken"), config(bags), "cpu", 1, False)
+    monkeypatch.setattr(checkpoint, "save", save)
+    shutil.rmtree(bags)
+    run = Run(tmp_path / "broken")
+    session.train(run, run.config, "cpu", 1, True)
+    states = [checkpoint.load(tmp_path / name / "checkpoint.pt") for name in ("whole", "broken")]
+    for key, value in states[0]["agent"]["modules"].items():
+        assert torch.equal(value, states[1]["agent"]["modules"][key]), key
+    np.testing.assert_array_equal(states[0]["prior"]["rows"], states[1]["prior"]["rows"])
+
+
+def test_a_prior_that_gives_nothing_is_an_error_and_makes_no_run(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from robot_rl import session
+    from sim.demos import demonstrate
+    demonstrate("so101-lift", None, 1, tmp_path / "bags", seed=0)
+    config = RunConfig(task="furuta-swingup", recipe="sac", steps=10, learn_after=5, evaluate_every=10,
+                       evaluation_episodes=1, checkpoint_every=10, prior=str(tmp_path / "bags"))
+    with pytest.raises(SpecError, match=r"--prior .*bags: none of its bags.*furuta-swingup"):
+        session.train(Run(tmp_path / "run"), config, "cpu", 1, False)
+    assert not (tmp_path / "run").exists()
