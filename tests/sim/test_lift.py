@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import mujoco
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 
 import sim
+from hardware.robot_io import decode
 from robot_rl.bag import info
 from robot_rl.finetune import add_episode, fill
 from robot_rl.replay import Replay
@@ -20,6 +24,7 @@ from sim import lift
 from sim.demos import EpisodeWriter, demonstrate, run_episode
 from sim.env import RobotEnv
 from sim.kinematics import Kinematics
+from sim.process import RobotProcess
 from sim.robot import SimRobot
 from sim.wiring import compile_model
 
@@ -82,6 +87,54 @@ def test_the_cube_lies_still_until_it_is_touched(env: RobotEnv) -> None:
     for _ in range(40):
         env.step(np.zeros(6))
     np.testing.assert_allclose(env.readings.values["cube.position"], before, atol=1e-4)
+
+
+class Wire:
+    """A bus of one robot process: what it publishes, and a request to reset."""
+
+    def __init__(self) -> None:
+        self.said: dict[str, bytes] = {}
+        self.asked, self.told = False, ""
+
+    def publisher(self, topic: str, *_: object) -> Any:
+        return SimpleNamespace(publish=lambda data: self.said.update({topic: data}))
+
+    def reader(self, *_: object) -> Any:
+        return SimpleNamespace(newest=lambda: None)
+
+    def service(self, _: str) -> Any:
+        return SimpleNamespace(take=self._request)
+
+    def _request(self) -> Any:
+        if not self.asked:
+            return None
+        self.asked = False
+        return SimpleNamespace(reply=lambda done, words: setattr(self, "told", words))
+
+
+def test_the_robot_process_puts_the_cube_back_before_it_answers_a_reset() -> None:
+    spec, wire = load_robot(ROBOT), Wire()
+    process = RobotProcess(spec, SimRobot(spec, mjcf_file(ROBOT)), wire, cameras=False, seed=4)  # type: ignore[arg-type]
+    rng = np.random.default_rng(4)
+    first = SimRobot(spec, mjcf_file(ROBOT))
+    first.reset(rng)  # the same generator places the same cubes, here and there
+    sensor = next(s for s in spec.sensors if s.name == "cube")
+    process.tick(1)
+    seen = decode(sensor, wire.said[sensor.topic], spec)["cube.position"]
+    np.testing.assert_allclose(seen, first.readings()["cube.position"], atol=1e-4)
+    process.sim.apply(np.array([0.3, -0.2, 0.1, 1.6, 0.0, 0.0]))
+    process.tick(30)
+    wire.asked, end = True, time.monotonic() + 20
+    while not wire.told:
+        assert time.monotonic() < end
+        before = decode(sensor, wire.said[sensor.topic], spec)["cube.position"]
+        process.tick(1)
+    np.testing.assert_allclose(before, seen, atol=1e-4)  # until then it lay where it was
+    first.place(rng)
+    first.step(0.01)
+    now = decode(sensor, wire.said[sensor.topic], spec)["cube.position"]
+    np.testing.assert_allclose(now, first.readings()["cube.position"], atol=1e-4)
+    assert np.linalg.norm(now - seen) > 0.01
 
 
 def test_an_object_without_a_free_joint_is_named() -> None:
