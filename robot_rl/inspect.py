@@ -35,8 +35,11 @@ def inspect(what: str, recipe: str | None) -> dict[str, Any]:
     robot = load_robot(what)
     joints = {f"joint {j.name}": f"[{j.lower}, {j.upper}] rad, {j.velocity} rad/s, {j.effort} N·m"
               for j in robot.joints}
+    sensors = {f"sensor {s.name}": f"{s.type} on {s.topic}" for s in robot.sensors}
+    objects = {f"object {o.object}": f"from {o.lower} to {o.upper} (radius m, azimuth rad, height m), yaw {o.yaw} rad"
+               for o in robot.objects}
     return {"robot": robot.robot, "command": f"{robot.command.interface} on {robot.command.topic}",
-            "stop": robot.stop} | joints | {f"sensor {s.name}": f"{s.type} on {s.topic}" for s in robot.sensors}
+            "stop": robot.stop} | joints | sensors | objects
 
 
 def _contract(spec: PolicySpec) -> dict[str, Any]:
