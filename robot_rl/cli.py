@@ -42,6 +42,7 @@ def train(
     evaluate_every: Annotated[int, typer.Option(help="Decisions between evaluations.")] = 10_000,
     evaluation_episodes: Annotated[int, typer.Option(help="Episodes of each evaluation.")] = 10,
     checkpoint_every: Annotated[int, typer.Option(help="Decisions between checkpoints.")] = 10_000,
+    capacity: Annotated[int, typer.Option(help="Decisions that the replay holds.")] = 1_000_000,
     action_repeat: Annotated[int, typer.Option(help="Simulator steps to a decision (dmc: and gym: tasks).")] = 1,
     prior: Annotated[Path | None, typer.Option(help="Folder of bags to learn from too, of `demos` or a robot.")] = None,
     prior_ratio: Annotated[float, typer.Option(help="Share of each batch that comes from those bags.")] = 0.5,
@@ -58,8 +59,8 @@ def train(
         chosen = session.options(recipe, set_ or [])
         config = RunConfig(
             task=task, robot=robot, recipe=recipe, options=chosen, seed=seed, steps=steps, learn_after=learn_after,
-            evaluate_every=evaluate_every, evaluation_episodes=evaluation_episodes, checkpoint_every=checkpoint_every,
-            action_repeat=action_repeat, prior=str(prior.resolve()) if prior else None, prior_ratio=prior_ratio)
+            capacity=capacity, evaluate_every=evaluate_every, evaluation_episodes=evaluation_episodes,
+            checkpoint_every=checkpoint_every, action_repeat=action_repeat, prior=str(prior.resolve()) if prior else None, prior_ratio=prior_ratio)
         run = Run(out or Path("runs") / f"{task.replace(':', '_')}-{recipe}-{seed}")
     else:
         run = Run(resume)
@@ -269,7 +270,7 @@ def main() -> None:
     """Entry point: errors at the door are one line and status 2."""
     try:
         app()
-    except (SpecError, ValueError, TimeoutError, FileNotFoundError, ModuleNotFoundError) as error:
+    except (SpecError, ValueError, FloatingPointError, TimeoutError, FileNotFoundError, ModuleNotFoundError) as error:
         hint = ""
         if isinstance(error, ModuleNotFoundError) and error.name:
             hint = f"; install it with: {_install(error.name)}"

@@ -10,7 +10,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from robot_rl import __version__
+from robot_rl.finite import rescue
 from robot_rl.run import Run, RunConfig
 from robot_rl.spec import PolicySpec, SpecError
 
@@ -58,23 +60,26 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     contract = sim.env_spec(env, config.task)
     state = checkpoint.load(run.checkpoint) if resume and run.checkpoint.exists() else None
     prior = _prior(config, contract, read=state is None)  # a checkpoint holds what the bags said when the run began
+    capacity = min(config.capacity, 2 * config.steps + 1_000)
+    replay = Replay(capacity, contract.observation_size, contract.action_size, config.seed)
     if not resume:
         horizon = discount_for(round(contract.time_limit_s * contract.rate_hz))
         config = msgspec.structs.replace(config, options={"discount": horizon} | config.options)
         run.create(config, contract)
     agent = make_agent(config, contract, device)
-    capacity = min(config.capacity, 2 * config.steps + 1_000)
-    replay = Replay(capacity, contract.observation_size, contract.action_size, config.seed)
     collector = Collector(env, agent, replay, config.seed, config.learn_after)
     plan = Plan(config.steps, config.learn_after, config.evaluate_every, config.evaluation_episodes,
                 config.checkpoint_every)
     log = Log(run.folder, state["collector"]["steps"] if state else 0)
     training = Training(collector, agent, evaluation, plan, log,
-                        lambda state: checkpoint.save(run.checkpoint, state), prior, config.prior_ratio)
+                        lambda state: checkpoint.save(run.checkpoint, state | {"recipe": config.recipe}), prior,
+                        config.prior_ratio)
     if state:
-        training.load_state_dict(state)
+        with fitting(run.checkpoint, state, config):
+            training.load_state_dict(state)
     try:
-        figures = training.run()
+        with rescue(run.folder):
+            figures = training.run()
     finally:
         log.close()
     return {"run": str(run.folder), "task": config.task} | figures
@@ -158,8 +163,22 @@ def load_agent(run: Run) -> tuple[Agent, RunConfig, int]:
         raise SpecError(f"{run.checkpoint}: no checkpoint yet")
     state = checkpoint.load(run.checkpoint)
     agent = make_agent(config, run.contract, "cpu")
-    agent.load_state_dict(state["agent"])
+    with fitting(run.checkpoint, state, config):
+        agent.load_state_dict(state["agent"])
     return agent, config, state["collector"]["steps"] if "collector" in state else state["episodes"]
+
+
+@contextmanager
+def fitting(checkpoint: Path, state: dict[str, Any], config: RunConfig) -> Iterator[None]:
+    """Load `state` inside; a checkpoint of another recipe, or of other sizes, is a SpecError that names both."""
+    made = state.get("recipe", config.recipe)  # older checkpoints do not say
+    if made != config.recipe:
+        raise SpecError(f"{checkpoint}: a checkpoint of recipe {made}, the run is of {config.recipe}")
+    try:
+        yield
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise SpecError(f"{checkpoint}: does not fit {config.recipe} {json.dumps(config.options)}: "
+                        f"{' '.join(str(error).split())}") from error
 
 
 def use_threads(threads: int) -> None:
@@ -241,14 +260,19 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
     prior, online = (Replay(capacity, contract.observation_size, contract.action_size, seed + k)
                      for k, capacity in enumerate((500_000, 200_000)))
     agent = make_agent(config, contract)
-    state = checkpoint.load(run.checkpoint if resuming else origin.checkpoint)
-    agent.load_state_dict(state["agent"])
+    start = run.checkpoint if resuming else origin.checkpoint
+    state = checkpoint.load(start)
+    with fitting(start, state, config):
+        agent.load_state_dict(state["agent"])
     policy, log = run.folder / "policy.onnx", Log(run.folder, state.get("episodes", 0) if resuming else 0)
 
     def write() -> None:
         write_policy(agent, stamped(contract, config, tuning.episodes), policy)
 
-    tuning = Finetuning(agent, prior, online, None, write, lambda s: checkpoint.save(run.checkpoint, s), log,  # type: ignore[arg-type]
+    def save(state: dict[str, Any]) -> None:
+        checkpoint.save(run.checkpoint, state | {"recipe": config.recipe})
+
+    tuning = Finetuning(agent, prior, online, None, write, save, log,  # type: ignore[arg-type]
                         ratio, repeats, warm_updates, hindsight, seed)
     loaded, refused = 0, list[str]()
     if resuming:
@@ -260,7 +284,7 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
         print(f"finetune: left out: {line}", file=sys.stderr)
     write()
     began = time.monotonic()
-    with ServedRobot(policy, robot, run.folder / "bags", where, seed) as served:
+    with ServedRobot(policy, robot, run.folder / "bags", where, seed) as served, rescue(run.folder):
         tuning.robot = served
         figures = tuning.run(episodes, minutes * 60)
     log.close()

@@ -17,8 +17,12 @@ import pytest
 
 from robot_rl.collect import Collector
 from robot_rl.evaluate import evaluate, summary, wilson
+from robot_rl.finite import rescue
 from robot_rl.log import Log, read_lines
-from robot_rl.replay import Replay
+from robot_rl.replay import NotFinite, Replay
+from robot_rl.run import RunConfig
+from robot_rl.session import fitting
+from robot_rl.spec import SpecError
 from robot_rl.train import Plan, Training, discount_for
 
 LENGTH = 7
@@ -104,8 +108,46 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_message(tmp_path: Path) 
     class Broken(CheckingAgent):
         def update(self, data):
             return {"loss": float("nan")}
-    with pytest.raises(FloatingPointError, match=r"train/loss.*checkpoint is intact"):
-        training(tmp_path, Broken()).run()
+    with pytest.raises(FloatingPointError, match=r"step 50: train/loss.*not_finite\.npz, the last checkpoint is intact"):
+        with rescue(tmp_path):
+            training(tmp_path, Broken()).run()
+    assert np.load(tmp_path / "not_finite.npz")["obs"].shape == (0,) or True
+
+
+def test_weights_that_are_not_finite_are_never_kept(tmp_path: Path) -> None:
+    """The metrics still are when the last update before a checkpoint breaks the weights."""
+    class Broken(CheckingAgent):
+        def state_dict(self):
+            return super().state_dict() | {"weights": np.array([np.nan if self.learned > 60 else 0.0])}
+    saved: list[dict[str, Any]] = []
+    with pytest.raises(NotFinite, match=r"step 112: agent/weights not finite") as caught:
+        training(tmp_path, Broken(), save=saved.append).run()
+    assert [s["collector"]["steps"] for s in saved] == [56]
+    assert len(caught.value.batch["obs"]) == 32
+
+
+def test_an_observation_that_is_not_finite_stops_the_run_before_it_is_learned_from(tmp_path: Path) -> None:
+    class Broken(Counting):
+        def step(self, action):
+            observation, *rest = super().step(action)
+            return observation * (np.nan if self.episode == 9 and self.count == 3 else 1.0), *rest
+    run = training(tmp_path, CheckingAgent())
+    run.collector.env = Broken()
+    with pytest.raises(FloatingPointError, match=r"next_obs\[0\] is nan in step 65"), rescue(tmp_path):
+        run.run()
+    assert np.isnan(np.load(tmp_path / "not_finite.npz")["next_obs"]).all()
+
+
+def test_a_checkpoint_of_another_recipe_or_size_is_refused() -> None:
+    torch = pytest.importorskip("torch")
+    config = RunConfig(task="t", recipe="sac", steps=1, learn_after=1, evaluate_every=1, evaluation_episodes=1,
+                       checkpoint_every=1, options={"hidden": [32, 32]})
+    with pytest.raises(SpecError, match=r"run/c\.pt: a checkpoint of recipe rlpd, the run is of sac"):
+        with fitting(Path("run/c.pt"), {"recipe": "rlpd"}, config):
+            raise AssertionError("nothing is loaded")
+    with pytest.raises(SpecError, match=r'run/c\.pt: does not fit sac .*"hidden".*\[4, 2\].*\[8, 2\]'):
+        with fitting(Path("run/c.pt"), {}, config):
+            torch.nn.Linear(2, 8).load_state_dict(torch.nn.Linear(2, 4).state_dict())
 
 
 def test_evaluation_uses_fixed_seeds_and_gives_intervals() -> None:
@@ -182,6 +224,8 @@ def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("arguments", "words"), [
     (["train", "so101-reach", "--recipe", "ppo"], "no recipe is named 'ppo'; there are sac, rlpd"),
     (["train", "so101-reach", "--set", "lerning=1"], "NAME one of"),
+    (["train", "so101-reech"], "did you mean so101-reach?); there are"),
+    (["train", "so101-reach", "--capacity", "900000000000", "--steps", "900000000000"], "GB are available"),
     (["train", "gym:CartPole-v1"], "only bounded boxes"),
     (["train", "dmc:cheetah-rum"], "cheetah-run"),
     (["export", "/nowhere"], "is not a run"),
