@@ -41,7 +41,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m robot_rl.doctor download $(if $(TORCH_INDEX),--index '$(TORCH_INDEX)')
 	$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url '$(TORCH_INDEX)') \
-	  -e '.[sim,train,camera,test]'
+	  -e '.[sim,train,camera,plots,test]'
 	@$(BIN)/python -c 'import sys, importlib.util as u; sys.exit(u.find_spec("dm_control") is None)' || \
 	  $(PIP) install -c constraints.txt --no-deps dm-control
 	@$(BIN)/python -m robot_rl.doctor system --install

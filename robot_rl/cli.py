@@ -16,6 +16,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
                   help="Train in MuJoCo, export one ONNX file, run it over ROS 2, log, fine-tune. Units are SI.")
 bench = typer.Typer(no_args_is_help=True, help="Measure this machine: learner, bus, control loop.")
 app.add_typer(bench, name="bench")
+suite = typer.Typer(no_args_is_help=True, help="Many runs: tasks, recipes and seeds, and a report on them.")
+app.add_typer(suite, name="suite")
 
 Json = Annotated[bool, typer.Option("--json", help="Make the last line of stdout one JSON object.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
@@ -215,6 +217,58 @@ def demo(
     """The main job with one command: train, export, run on a robot with a reality gap, fine-tune, run again."""
     from robot_rl.demo import run_demo
     _finish(run_demo(out, seed, quick), as_json)
+
+
+@suite.command(name="run")
+def suite_run(
+    out: Annotated[Path, typer.Option(help="Folder of everything; a run goes to OUT/RECIPE/TASK/seedK.")],
+    task: Annotated[list[str], typer.Option(help="Task, repeatable, or several with commas.")],
+    recipe: Annotated[list[str] | None, typer.Option(help="Recipe, likewise; sac if none is given.")] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "0,1",
+    steps: Annotated[int, typer.Option(help="Decisions of each run.")] = 100_000,
+    learn_after: Annotated[int, typer.Option(help="Random decisions before the first update.")] = 1_000,
+    evaluate_every: Annotated[int, typer.Option(help="Decisions between evaluations.")] = 10_000,
+    evaluation_episodes: Annotated[int, typer.Option(help="Episodes of each evaluation.")] = 10,
+    checkpoint_every: Annotated[int, typer.Option(help="Decisions between checkpoints.")] = 10_000,
+    action_repeat: Annotated[int, typer.Option(help="Simulator steps to a decision (dmc: and gym: tasks).")] = 1,
+    set_: Options = None,
+    jobs: Annotated[int, typer.Option(help="Runs at a time; 0: one for each core.")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads of each run.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Train every task with every recipe under every seed; the same command continues and does what is missing."""
+    from hardware.loop import interrupted
+    from robot_rl import session
+    from robot_rl.run import RunConfig
+    from robot_rl.suite import cores, numbers, run_suite, words
+    from robot_rl.suite import jobs as plan
+    recipes = words(recipe or ["sac"])
+    chosen = {name: session.options(name, set_ or []) for name in recipes}
+    wanted = plan(out, words(task), recipes, numbers("--seeds", seeds), lambda task, recipe, seed: RunConfig(
+        task=task, recipe=recipe, options=chosen[recipe], seed=seed, steps=steps, learn_after=learn_after,
+        evaluate_every=evaluate_every, evaluation_episodes=evaluation_episodes, checkpoint_every=checkpoint_every,
+        action_repeat=action_repeat))
+    figures = run_suite(out, wanted, parallel=jobs or cores(), device=device, threads=threads, stop=interrupted(),
+                        report=lambda text: print(text, file=sys.stderr))
+    _finish(figures, as_json)
+    if figures["failed"] or figures["interrupted"]:
+        raise typer.Exit(1 if figures["failed"] else 130)
+
+
+@suite.command(name="report")
+def suite_report(
+    out: Annotated[Path, typer.Argument(help="The folder of a suite.")],
+    curves: Annotated[Path | None, typer.Option(help="CSV file of public learners [default: "
+                                                "docs/results/public_curves.csv in a checkout].")] = None,
+    baseline: Annotated[str | None, typer.Option(help="Recipe that the others are compared with "
+                                                 "[default: the first].")] = None,
+    page: Annotated[Path | None, typer.Option(help="The page [default: OUT/report.html].")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write one self-contained HTML page and PNG figures: curves beside public learners, scores with intervals."""
+    from robot_rl.suite_report import write_suite_report
+    _finish(write_suite_report(out, page or out / "report.html", curves, baseline), as_json)
 
 
 @bench.command(name="learner")

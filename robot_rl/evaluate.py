@@ -19,17 +19,31 @@ Z95 = 1.959963984540054
 
 
 def evaluate(env: gymnasium.Env, act: Act, episodes: int, seed: int, show: bool = True) -> dict[str, Any]:
-    """Run deterministic episodes, episode k under the seed (seed, k); returns `summary`'s figures."""
-    returns, successes = [], []
+    """Run deterministic episodes, episode k under the seed (seed, k); returns `summary`'s and `effort`'s figures."""
+    returns, successes, actions = [], [], list[np.ndarray]()
     for k in progress("evaluate", unit="episode", items=range(episodes)) if show else range(episodes):
-        total, done = 0.0, False
+        total, done, taken = 0.0, False, []
         observation, info = env.reset(seed=episode_seed(seed, k))
         while not done:
-            observation, reward, terminated, truncated, info = env.step(act(observation))
+            taken.append(np.array(act(observation)))  # a copy: it may be a view of what the next call writes
+            observation, reward, terminated, truncated, info = env.step(taken[-1])
             total, done = total + float(reward), terminated or truncated
         returns.append(total)
         successes.append(bool(info["success"]) if "success" in info else None)
-    return summary(returns, successes)
+        actions.append(np.array(taken, float))
+    return summary(returns, successes) | effort(actions)
+
+
+def effort(actions: Sequence[np.ndarray]) -> dict[str, float | None]:
+    """`action_rate` and `energy` of episodes (T, A), of the actions as the policy gave them, in [-1, 1].
+
+    The rate is the mean of |a_t - a_(t-1)|, a step being a decision; the energy is the mean of a². Both are means over
+    all steps and the parts of the action, so that tasks compare. None where there is no step to speak of.
+    """
+    changes = [np.abs(np.diff(a, axis=0)).ravel() for a in actions if len(a) > 1]
+    squares = [np.square(a).ravel() for a in actions if len(a)]
+    return {"action_rate": float(np.concatenate(changes).mean()) if changes else None,
+            "energy": float(np.concatenate(squares).mean()) if squares else None}
 
 
 def summary(returns: Sequence[float], successes: Sequence[bool | None]) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def _head(found: Found) -> str:
     return (f'<p class="eyebrow">robot-rl report on <code>{escape(str(found.folder))}</code></p>'
             f"<h1>{escape(found.task)}, {title[found.kind]}</h1>"
             + html.paragraph(headline.summary(found.figures, found.runs, found.tracks), "lead")
-            + html.paragraph(_made(), "eyebrow"))
+            + html.paragraph(made(), "eyebrow"))
 
 
 def _gaps(found: Found) -> str:
@@ -207,8 +207,8 @@ def _seeds(found: Found) -> str:
     return html.paragraph(f"Seeds: {', '.join(seeds)}.", "soft") if seeds else ""
 
 
-def _made() -> str:
-    """When and where this page was written."""
+def made() -> str:
+    """When and where a page is written, in a sentence."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (f"Written {time.strftime('%Y-%m-%d %H:%M %Z')} on this machine: {_processor()}, {cores} cores, "

@@ -36,7 +36,7 @@ FROM_ROS = {"rclpy", "std_srvs"}
 EXTRAS = {"robot": (), "sim": ("sim",), "learning": ("train", "bench")}
 """What is installed where the files of a world run."""
 OPTIONAL = {"robot_rl/log.py": "train", "robot_rl/session.py": "train", "robot_rl/demo.py": "train",
-            "hardware/camera_node.py": "camera", "robot_rl/image.py": "camera"}
+            "hardware/camera_node.py": "camera", "robot_rl/image.py": "camera", "robot_rl/page/plots.py": "plots"}
 """Files of the robot's side that do more where an extra is installed."""
 DISTRIBUTIONS = {"yaml": "pyyaml", "cv2": "opencv-python-headless", "backports": "backports-zstd", "absl": "absl-py",
                  "sbx": "sbx-rl"}

@@ -189,20 +189,22 @@ class Chart:
         self._parts.append(part)
 
 
-def intervals(rows: Sequence[tuple[str, str, float, float, float]], label: str, says: str) -> str:
-    """Dots with whiskers on a scale of shares: (name, series, low, value, high) a row."""
+def intervals(rows: Sequence[tuple[str, str, float, float, float]], label: str, says: str, axis: Axis | None = None
+              ) -> str:
+    """Dots with whiskers: (name, series, low, value, high) a row; on a scale of shares unless another is given."""
     step, left, width = 46, 8, WIDTH - 24
-    floor, axis = step * len(rows) + 6, Axis(0, 1, label, percent=True)
-    out = []
-    for tick in (0, 0.25, 0.5, 0.75, 1):
-        x = left + width * tick
-        anchor = "start" if tick == 0 else "end" if tick == 1 else "middle"
+    floor, ticks = step * len(rows) + 6, axis.ticks(4) if axis else [0, 0.25, 0.5, 0.75, 1]
+    axis, out = axis or Axis(0, 1, label, percent=True), []
+    for tick in ticks:
+        x = left + width * float(axis.share(tick))
+        anchor = "start" if tick == axis.low else "end" if tick == axis.high else "middle"
         out.append(f'<path class="grid" d="M{x:.1f},4V{floor}"/><text class="tick" x="{x:.1f}" y="{floor + 15}" '
                    f'text-anchor="{anchor}">{axis.text(tick)}</text>')
     for i, (name, series, low, value, high) in enumerate(rows):
         y, (a, x, b) = step * i + 34, (left + width * axis.share([low, value, high]))
+        said = f"{value:.1%}" if axis.percent else f"{value:.3f}"
         out.append(f'<text class="name halo" x="{left}" y="{y - 14}">{escape(name)}</text><text class="name halo" '
-                   f'x="{left + width}" y="{y - 14}" text-anchor="end">{value:.1%}</text>'
+                   f'x="{left + width}" y="{y - 14}" text-anchor="end">{said}</text>'
                    f'<path class="whisker {series}" d="M{a:.1f},{y}H{b:.1f}M{a:.1f},{y - 5}v10M{b:.1f},{y - 5}v10"/>'
                    f'<circle class="dot {series}" cx="{x:.1f}" cy="{y}" r="5.5"/>')
     out.append(f'<path class="axis" d="M{left},{floor}h{width}"/><text class="label" x="{left + width}" '

@@ -98,11 +98,11 @@ ul { padding-left: 1.2em; margin: 0 0 12px; max-width: 68ch; }
 """
 
 
-def page(title: str, body: str) -> str:
-    """The whole document."""
+def page(title: str, body: str, style: str = "") -> str:
+    """The whole document; `style` is added to the style that all pages share."""
     return ('<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
+            f"<title>{escape(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
             "</body>\n</html>\n")
 
 
@@ -113,9 +113,14 @@ def section(name: str, title: str, body: str) -> str:
 
 def figure(title: str, picture: str, caption: str = "", legend: Sequence[tuple[str, str]] = ()) -> str:
     """A picture with its title above, its legend of (classes, words), and a caption in plain words below."""
-    keys = "".join(f'<span class="{classes}"><i>{escape(words)}</i></span>' for classes, words in legend)
-    return (f"<figure><b>{escape(title)}</b>" + (f'<div class="legend">{keys}</div>' if keys else "") + picture
+    return (f"<figure><b>{escape(title)}</b>" + key(legend) + picture
             + (f"<figcaption>{escape(caption)}</figcaption>" if caption else "") + "</figure>")
+
+
+def key(legend: Sequence[tuple[str, str]]) -> str:
+    """What each series (classes, words) of a picture is; nothing for none."""
+    words = "".join(f'<span class="{classes}"><i>{escape(words)}</i></span>' for classes, words in legend)
+    return f'<div class="legend">{words}</div>' if words else ""
 
 
 def columns(parts: Iterable[str]) -> str:

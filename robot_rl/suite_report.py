@@ -1,0 +1,43 @@
+"""One self-contained HTML page and PNG figures about a suite's runs, beside public learners."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from robot_rl.log import write_atomic
+from robot_rl.page.plots import write_figures
+from robot_rl.page.scores import Comparison, read_public
+from robot_rl.page.suite import Page
+from robot_rl.report import made
+from robot_rl.spec import SpecError
+from robot_rl.suite import results, write_tables
+
+PUBLIC_CURVES = Path(__file__).parents[1] / "docs/results/public_curves.csv"
+"""Comes with a checkout, not with an installed package."""
+
+
+def write_suite_report(folder: Path, out: Path, curves: Path | None = None, baseline: str | None = None
+                       ) -> dict[str, Any]:
+    """Write the page about `folder` to `out`, figures to folder/figures and both tables again; returns what was made.
+
+    `curves` is a CSV file of public learners, `PUBLIC_CURVES` where that is present; `baseline` is the recipe that the
+    others are compared with, else the first. Raises SpecError without an evaluated run, or without one of `baseline`.
+    """
+    if curves is None and PUBLIC_CURVES.exists():
+        curves = PUBLIC_CURVES
+    found = results(folder)
+    compared = Comparison(found, read_public(curves) if curves else [])
+    if not compared.results:
+        raise SpecError(f"{folder}: no evaluated run below it; make some with `robot-rl suite run --out {folder}`")
+    if baseline is not None and baseline not in compared.recipes:
+        raise SpecError(f"--baseline {baseline}: the runs in {folder} are of {', '.join(compared.recipes)}")
+    page = Page(folder, found, compared, baseline)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(out, page.text(made()).encode())
+    told: dict[str, Any] = {"report": str(out), "compared_at": compared.at, **write_tables(folder)}
+    try:
+        drawn = write_figures(folder / "figures", compared, page.iqms, page.improvements, page.efficiency)
+        return told | {"figures": [str(path) for path in drawn]}
+    except ModuleNotFoundError as error:
+        return told | {"figures": [], "no_figures": f"{error.name} is not installed: pip install 'robot-rl[plots]'"}
