@@ -62,7 +62,8 @@ def train(
         config = RunConfig(
             task=task, robot=robot, recipe=recipe, options=chosen, seed=seed, steps=steps, learn_after=learn_after,
             capacity=capacity, evaluate_every=evaluate_every, evaluation_episodes=evaluation_episodes,
-            checkpoint_every=checkpoint_every, action_repeat=action_repeat, prior=str(prior.resolve()) if prior else None, prior_ratio=prior_ratio)
+            checkpoint_every=checkpoint_every, action_repeat=action_repeat,
+            prior=str(prior.resolve()) if prior else None, prior_ratio=prior_ratio)
         run = Run(out or Path("runs") / f"{task.replace(':', '_')}-{recipe}-{seed}")
     else:
         run = Run(resume)

@@ -108,10 +108,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_message(tmp_path: Path) 
     class Broken(CheckingAgent):
         def update(self, data):
             return {"loss": float("nan")}
-    with pytest.raises(FloatingPointError, match=r"step 50: train/loss.*not_finite\.npz, the last checkpoint is intact"):
-        with rescue(tmp_path):
-            training(tmp_path, Broken()).run()
-    assert np.load(tmp_path / "not_finite.npz")["obs"].shape == (0,) or True
+    words = r"step 50: train/loss.*not_finite\.npz, the last checkpoint is intact"
+    with pytest.raises(FloatingPointError, match=words), rescue(tmp_path):
+        training(tmp_path, Broken()).run()
 
 
 def test_weights_that_are_not_finite_are_never_kept(tmp_path: Path) -> None:
@@ -142,12 +141,12 @@ def test_a_checkpoint_of_another_recipe_or_size_is_refused() -> None:
     torch = pytest.importorskip("torch")
     config = RunConfig(task="t", recipe="sac", steps=1, learn_after=1, evaluate_every=1, evaluation_episodes=1,
                        checkpoint_every=1, options={"hidden": [32, 32]})
-    with pytest.raises(SpecError, match=r"run/c\.pt: a checkpoint of recipe rlpd, the run is of sac"):
-        with fitting(Path("run/c.pt"), {"recipe": "rlpd"}, config):
-            raise AssertionError("nothing is loaded")
-    with pytest.raises(SpecError, match=r'run/c\.pt: does not fit sac .*"hidden".*\[4, 2\].*\[8, 2\]'):
-        with fitting(Path("run/c.pt"), {}, config):
-            torch.nn.Linear(2, 8).load_state_dict(torch.nn.Linear(2, 4).state_dict())
+    words, path = r"run/c\.pt: a checkpoint of recipe rlpd, the run is of sac", Path("run/c.pt")
+    with pytest.raises(SpecError, match=words), fitting(path, {"recipe": "rlpd"}, config):
+        raise AssertionError("nothing is loaded")
+    words = r'run/c\.pt: does not fit sac .*"hidden".*\[4, 2\].*\[8, 2\]'
+    with pytest.raises(SpecError, match=words), fitting(path, {}, config):
+        torch.nn.Linear(2, 8).load_state_dict(torch.nn.Linear(2, 4).state_dict())
 
 
 def test_evaluation_uses_fixed_seeds_and_gives_intervals() -> None:
@@ -222,7 +221,7 @@ def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (["train", "so101-reach", "--recipe", "ppo"], "no recipe is named 'ppo'; there are sac, rlpd"),
+    (["train", "so101-reach", "--recipe", "ppo"], "no recipe is named 'ppo'; there are sac, "),
     (["train", "so101-reach", "--set", "lerning=1"], "NAME one of"),
     (["train", "so101-reech"], "did you mean so101-reach?); there are"),
     (["train", "so101-reach", "--capacity", "900000000000", "--steps", "900000000000"], "GB are available"),
