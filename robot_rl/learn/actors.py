@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robot_rl.learn.critics import CoarseCritic
 from robot_rl.learn.nets import Mlp, Shape, split_rows
 
 ActorMirror = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -159,6 +161,58 @@ class FrozenDeterministic(nn.Module):
         """(B, O), (B, A) -> (B, A)."""
         action: Tensor = (self.net(latent).tanh() + self.explore * noise).clamp(-1.0, 1.0)
         return action
+
+
+class CoarseActor(Actor):
+    """The best interval at each level of a coarse-to-fine critic, plus exploring noise of a fixed size.
+
+    It has no parameters of its own: the critic's are saved with the critic.
+    """
+
+    def __init__(self, critic: CoarseCritic, explore: float = 0.1):
+        super().__init__()
+        self.action_size, self.explore, self._critic = critic.action_size, explore, [critic]  # a list: not a submodule
+
+    def mirror(self) -> ActorMirror:
+        """(B, O), noise (B, A) -> action (B, A), in numpy over the same memory (on the CPU)."""
+        critic, explore = self._critic[0], np.float32(self.explore)
+        net = critic.net.mirror()
+
+        def forward(latent: np.ndarray, noise: np.ndarray) -> np.ndarray:
+            centre = np.zeros((len(latent), critic.action_size), np.float32)
+            for level in range(critic.levels):
+                which = np.zeros((len(latent), critic.levels), np.float32)
+                which[:, level] = 1.0
+                flat = torch.from_numpy(net(np.concatenate((latent, which, centre), -1)))
+                values = critic.head.decode(critic.outputs(flat)).numpy()
+                half = np.float32(critic.span(level))
+                chosen = values.argmax(-1).astype(np.float32)
+                centre = centre - half + (chosen + np.float32(0.5)) * (2 * half / critic.bins)
+            return np.minimum(np.maximum(centre + explore * noise, -1.0), 1.0).astype(np.float32)
+
+        return forward
+
+    def frozen(self) -> nn.Module:
+        """A copy that is exported: forward(latent (B, O), noise (B, A)) -> action (B, A)."""
+        return FrozenCoarse(self._critic[0], self.explore)
+
+
+class FrozenCoarse(nn.Module):
+    """A coarse-to-fine choice in plain layers."""
+
+    def __init__(self, critic: CoarseCritic, explore: float):
+        super().__init__()
+        self.net, self.explore = critic.net.frozen(), explore
+        self.critic = copy.copy(critic)  # its arithmetic, without its parameters
+        self.critic._modules = {}
+
+    def forward(self, latent: Tensor, noise: Tensor) -> Tensor:
+        """(B, O), (B, A) -> (B, A)."""
+        centre = torch.zeros_like(noise)
+        for level in range(self.critic.levels):
+            outputs = self.critic.outputs(self.net(self.critic.inputs(latent, level, centre)))
+            centre = self.critic.zoom(centre, level, self.critic.head.decode(outputs).argmax(-1))
+        return (centre + self.explore * noise).clamp(-1.0, 1.0)
 
 
 class Policy(nn.Module):

@@ -168,6 +168,57 @@ class PairCritic(Critic):
         return outputs
 
 
+class CoarseCritic(nn.Module):
+    """Values of intervals of each action dimension, from coarse to fine (CQN, method 284).
+
+    At each of `levels` the interval that is left of [-1, 1] is cut into `bins`; the network values every one of them,
+    for each dimension by itself, given the centre of the interval. Axes: L levels, N bins.
+    """
+
+    def __init__(
+        self,
+        obs_size: int,
+        action_size: int,
+        hidden: Sequence[int],
+        levels: int,
+        bins: int,
+        head: Head,
+        generator: torch.Generator,
+        shape: Shape = Shape(),  # noqa: B008  # frozen
+    ):
+        super().__init__()
+        self.action_size, self.levels, self.bins, self.head = action_size, levels, bins, head
+        sizes = (obs_size + levels + action_size, *hidden, action_size * bins * head.size)
+        self.net = Mlp(sizes, 1, generator, shape)
+
+    def forward(self, latent: Tensor, level: int, centre: Tensor) -> Tensor:
+        """(B, O), the level, the interval's centre (B, A) -> outputs of the head (B, A, N, V)."""
+        return self.outputs(self.net(self.inputs(latent, level, centre))[0])
+
+    def inputs(self, latent: Tensor, level: int, centre: Tensor) -> Tensor:
+        """What the network sees at a level, (B, O + L + A)."""
+        which = torch.eye(self.levels, device=latent.device)[level]
+        return torch.cat((latent, which.expand(latent.shape[0], -1), centre), -1)
+
+    def outputs(self, flat: Tensor) -> Tensor:
+        """(B, A * N * V) -> (B, A, N, V)."""
+        return flat.unflatten(-1, (self.action_size, self.bins, self.head.size))
+
+    def span(self, level: int) -> float:
+        """Half the width of the interval that is cut at a level."""
+        return float(self.bins**-level)
+
+    def zoom(self, centre: Tensor, level: int, chosen: Tensor) -> Tensor:
+        """The centre (B, A) of the bin `chosen` (B, A) int64 of the interval around `centre` (B, A)."""
+        half = self.span(level)
+        return centre - half + (chosen.to(centre.dtype) + 0.5) * (2 * half / self.bins)
+
+    def place(self, centre: Tensor, level: int, action: Tensor) -> Tensor:
+        """The bin (B, A) int64 of the interval around `centre` (B, A) that `action` (B, A) lies in."""
+        half = self.span(level)
+        return ((action - centre + half) * (self.bins / (2 * half))).floor().clamp(0, self.bins - 1).long()
+
+
 class Reduction(Protocol):
     """How an ensemble's values (E, B) become one (B,)."""
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from robot_rl.learn.actors import Actor, DeterministicActor
 from robot_rl.learn.backups import Draw, SoftBackup, Tensors
-from robot_rl.learn.critics import Chance, Critic, Reduction
+from robot_rl.learn.critics import Chance, CoarseCritic, Critic, Reduction
 
 
 class Lesson(Protocol):
@@ -79,6 +79,46 @@ class JointBellman(Bellman):
         with torch.no_grad():
             y = self.backup.bootstrap(batch, following.detach(), log_density)
         return y, now
+
+
+class CoarseBellman:
+    """Every level of a coarse-to-fine critic learns the value of the interval that the action fell in (method 284).
+
+    The target of a level and a dimension is the best interval's value there, at the next observation's own choices.
+    """
+
+    period = 1
+
+    def __init__(self, critic: CoarseCritic, target: CoarseCritic):
+        self.part = self.critic = critic
+        self.target = target
+
+    def draw(self, batch: int, generator: torch.Generator) -> None:
+        """Nothing is random here."""
+
+    def loss(self, batch: Tensors, draw: None) -> tuple[Tensor, Tensors, Tensors]:
+        """See Lesson."""
+        critic, head = self.critic, self.critic.head
+        here, there = torch.zeros_like(batch["action"]), torch.zeros_like(batch["action"])
+        losses, errors, targets = [], [], []
+        for level in range(critic.levels):
+            with torch.no_grad():
+                best = head.decode(critic(batch["next_latent"], level, there)).argmax(-1)  # the online critic chooses
+                values = head.decode(self.target(batch["next_latent"], level, there))
+                value = values.gather(-1, best[..., None])[..., 0]
+                y = batch["reward"][:, None] + batch["discount"][:, None] * value  # (B, A)
+                there = critic.zoom(there, level, best)
+                taken = critic.place(here, level, batch["action"])
+            outputs = critic(batch["latent"], level, here)
+            chosen = outputs.gather(-2, taken[..., None, None].expand(*taken.shape, 1, head.size))[..., 0, :]
+            losses.append(head.loss(chosen.flatten(0, 1)[None], y.flatten()).view(y.shape).mean(-1))
+            errors.append((head.decode(chosen[None])[0] - y).abs().mean(-1))
+            targets.append(y.mean())
+            here = critic.zoom(here, level, taken)
+        loss = (torch.stack(losses).sum(0) * batch["weight"]).mean()
+        metrics = {"critic/loss": loss.detach(), "critic/target": torch.stack(targets).mean(),
+                   "critic/reward": batch["reward"].mean()}
+        return loss, metrics, {"error": torch.stack(errors).amax(0).detach()}
 
 
 class SoftValue:

@@ -9,14 +9,27 @@ from typing import Any, NamedTuple
 
 import torch
 
-from robot_rl.learn.actors import DeterministicActor, GaussianActor
+from robot_rl.learn.actors import CoarseActor, DeterministicActor, GaussianActor
 from robot_rl.learn.agent import Agent, Schedule, Target
 from robot_rl.learn.backups import RewardScale, ScaledBackup, SoftBackup, TruncatedBackup
-from robot_rl.learn.critics import Critic, First, Mean, Minimum, PairCritic, Quantiles, Reduction, Scalar, TwoHot
+from robot_rl.learn.critics import (
+    CoarseCritic,
+    Critic,
+    First,
+    Head,
+    Mean,
+    Minimum,
+    PairCritic,
+    Quantiles,
+    Reduction,
+    Scalar,
+    TwoHot,
+)
 from robot_rl.learn.latents import Identity, ModelLatent, ModelStudy, RunningNorm, Sync
 from robot_rl.learn.nets import Shape, compute_dtype
 from robot_rl.learn.objectives import (
     Bellman,
+    CoarseBellman,
     GreedyValue,
     JointBellman,
     Lesson,
@@ -35,6 +48,7 @@ def sac(
     device: str = "cpu",
     hidden: Sequence[int] = (256, 256),
     critics: int = 2,
+    categories: int = 0,
     subset: int | None = None,
     batch: int = 256,
     lr: float = 3e-4,
@@ -59,14 +73,14 @@ def sac(
     """Soft actor-critic: the smallest of two critics, a tuned temperature.
 
     `target_entropy` is -A times `entropy_share` unless given. `subset` critics, drawn anew, make a target;
-    `entropy_scale` 0 leaves the entropy out of it. `norm`, `dropout` and `residual` shape the critics, `actor_asks`
-    (minimum or mean) is the actor's view of them.
+    `entropy_scale` 0 leaves the entropy out of it. `norm`, `dropout`, `residual` and `categories` (above 0: so many,
+    categorical) shape the critics, `actor_asks` (minimum or mean) is the actor's view of them.
     """
     start, plain = torch.Generator().manual_seed(seed), Shape(dtype=compute_dtype(dtype, device))
     shape = Shape(norm, residual=residual, dropout=dropout, dtype=plain.dtype)
     latent = _latent(obs_size, normalize)
     actor = GaussianActor(obs_size, action_size, hidden, start, plain)
-    critic = Critic(obs_size, action_size, hidden, critics, Scalar(), start, shape)
+    critic = Critic(obs_size, action_size, hidden, critics, _head(categories, device), start, shape)
     target, heat = copy.deepcopy(critic), Temperature(temperature, _or(target_entropy, -action_size * entropy_share))
     lessons: list[Lesson] = [
         Bellman(critic, SoftBackup(actor, target, heat, Minimum(subset), entropy_scale)),
@@ -190,9 +204,9 @@ def crossq(
     `categories` > 0 makes the critics categorical; `unit` keeps their hidden weights at norm 1.
     """
     start, shape = torch.Generator().manual_seed(seed), Shape("batch", unit=unit, dtype=compute_dtype(dtype, device))
-    latent, head = _latent(obs_size, normalize), TwoHot(categories, device=device) if categories else Scalar()
+    latent = _latent(obs_size, normalize)
     actor = GaussianActor(obs_size, action_size, hidden, start, shape)
-    critic = Critic(obs_size, action_size, critic_hidden, critics, head, start, shape)
+    critic = Critic(obs_size, action_size, critic_hidden, critics, _head(categories, device), start, shape)
     heat = Temperature(temperature, _or(target_entropy, -float(action_size)))
     lessons: list[Lesson] = [
         JointBellman(critic, SoftBackup(actor, critic, heat, Minimum())),
@@ -255,6 +269,40 @@ def mrq(
                  device=device, compile=compile)
 
 
+def cqn(
+    obs_size: int,
+    action_size: int,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    hidden: Sequence[int] = (256, 256),
+    levels: int = 3,
+    bins: int = 5,
+    categories: int = 101,
+    batch: int = 256,
+    lr: float = 3e-4,
+    clip: float = 0.0,
+    discount: float = 0.99,
+    n_step: int = 3,
+    tau: float = 0.02,
+    updates_per_step: int = 1,
+    explore: float = 0.1,
+    normalize: bool = True,
+    norm: str = "layer",
+    dtype: str = "auto",
+    compile: bool | None = None,
+) -> Agent:
+    """Coarse-to-fine Q-network (method 284): no actor; the critic's best interval, cut again, `levels` times."""
+    start, shape = torch.Generator().manual_seed(seed), Shape(norm, dtype=compute_dtype(dtype, device))
+    latent = _latent(obs_size, normalize)
+    critic = CoarseCritic(obs_size, action_size, hidden, levels, bins, _head(categories, device), start, shape)
+    target, actor = copy.deepcopy(critic), CoarseActor(critic, explore)
+    parts = {"latent": latent, "critic": critic, "target": target}
+    plan = Schedule(batch, n_step, discount, updates_per_step, lr, clip)
+    return Agent(latent, actor, parts, [CoarseBellman(critic, target)], plan, start,
+                 targets=[Target(target, critic, tau)], device=device, compile=compile)
+
+
 class Recipe(NamedTuple):
     """How an agent is built: a function, and the options in which this recipe differs from the function's defaults."""
 
@@ -287,6 +335,7 @@ RECIPES = {
          "entropy_share": 0.5}),
     "tqc": Recipe(tqc, "truncated quantile critics", {}),
     "crossq": Recipe(crossq, "batch-normalised critics without a target network", {}),
+    "cqn": Recipe(cqn, "coarse-to-fine critic without an actor (method 284)", {}),
     "mrq": Recipe(mrq, "MR.Q: values of latents that a model trains (method 24)", {}),
 }
 
@@ -309,6 +358,10 @@ def make(recipe: str, obs_size: int, action_size: int, **configuration: Any) -> 
 
 def _latent(obs_size: int, normalize: bool) -> Identity | RunningNorm:
     return RunningNorm(obs_size) if normalize else Identity()
+
+
+def _head(categories: int, device: str) -> Head:
+    return TwoHot(categories, device=device) if categories else Scalar()
 
 
 def _reduction(name: str) -> Reduction:

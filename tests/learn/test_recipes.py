@@ -48,7 +48,7 @@ def weights(agent: Agent) -> torch.Tensor:
 def test_shapes_and_finiteness(recipe: str) -> None:
     agent = small(recipe)
     metrics = learn(agent, 5)
-    assert {"critic/loss", "actor/loss"} <= set(metrics)
+    assert "critic/loss" in metrics
     assert all(np.isfinite(value) for value in metrics.values()) and torch.isfinite(weights(agent)).all()
     assert agent.updates == 10
     for count in (1, 7):
