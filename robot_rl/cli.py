@@ -299,6 +299,24 @@ def bench_replay(
     _finish(run(repetitions, seconds, peer_python, lambda line: print(line, file=sys.stderr)), as_json)
 
 
+@bench.command(name="collect")
+def bench_collect(
+    task: Annotated[str, typer.Argument(help="gym:<id>, dmc:<domain>-<task> or our own.")] = "gym:HalfCheetah-v5",
+    recipe: Annotated[str, typer.Option(help="Whose policy acts in one of the figures.")] = "sac",
+    seconds: Annotated[float, typer.Option(help="Seconds of each turn.")] = 1.0,
+    repetitions: Annotated[int, typer.Option(help="Turns of each.")] = 5,
+    processes: Annotated[int, typer.Option(help="Environments at once in another; 0: one for each core.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Environment steps per second of collecting, with random actions and with a policy, against bare `env.step`."""
+    from robot_rl import session
+    from robot_rl.learn.bench import machine
+    from sim.collect_bench import bench as run
+    agent = session.acting(task, recipe)
+    _finish(run(task, agent, seconds, repetitions, processes, lambda line: print(line, file=sys.stderr))
+            | {"machine": machine()}, as_json)
+
+
 @bench.command(name="bus")
 def bench_bus(bus: BusOption = "auto",
               seconds: Annotated[float, typer.Option(help="Seconds of each measurement.")] = 5.0,

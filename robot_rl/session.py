@@ -155,6 +155,15 @@ def make_agent(config: RunConfig, contract: PolicySpec, device: str = "auto") ->
                         device=where, **config.options)
 
 
+def acting(task: str, recipe: str) -> Agent:
+    """An untrained agent of a recipe for a task, on one CPU thread."""
+    import sim
+    from robot_rl.learn import recipes
+    use_threads(1)
+    contract = sim.env_spec(sim.make(task), task)
+    return recipes.make(recipe, contract.observation_size, contract.action_size)
+
+
 def load_agent(run: Run) -> tuple[Agent, RunConfig, int]:
     """A run's agent at its newest checkpoint, its configuration and its steps. Raises SpecError without one."""
     from robot_rl.learn import checkpoint
