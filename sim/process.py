@@ -121,10 +121,10 @@ class RobotProcess:
     def _obey(self) -> None:
         """Apply the newest command; a driver's own watchdog answers silence on velocity and effort interfaces."""
         now = time.monotonic()
+        sample = self._commands.newest()  # taken while homing too, or it would seem to arrive after the reset
         if self._homing is not None:
             self._follow_home(now)
             return
-        sample = self._commands.newest()
         if sample is None:
             return
         age = (time.monotonic_ns() - sample.arrival_ns) * 1e-9

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import sim
-from hardware.robot_io import decode
+from hardware.robot_io import decode, encode_command
 from robot_rl.bag import info
 from robot_rl.finetune import add_episode, fill
 from robot_rl.replay import Replay
@@ -95,15 +95,24 @@ class Wire:
     def __init__(self) -> None:
         self.said: dict[str, bytes] = {}
         self.asked, self.told = False, ""
+        self._command: SimpleNamespace | None = None
+
+    def command(self, robot: RobotSpec, command: np.ndarray) -> None:
+        self._command = SimpleNamespace(data=encode_command(robot, command), arrival_ns=0)
 
     def publisher(self, topic: str, *_: object) -> Any:
         return SimpleNamespace(publish=lambda data: self.said.update({topic: data}))
 
-    def reader(self, *_: object) -> Any:
-        return SimpleNamespace(newest=lambda: None)
+    def reader(self, topic: str, *_: object) -> Any:
+        return SimpleNamespace(newest=self._newest if topic.endswith("commands") else lambda: None)
 
     def service(self, _: str) -> Any:
         return SimpleNamespace(take=self._request)
+
+    def _newest(self) -> Any:
+        if self._command is not None:  # as on a bus, it arrives when it is first taken
+            self._command.arrival_ns = self._command.arrival_ns or time.monotonic_ns()
+        return self._command
 
     def _request(self) -> Any:
         if not self.asked:
@@ -122,8 +131,10 @@ def test_the_robot_process_puts_the_cube_back_before_it_answers_a_reset() -> Non
     process.tick(1)
     seen = decode(sensor, wire.said[sensor.topic], spec)["cube.position"]
     np.testing.assert_allclose(seen, first.readings()["cube.position"], atol=1e-4)
-    process.sim.apply(np.array([0.3, -0.2, 0.1, 1.6, 0.0, 0.0]))
+    away = np.array([0.3, -0.2, 0.1, 1.6, 0.0, 0.0])
+    wire.command(spec, away)
     process.tick(30)
+    wire.command(spec, away)  # the last word of an episode, still on its way when the reset is asked for
     wire.asked, end = True, time.monotonic() + 20
     while not wire.told:
         assert time.monotonic() < end
@@ -135,6 +146,9 @@ def test_the_robot_process_puts_the_cube_back_before_it_answers_a_reset() -> Non
     now = decode(sensor, wire.said[sensor.topic], spec)["cube.position"]
     np.testing.assert_allclose(now, first.readings()["cube.position"], atol=1e-4)
     assert np.linalg.norm(now - seen) > 0.01
+    process.tick(50)
+    joints = decode(spec.joint_sensor, wire.said[spec.joint_sensor.topic], spec)["joints.position"]
+    np.testing.assert_allclose(joints, [j.default for j in spec.joints], atol=0.06)  # nor does it go back there
 
 
 def test_an_object_without_a_free_joint_is_named() -> None:
