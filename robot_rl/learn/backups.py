@@ -5,6 +5,7 @@ Axes: B batch, E ensemble, O observation (latent), A action, V outputs of a valu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from robot_rl.learn.actors import Actor
 from robot_rl.learn.critics import Chance, Critic, Reduction
+from robot_rl.learn.nets import Mlp, Shape
 
 Tensors = dict[str, Tensor]
 
@@ -50,6 +52,61 @@ class SoftBackup:
         bonus = self.entropy_scale * self.temperature() * log_density
         y: Tensor = batch["reward"] + batch["discount"] * (value - bonus)
         return y
+
+
+class Disagreement(nn.Module):
+    """An ensemble that predicts what an action changes and earns, and how much a try would teach it.
+
+    The gain of (latent, action) is the mean over the predicted numbers of log(1 + variance over the members / noise),
+    which falls as the members come to agree (MaxInfoRL, method 74).
+    """
+
+    def __init__(
+        self,
+        obs_size: int,
+        action_size: int,
+        hidden: Sequence[int],
+        members: int,
+        generator: torch.Generator,
+        shape: Shape = Shape(),  # noqa: B008  # frozen
+        noise: float = 1e-2,
+    ):
+        super().__init__()
+        self.noise = noise
+        self.net = Mlp((obs_size + action_size, *hidden, obs_size + 1), members, generator, shape)
+
+    def forward(self, latent: Tensor, action: Tensor) -> Tensor:
+        """(B, O), (B, A) -> change of the latent and reward (E, B, O + 1)."""
+        outputs: Tensor = self.net(torch.cat((latent, action), -1))
+        return outputs
+
+    def gain(self, latent: Tensor, action: Tensor) -> Tensor:
+        """(B, O), (B, A) -> (B,), at least 0."""
+        return (self(latent, action).var(0, correction=0) / self.noise).log1p().mean(-1)
+
+
+class CuriousBackup(SoftBackup):
+    """A soft backup that also rewards what the next action would teach, at the price `curiosity`."""
+
+    def __init__(
+        self,
+        actor: Actor,
+        target: Critic,
+        temperature: nn.Module,
+        reduction: Reduction,
+        model: Disagreement,
+        curiosity: nn.Module,
+    ):
+        super().__init__(actor, target, temperature, reduction)
+        self.model, self.curiosity = model, curiosity
+
+    @torch.no_grad()
+    def target(self, batch: Tensors, draw: Draw) -> Tensor:
+        """reward (B,), discount (B,), next_latent (B, O) -> y (B,)."""
+        action, log_density = self.actor.sample(batch["next_latent"], draw.noise)
+        outputs = self.critic(batch["next_latent"], action, draw.critics)
+        gain = self.curiosity() * self.model.gain(batch["next_latent"], action)
+        return self.bootstrap(batch, outputs, log_density) + batch["discount"] * gain
 
 
 class TruncatedBackup(SoftBackup):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robot_rl.learn.actors import Actor, DeterministicActor
-from robot_rl.learn.backups import Draw, SoftBackup, Tensors
+from robot_rl.learn.backups import Disagreement, Draw, SoftBackup, Tensors
 from robot_rl.learn.critics import Chance, CoarseCritic, Critic, Reduction
 
 
@@ -164,6 +164,75 @@ class GreedyValue(SoftValue):
         value = self.reduction(self.critic.values(batch["latent"], raw.tanh(), draw[1]))
         loss = self.price * raw.square().mean() - value.mean()
         return loss, {"actor/loss": loss.detach()}, {}
+
+
+class CuriousValue(SoftValue):
+    """A soft value plus what the action would teach a model, at the price `curiosity` (MaxInfoRL, method 74).
+
+    It also finds what the actions of a slow copy of the actor would teach, for `Curiosity` to compare with.
+    """
+
+    def __init__(
+        self,
+        actor: Actor,
+        slow: Actor,
+        critic: Critic,
+        temperature: nn.Module,
+        reduction: Reduction,
+        model: Disagreement,
+        curiosity: nn.Module,
+        period: int = 1,
+    ):
+        super().__init__(actor, critic, temperature, reduction, period)
+        self.slow, self.model, self.curiosity = slow, model, curiosity
+
+    def loss(self, batch: Tensors, draw: tuple[Tensor, Chance]) -> tuple[Tensor, Tensors, Tensors]:
+        """See Lesson."""
+        latent = batch["latent"]
+        action, log_density = self.actor.sample(latent, draw[0], training=True)
+        value = self.reduction(self.critic.values(latent, action, draw[1]))
+        gain = self.model.gain(latent, action)
+        loss = (self.temperature() * log_density - value - self.curiosity() * gain).mean()
+        with torch.no_grad():
+            usual = self.model.gain(latent, self.slow.sample(latent, draw[0])[0])
+        density = log_density.detach()
+        metrics = {"actor/loss": loss.detach(), "actor/entropy": -density.mean(), "actor/gain": gain.detach().mean()}
+        return loss, metrics, {"log_density": density, "lack": (usual - gain.detach())}
+
+
+class Foresight:
+    """An ensemble learns to predict the change of the latent and the reward."""
+
+    period = 1
+
+    def __init__(self, model: Disagreement):
+        self.part = self.model = model
+
+    def draw(self, batch: int, generator: torch.Generator) -> None:
+        """Nothing is random here: the members differ by their first weights."""
+
+    def loss(self, batch: Tensors, draw: None) -> tuple[Tensor, Tensors, Tensors]:
+        """See Lesson."""
+        change = batch["next_latent"] - batch["latent"]
+        wanted = torch.cat((change, batch["reward"][:, None]), -1)
+        error = (self.model(batch["latent"], batch["action"]) - wanted).square().mean(-1)  # (E, B)
+        loss = (error * batch["weight"]).mean(1).sum()
+        return loss, {"model/loss": loss.detach()}, {}
+
+
+class Curiosity:
+    """The price of what actions teach rises while the actor's teach less than those of its slow copy."""
+
+    def __init__(self, price: Temperature, period: int = 1):
+        self.part = self.price = price
+        self.period = period
+
+    def draw(self, batch: int, generator: torch.Generator) -> None:
+        """Nothing is random here."""
+
+    def loss(self, batch: Tensors, draw: None) -> tuple[Tensor, Tensors, Tensors]:
+        """See Lesson."""
+        return -self.price.log * batch["lack"].mean(), {"actor/curiosity": self.price()}, {}
 
 
 class Temperature(nn.Module):

@@ -11,7 +11,7 @@ import torch
 
 from robot_rl.learn.actors import CoarseActor, DeterministicActor, GaussianActor
 from robot_rl.learn.agent import Agent, Schedule, Target
-from robot_rl.learn.backups import RewardScale, ScaledBackup, SoftBackup, TruncatedBackup
+from robot_rl.learn.backups import CuriousBackup, Disagreement, RewardScale, ScaledBackup, SoftBackup, TruncatedBackup
 from robot_rl.learn.critics import (
     CoarseCritic,
     Critic,
@@ -30,6 +30,9 @@ from robot_rl.learn.nets import Shape, compute_dtype
 from robot_rl.learn.objectives import (
     Bellman,
     CoarseBellman,
+    Curiosity,
+    CuriousValue,
+    Foresight,
     GreedyValue,
     JointBellman,
     Lesson,
@@ -91,6 +94,53 @@ def sac(
     plan = Schedule(batch, n_step, discount, updates_per_step, lr, clip)
     return Agent(latent, actor, parts, lessons, plan, start, targets=[Target(target, critic, tau)], device=device,
                  compile=compile)
+
+
+def maxinfo(
+    obs_size: int,
+    action_size: int,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    hidden: Sequence[int] = (256, 256),
+    critics: int = 2,
+    models: int = 5,
+    curiosity: float = 1.0,
+    batch: int = 256,
+    lr: float = 3e-4,
+    clip: float = 0.0,
+    discount: float = 0.99,
+    n_step: int = 1,
+    tau: float = 0.005,
+    updates_per_step: int = 1,
+    actor_period: int = 1,
+    temperature: float = 1.0,
+    target_entropy: float | None = None,
+    normalize: bool = True,
+    norm: str = "none",
+    dtype: str = "auto",
+    compile: bool | None = None,
+) -> Agent:
+    """MaxInfoRL on SAC (method 74): also worth something is what an action would teach an ensemble of `models`."""
+    start, plain = torch.Generator().manual_seed(seed), Shape(dtype=compute_dtype(dtype, device))
+    latent = _latent(obs_size, normalize)
+    actor = GaussianActor(obs_size, action_size, hidden, start, plain)
+    critic = Critic(obs_size, action_size, hidden, critics, Scalar(), start, Shape(norm, dtype=plain.dtype))
+    model = Disagreement(obs_size, action_size, hidden, models, start, plain)
+    target, slow = copy.deepcopy(critic), copy.deepcopy(actor)
+    heat, price = Temperature(temperature, _or(target_entropy, -float(action_size))), Temperature(curiosity, 0.0)
+    lessons: list[Lesson] = [
+        Foresight(model),
+        Bellman(critic, CuriousBackup(actor, target, heat, Minimum(), model, price)),
+        CuriousValue(actor, slow, critic, heat, Minimum(), model, price, actor_period),
+        Tuning(heat, actor_period),
+        Curiosity(price, actor_period),
+    ]
+    parts = {"latent": latent, "actor": actor, "slow_actor": slow, "critic": critic, "target": target, "model": model,
+             "temperature": heat, "curiosity": price}
+    plan = Schedule(batch, n_step, discount, updates_per_step, lr, clip)
+    targets = [Target(target, critic, tau), Target(slow, actor, tau)]
+    return Agent(latent, actor, parts, lessons, plan, start, targets=targets, device=device, compile=compile)
 
 
 def td3(
@@ -335,6 +385,7 @@ RECIPES = {
          "entropy_share": 0.5}),
     "tqc": Recipe(tqc, "truncated quantile critics", {}),
     "crossq": Recipe(crossq, "batch-normalised critics without a target network", {}),
+    "maxinfo": Recipe(maxinfo, "SAC that also seeks what it would learn most from (method 74)", {}),
     "cqn": Recipe(cqn, "coarse-to-fine critic without an actor (method 284)", {}),
     "mrq": Recipe(mrq, "MR.Q: values of latents that a model trains (method 24)", {}),
 }

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from robot_rl.learn.actors import DeterministicActor, GaussianActor
-from robot_rl.learn.backups import Draw, RewardScale, ScaledBackup, SoftBackup, TruncatedBackup
-from robot_rl.learn.critics import Chance, Critic, First, Mean, Minimum, Quantiles, Scalar, TwoHot
+from robot_rl.learn.backups import Disagreement, Draw, RewardScale, ScaledBackup, SoftBackup, TruncatedBackup
+from robot_rl.learn.critics import Chance, CoarseCritic, Critic, First, Mean, Minimum, Quantiles, Scalar, TwoHot
 from robot_rl.learn.latents import RunningNorm
 from robot_rl.learn.nets import Adam, Mlp, Shape, compute_dtype, follow
-from robot_rl.learn.objectives import GreedyValue, JointBellman, NoTemperature, SoftValue, Temperature
+from robot_rl.learn.objectives import CoarseBellman, GreedyValue, JointBellman, NoTemperature, SoftValue, Temperature
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -155,6 +155,39 @@ def test_smoothing_noise_is_bounded_and_the_target_is_td3s() -> None:
     loss, _, _ = GreedyValue(actor, linear_critic((0.0, 2.0, 0.0)), First(), price=0.1).loss(
         {"latent": torch.ones(1, 1)}, (torch.zeros(1, 1), Chance(torch.tensor([0]))))
     torch.testing.assert_close(loss, torch.tensor(0.1 * 0.25 - 2 * 0.462117), rtol=0, atol=1e-5)
+
+
+def test_a_coarse_critic_zooms_in_on_an_action() -> None:
+    # [-1, 1] in 5 bins: 0.7 lies in the last, centre 0.8; [0.6, 1] in 5: 0.7 lies in the second, centre 0.72
+    critic = CoarseCritic(1, 1, (), 2, 5, Scalar(), generator())
+    action, centre = torch.tensor([[0.7]]), torch.zeros(1, 1)
+    first = critic.place(centre, 0, action)
+    centre = critic.zoom(centre, 0, first)
+    second = critic.place(centre, 1, action)
+    assert (int(first), int(second)) == (4, 1)
+    torch.testing.assert_close(centre, torch.tensor([[0.8]]))
+    torch.testing.assert_close(critic.zoom(centre, 1, second), torch.tensor([[0.72]]))
+
+
+def test_coarse_target_worked_out_by_hand() -> None:
+    # one level, two bins, values 1 and 3 by the biases, everything else 0: the best is 3; y = 2 + 0.5 * 3 = 3.5.
+    # Action 0.5 lies in bin 1, whose value is 3: loss 0.5 * 0.5**2
+    critic = CoarseCritic(1, 1, (), 1, 2, Scalar(), generator())
+    critic.net.flat.data.copy_(torch.tensor([0.0] * 6 + [1.0, 3.0]))
+    batch = {"latent": torch.ones(1, 1), "next_latent": torch.ones(1, 1), "action": torch.tensor([[0.5]]),
+             "reward": torch.tensor([2.0]), "discount": torch.tensor([0.5]), "weight": torch.ones(1)}
+    loss, metrics, found = CoarseBellman(critic, critic).loss(batch, None)
+    assert (float(loss), float(metrics["critic/target"]), float(found["error"])) == (0.125, 3.5, 0.5)
+
+
+def test_gain_is_zero_where_all_agree_and_grows_with_the_spread() -> None:
+    # two members that predict b and -b of both numbers: variance b**2, so the gain is log(1 + b**2 / noise)
+    model = Disagreement(1, 1, (), 2, generator(), noise=0.25)
+    for spread in (0.0, 0.5, 2.0):
+        biases = torch.tensor([spread, spread, -spread, -spread])
+        model.net.flat.data.copy_(torch.cat((torch.zeros(8), biases)))
+        gain = model.gain(torch.ones(3, 1), torch.zeros(3, 1))
+        torch.testing.assert_close(gain, torch.full((3,), math.log1p(4 * spread**2)))
 
 
 def test_a_joint_batch_gives_its_second_half_to_the_target_only() -> None:
