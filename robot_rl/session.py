@@ -61,7 +61,7 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     state = checkpoint.load(run.checkpoint) if resume and run.checkpoint.exists() else None
     prior = _prior(config, contract, read=state is None)  # a checkpoint holds what the bags said when the run began
     capacity = min(config.capacity, 2 * config.steps + 1_000)
-    replay = Replay(capacity, contract.observation_size, contract.action_size, config.seed)
+    replay = Replay(capacity, contract.observation_size, contract.action_size, config.seed, _power(config))
     if not resume:
         horizon = discount_for(round(contract.time_limit_s * contract.rate_hz))
         config = msgspec.structs.replace(config, options={"discount": horizon} | config.options)
@@ -85,13 +85,19 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     return {"run": str(run.folder), "task": config.task} | figures
 
 
+def _power(config: RunConfig) -> float:
+    """How strongly the recipe draws what its critics were wrong about; 0 for recipes that draw evenly."""
+    from robot_rl.learn import recipes
+    return float((recipes.options(config.recipe) | config.options).get("prioritized", 0.0))
+
+
 def _prior(config: RunConfig, contract: PolicySpec, read: bool = True) -> Replay | None:
     """The memory of a configuration's bags; empty, for a checkpoint to fill, unless they are to be `read`."""
     from robot_rl.finetune import bags_in, fill
     from robot_rl.replay import Replay
     if config.prior is None:
         return None
-    prior = Replay(PRIOR_CAPACITY, contract.observation_size, contract.action_size, config.seed + 1)
+    prior = Replay(PRIOR_CAPACITY, contract.observation_size, contract.action_size, config.seed + 1, _power(config))
     if read:
         steps, refused = fill(prior, bags_in(Path(config.prior)), contract)
         for line in refused:
@@ -266,7 +272,7 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
     base = run.config if resuming else origin.config
     config = msgspec.structs.replace(base, options=base.options | options(base.recipe, changes))
     contract = origin.contract.on(load_robot(robot), f"run {source}")
-    prior, online = (Replay(capacity, contract.observation_size, contract.action_size, seed + k)
+    prior, online = (Replay(capacity, contract.observation_size, contract.action_size, seed + k, _power(config))
                      for k, capacity in enumerate((500_000, 200_000)))
     agent = make_agent(config, contract)
     start = run.checkpoint if resuming else origin.checkpoint

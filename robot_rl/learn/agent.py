@@ -33,8 +33,8 @@ class Schedule:
     lr: float = 3e-4
     clip: float = 0.0
     """Bound on the norm of each gradient; 0: none."""
-    prioritized: bool = False
-    """Whether the data is told how wrong the critics were about each transition."""
+    prioritized: float = 0.0
+    """Exponent by which transitions that the critics were wrong about are drawn more often; 0: all alike."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,6 +66,7 @@ def sac(
     target_entropy: float | None = None,
     entropy_share: float = 1.0,
     entropy_scale: float = 1.0,
+    prioritized: float = 0.0,
     normalize: bool = True,
     norm: str = "none",
     dropout: float = 0.0,
@@ -91,7 +92,7 @@ def sac(
         Tuning(heat, actor_period),
     ]
     parts = {"latent": latent, "actor": actor, "critic": critic, "target": target, "temperature": heat}
-    plan = Schedule(batch, n_step, discount, updates_per_step, lr, clip)
+    plan = Schedule(batch, n_step, discount, updates_per_step, lr, clip, prioritized)
     return Agent(latent, actor, parts, lessons, plan, start, targets=[Target(target, critic, tau)], device=device,
                  compile=compile)
 
@@ -290,6 +291,7 @@ def mrq(
     smooth: float = 0.2,
     smooth_bound: float = 0.3,
     price: float = 1e-5,
+    prioritized: float = 0.4,
     normalize: bool = True,
     dtype: str = "auto",
     compile: bool | None = None,
@@ -314,7 +316,7 @@ def mrq(
     ]
     parts = {"latent": latent, "actor": actor, "critic": critic, "target": target, "slow_actor": slow,
              "slow_latent": slow_latent, "scale": scale}
-    plan = Schedule(batch, n_step, discount, updates_per_step, lr, clip)
+    plan = Schedule(batch, n_step, discount, updates_per_step, lr, clip, prioritized)
     return Agent(latent, actor, parts, lessons, plan, start, events=[sync], studies=[study], target_latent=slow_latent,
                  device=device, compile=compile)
 

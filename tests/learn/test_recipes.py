@@ -28,6 +28,9 @@ class OneBatch:
     def sample(self, batch: int, horizon: int = 1, n_step: int = 1, discount: float = 0.99) -> Batch:
         return self.batch
 
+    def prioritise(self, index: np.ndarray, source: np.ndarray, priority: np.ndarray) -> None:
+        assert len(index) == len(priority)
+
     def __len__(self) -> int:
         return len(self.batch["reward"])
 
@@ -153,6 +156,18 @@ def test_prior_data_and_several_steps(recipe: str) -> None:
     agent = small(recipe, n_step=3, batch=10)
     metrics = agent.update(Mixture(random_replay(seed=1), random_replay(seed=2), 0.5))
     assert all(torch.isfinite(value) for value in metrics.values())
+
+
+@pytest.mark.parametrize("recipe", ["sac", "mrq"])
+def test_what_the_critics_were_wrong_about_is_drawn_more_often(recipe: str) -> None:
+    agent = small(recipe, prioritized=1.0)
+    replay = Replay(1_000, OBS, ACTION, 0, 1.0)
+    replay.begin(np.zeros(OBS))
+    for step in range(200):  # one reward in ten cannot be foreseen
+        replay.step(np.zeros(ACTION), 50.0 * (step % 10 == 0), np.full(OBS, step % 10 / 10), False, False)
+    learn(agent, 60, replay)
+    drawn = replay.sample(2_000)["reward"]
+    assert (drawn > 0).mean() > 0.2
 
 
 @every_recipe
