@@ -33,7 +33,7 @@ Options = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="NAME=
 @app.command()
 def train(
     task: Annotated[str, typer.Argument(help="so101-reach, furuta-swingup, dmc:<domain>-<task> or gym:<id>.")] = "",
-    recipe: Annotated[str, typer.Option(help="Which learner: sac, rlpd.")] = "sac",
+    recipe: Annotated[str, typer.Option(help="Which learner; `inspect --recipe list` names them.")] = "default",
     robot: RobotOption = None,
     steps: Annotated[int, typer.Option(help="Decisions to take in the environment.")] = 100_000,
     out: Annotated[Path | None, typer.Option(help="Run folder [default: runs/<task>-<recipe>-<seed>].")] = None,
@@ -114,7 +114,8 @@ def export(
 @app.command()
 def inspect(
     what: Annotated[str, typer.Argument(help="A policy, a run folder, a robot, or a bag folder.")] = "",
-    recipe: Annotated[str | None, typer.Option(help="Show the options of a recipe with their defaults.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Show the options of a recipe with their defaults; list: names "
+                                                    "them all.")] = None,
     as_json: Json = False,
 ) -> None:
     """Show what a policy, a run, a robot, a bag or a recipe holds."""
@@ -224,7 +225,7 @@ def demo(
 def suite_run(
     out: Annotated[Path, typer.Option(help="Folder of everything; a run goes to OUT/RECIPE/TASK/seedK.")],
     task: Annotated[list[str], typer.Option(help="Task, repeatable, or several with commas.")],
-    recipe: Annotated[list[str] | None, typer.Option(help="Recipe, likewise; sac if none is given.")] = None,
+    recipe: Annotated[list[str] | None, typer.Option(help="Recipe, likewise; default if none is given.")] = None,
     seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "0,1",
     steps: Annotated[int, typer.Option(help="Decisions of each run.")] = 100_000,
     learn_after: Annotated[int, typer.Option(help="Random decisions before the first update.")] = 1_000,
@@ -244,7 +245,7 @@ def suite_run(
     from robot_rl.run import RunConfig
     from robot_rl.suite import cores, numbers, run_suite, words
     from robot_rl.suite import jobs as plan
-    recipes = words(recipe or ["sac"])
+    recipes = words(recipe or ["default"])
     chosen = {name: session.options(name, set_ or []) for name in recipes}
     wanted = plan(out, words(task), recipes, numbers("--seeds", seeds), lambda task, recipe, seed: RunConfig(
         task=task, recipe=recipe, options=chosen[recipe], seed=seed, steps=steps, learn_after=learn_after,
@@ -274,7 +275,7 @@ def suite_report(
 
 @bench.command(name="learner")
 def bench_learner(
-    agent: Annotated[str, typer.Option(help="Which recipe: sac, rlpd.")] = "sac",
+    agent: Annotated[str, typer.Option(help="Which recipe, such as sac or rlpd.")] = "sac",
     seconds: Annotated[float, typer.Option(help="Seconds of each turn.")] = 4.0,
     repetitions: Annotated[int, typer.Option(help="Turns of each contestant.")] = 5,
     threads: Annotated[int, typer.Option(help="CPU threads of everybody; 0: as each library chooses.")] = 0,
@@ -302,7 +303,7 @@ def bench_replay(
 @bench.command(name="collect")
 def bench_collect(
     task: Annotated[str, typer.Argument(help="gym:<id>, dmc:<domain>-<task> or our own.")] = "gym:HalfCheetah-v5",
-    recipe: Annotated[str, typer.Option(help="Whose policy acts in one of the figures.")] = "sac",
+    recipe: Annotated[str, typer.Option(help="Whose policy acts in one of the figures.")] = "default",
     seconds: Annotated[float, typer.Option(help="Seconds of each turn.")] = 1.0,
     repetitions: Annotated[int, typer.Option(help="Turns of each.")] = 5,
     processes: Annotated[int, typer.Option(help="Environments at once in another; 0: one for each core.")] = 0,

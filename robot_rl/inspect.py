@@ -12,6 +12,8 @@ def inspect(what: str, recipe: str | None) -> dict[str, Any]:
     """Figures of the thing, found by what it is. Raises SpecError when it is nothing known."""
     if recipe is not None:
         from robot_rl.learn import recipes
+        if recipe == "list":
+            return {name: one.about for name, one in recipes.RECIPES.items()}
         return {"recipe": recipe} | recipes.options(recipe)
     path = Path(what)
     if path.suffix == ".onnx":
