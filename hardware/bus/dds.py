@@ -29,7 +29,7 @@ from hardware.bus.network import LOOPBACK, cyclone_configuration, domain_of, res
 ANY = SampleState.Any | ViewState.Any | InstanceState.Any
 BATCH = 1024
 CDR_HEADER = 4  # bytes
-EAGER_S = 0.001  # a wait looks this long before it sleeps: waking a sleeper costs some 50 us
+EAGER_S = 0.0002  # a wait looks this long before it sleeps: waking a sleeper costs some 50 us
 SLICE_S = 0.2  # and then sleeps no longer at a time: a wait in C does not see Ctrl-C
 SERVICE_QOS = Qos(reliable=True, depth=10)
 
