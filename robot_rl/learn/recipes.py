@@ -372,8 +372,8 @@ class Recipe(NamedTuple):
 RECIPES = {
     "sac": Recipe(sac, "soft actor-critic", {}),
     "default": Recipe(
-        sac, "what we would ship: SAC with layer-normalised critics, three-step returns and two updates a step",
-        {"norm": "layer", "n_step": 3, "updates_per_step": 2, "actor_period": 2}),
+        sac, "what we would ship: SAC with layer-normalised critics, three-step returns, two updates a step",
+        {"norm": "layer", "n_step": 3, "updates_per_step": 2, "actor_period": 2, "temperature": 0.02}),
     "td3": Recipe(td3, "twin delayed deterministic policy gradient", {}),
     "redq": Recipe(
         sac, "ten critics, a random pair in each target, 20 updates a step (Chen et al. 2021)",
