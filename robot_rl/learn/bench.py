@@ -21,6 +21,14 @@ from typing import Any
 OBS, ACTION, BATCH, HIDDEN = 17, 6, 256, (256, 256)  # the sizes of HalfCheetah
 FILL = 10_000  # random transitions in each replay
 PEERS = ("sb3", "sbx", "sbx_20")  # sbx_20: 20 updates a call, the actor updated once in them
+COUNTERPARTS = {
+    "sac": {"sb3": "SAC", "sbx": "SAC", "sbx_20": "SAC"},
+    "td3": {"sb3": "TD3", "sbx": "TD3", "sbx_20": "TD3"},
+    "tqc": {"sbx": "TQC", "sbx_20": "TQC"},
+    "crossq": {"sbx": "CrossQ", "sbx_20": "CrossQ"},
+}
+"""What a peer calls the same learner; any other recipe of ours is measured against nobody."""
+WIDE = (1024, 1024)  # CrossQ's critics
 
 
 def bench(
@@ -42,9 +50,12 @@ def bench(
     children: dict[str, Child] = {}
     missing: dict[str, str] = {}
     try:
-        for name in ("ours", *peers):
+        counterparts = COUNTERPARTS.get(agent, {})
+        missing |= {name: f"it has no {agent}" for name in peers if name not in counterparts}
+        for name in ("ours", *(name for name in peers if name in counterparts)):
             report(f"starting {name}")
-            request = {"name": name, "agent": agent, "threads": threads, "configuration": configuration}
+            request = {"name": name, "agent": agent, "class": counterparts.get(name), "threads": threads,
+                       "configuration": configuration}
             children[name] = Child(sys.executable if name == "ours" else peer_python, request)
         for name in list(children):
             reason = children[name].ready()
@@ -150,7 +161,9 @@ def _ours(request: dict[str, Any]) -> Callable[[], int]:
     from robot_rl.learn import recipes
     from robot_rl.replay import Replay
 
-    sizes = {"hidden": HIDDEN, "batch": BATCH} | request["configuration"]
+    sizes: dict[str, Any] = {"hidden": HIDDEN, "batch": BATCH} | request["configuration"]
+    if request["agent"] == "tqc":
+        sizes = {"critics": 2} | sizes  # as many as sbx has
     agent = recipes.make(request["agent"], OBS, ACTION, **sizes)
     replay = Replay(2 * FILL, OBS, ACTION)
     random = np.random.default_rng(0)
@@ -185,18 +198,20 @@ def _baselines(request: dict[str, Any]) -> Callable[[], int]:
         def step(self, action: Any) -> Any:
             return np.zeros(OBS, np.float32), 0.0, False, False, {}
 
-    common: dict[str, Any] = {"batch_size": BATCH, "buffer_size": 2 * FILL, "policy_kwargs": {"net_arch": list(HIDDEN)}}
+    sizes = {"pi": list(HIDDEN), "qf": list(WIDE if request["agent"] == "crossq" else HIDDEN)}
+    common: dict[str, Any] = {"batch_size": BATCH, "buffer_size": 2 * FILL, "policy_kwargs": {"net_arch": sizes}}
     if request["name"] == "sb3":
+        import stable_baselines3 as library
         import torch
-        from stable_baselines3 import SAC
 
         if request["threads"]:
             torch.set_num_threads(request["threads"])
-        model: Any = SAC("MlpPolicy", Spaces(), **common)
     else:
-        from sbx import SAC as JaxSAC
+        import sbx as library
 
-        model = JaxSAC("MlpPolicy", Spaces(), policy_delay=calls, **common)
+        delay = calls if calls > 1 or request["agent"] == "sac" else 3 if request["agent"] == "crossq" else None
+        common |= {"policy_delay": delay} if delay else {}
+    model: Any = getattr(library, request["class"])("MlpPolicy", Spaces(), **common)
     model.learn(1)  # sets up its logger and its buffers
     random = np.random.default_rng(0)
     for _ in range(FILL):
