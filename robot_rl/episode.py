@@ -17,7 +17,7 @@ from robot_rl.act import ActionMap
 from robot_rl.observe import Observer, Readings
 from robot_rl.reward import Rewards, SuccessClock
 from robot_rl.safety import Reason, Safety
-from robot_rl.spec import PolicySpec
+from robot_rl.spec import GOAL, PolicySpec
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Episode:
             self.last = self._safety.start(readings)
         values = readings.values | {"command": self.last, "action": self._action}
         if self._goal is not None:
-            values["goal.position"] = self._goal
+            values[GOAL] = self._goal
         succeeded = self._clock is not None and not first and self._clock(values)
         values["hold"] = np.array([self._clock.hold_s if self._clock else 0.0])
         self._observation = self._observer(values)

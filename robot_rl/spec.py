@@ -18,6 +18,7 @@ SCHEMA = 1
 POSE = "geometry_msgs/msg/PoseStamped"
 JOINT_STATE = "sensor_msgs/msg/JointState"
 IMAGE = "sensor_msgs/msg/Image"
+GOAL = "goal.position"  # the source of a term that reads the goal
 COMMAND_TYPES = ("std_msgs/msg/Float64MultiArray", JOINT_STATE, "trajectory_msgs/msg/JointTrajectory")
 
 
@@ -368,7 +369,7 @@ def term_size(term: Term, robot: RobotSpec, actions: int, goal: bool) -> int:
         else:
             sizes |= {f"{sensor.name}.position": 3, f"{sensor.name}.orientation": 4}
     if goal:
-        sizes["goal.position"] = 3
+        sizes[GOAL] = 3
     for source in filter(None, (term.source, term.minus)):
         if source not in sizes:
             raise SpecError(f"term {term.name}: source '{source}' is not offered by {robot.robot}; "
@@ -380,7 +381,7 @@ def term_size(term: Term, robot: RobotSpec, actions: int, goal: bool) -> int:
     missing = [name for name in term.joints if name not in known]
     if missing:
         raise SpecError(f"term {term.name}: joints {missing} are not among {known}")
-    positions = [f"{s.name}.position" for s in robot.sensors if s.type == POSE] + ["goal.position"]
+    positions = [f"{s.name}.position" for s in robot.sensors if s.type == POSE] + [GOAL]
     wrong = [source for source in (term.source, term.minus) if term.axes and source and source not in positions]
     if wrong:
         raise SpecError(f"term {term.name}: axes={term.axes} choose among the coordinates of a position, not of "

@@ -20,9 +20,8 @@ from robot_rl.bag import read
 from robot_rl.episode import Episode, Outcome
 from robot_rl.observe import Readings, Values
 from robot_rl.safety import Reason
-from robot_rl.spec import PolicySpec, RobotSpec, SpecError
+from robot_rl.spec import GOAL, PolicySpec, RobotSpec, SpecError
 
-GOAL = "goal.position"
 STEP_TOPIC, STEP_TYPE = "policy/step", "std_msgs/msg/Float64MultiArray"
 EPISODE_TOPIC, INFO_TOPIC, TEXT_TYPE = "policy/episode", "policy/info", "std_msgs/msg/String"
 

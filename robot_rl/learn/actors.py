@@ -179,16 +179,12 @@ class CoarseActor(Actor):
         net = critic.net.mirror()
 
         def forward(latent: np.ndarray, noise: np.ndarray) -> np.ndarray:
-            centre = np.zeros((len(latent), critic.action_size), np.float32)
+            seen, centre = torch.from_numpy(latent), torch.zeros(len(latent), critic.action_size)
             for level in range(critic.levels):
-                which = np.zeros((len(latent), critic.levels), np.float32)
-                which[:, level] = 1.0
-                flat = torch.from_numpy(net(np.concatenate((latent, which, centre), -1)))
-                values = critic.head.decode(critic.outputs(flat)).numpy()
-                half = np.float32(critic.span(level))
-                chosen = values.argmax(-1).astype(np.float32)
-                centre = centre - half + (chosen + np.float32(0.5)) * (2 * half / critic.bins)
-            return np.minimum(np.maximum(centre + explore * noise, -1.0), 1.0).astype(np.float32)
+                flat = net(critic.inputs(seen, level, centre).numpy())
+                values = critic.head.decode(critic.outputs(torch.from_numpy(flat)))
+                centre = critic.zoom(centre, level, values.argmax(-1))
+            return np.minimum(np.maximum(centre.numpy() + explore * noise, -1.0), 1.0)
 
         return forward
 

@@ -109,9 +109,9 @@ class Agent:
         self.updates = 0
         self._mirror: tuple[Mirror, ActorMirror] | None = None
         self._device, self._compile = device, compile
-        self._steps: dict[tuple[int, ...], Callable[..., Tensors]] = {}
+        every = tuple(range(len(lessons)))
+        self._steps = {every: compiled(self._step_of(every), compile, device)}  # warns early, if at all
         self._study_steps = [compiled(self._study_of(study), compile, device) for study in studies]
-        self._first = compiled(self._step_of(tuple(range(len(lessons)))), compile, device)  # warns early, if at all
 
     def act(self, obs: np.ndarray, carry: Any = None, explore: bool = True) -> tuple[np.ndarray, Any]:
         """obs (B, O) float32 -> action (B, A) float32 in [-1, 1], and the carry, which is None here."""
@@ -171,8 +171,7 @@ class Agent:
     def _step(self, due: tuple[int, ...]) -> Callable[..., Tensors]:
         """The step of the lessons that are due, compiled for just these."""
         if due not in self._steps:
-            every = due == tuple(range(len(self.lessons)))
-            self._steps[due] = self._first if every else compiled(self._step_of(due), self._compile, self._device)
+            self._steps[due] = compiled(self._step_of(due), self._compile, self._device)
         return self._steps[due]
 
     def _step_of(self, due: tuple[int, ...]) -> Callable[..., Tensors]:

@@ -47,32 +47,11 @@ def bench(
     did not run), repetitions (name -> updates/s of each turn), machine. `threads` limits everybody (None: as each
     library chooses); `peer_python` is the interpreter that has the peers installed; `configuration` goes to our recipe.
     """
-    children: dict[str, Child] = {}
-    missing: dict[str, str] = {}
-    try:
-        counterparts = COUNTERPARTS.get(agent, {})
-        missing |= {name: f"it has no {agent}" for name in peers if name not in counterparts}
-        for name in ("ours", *(name for name in peers if name in counterparts)):
-            report(f"starting {name}")
-            request = {"name": name, "agent": agent, "class": counterparts.get(name), "threads": threads,
-                       "configuration": configuration}
-            children[name] = Child(sys.executable if name == "ours" else peer_python, request)
-        for name in list(children):
-            reason = children[name].ready()
-            if reason:
-                missing[name] = reason
-                children.pop(name).close()
-            report(f"{name}: {reason or 'warm'}")
-        if "ours" in missing:
-            raise RuntimeError(f"the benchmark of {agent} did not start: {missing['ours']}")
-        turns: dict[str, list[float]] = {name: [] for name in children}
-        for turn in range(repetitions):
-            for name, child in children.items():
-                turns[name].append(child.run(seconds))
-                report(f"turn {turn + 1}/{repetitions} {name}: {turns[name][-1]:.1f} updates/s")
-    finally:
-        for child in children.values():
-            child.close()
+    counterparts = COUNTERPARTS.get(agent, {})
+    shared = {"agent": agent, "threads": threads, "configuration": configuration}
+    rivals = {name: shared | {"class": counterparts[name]} for name in peers if name in counterparts}
+    turns, missing, _ = race({"ours": shared} | rivals, repetitions, seconds, peer_python, report, "updates/s")
+    missing |= {name: f"it has no {agent}" for name in peers if name not in counterparts}
     rates = {name: statistics.median(values) for name, values in turns.items()}
     ours = rates.pop("ours")
     return {
@@ -84,6 +63,43 @@ def bench(
         "repetitions": turns,
         "machine": machine(),
     }
+
+
+def race(
+    requests: dict[str, dict[str, Any]],
+    repetitions: int,
+    seconds: float,
+    peer_python: str,
+    report: Callable[[str], None],
+    unit: str,
+) -> tuple[dict[str, list[float]], dict[str, str], dict[str, dict[str, Any]]]:
+    """Contestants by name, each in its process, in turns; those whose names start with "ours" run on this Python.
+
+    Returns the rates of each turn, why a contestant did not run, and what each said of itself, by name. One is warm
+    before the next starts. Raises RuntimeError when "ours" does not start.
+    """
+    children: dict[str, Child] = {}
+    missing: dict[str, str] = {}
+    try:
+        for name, request in requests.items():
+            report(f"starting {name}")
+            python = sys.executable if name.startswith("ours") else peer_python
+            child = children[name] = Child(python, request | {"name": name})
+            if reason := child.ready():
+                missing[name] = reason
+                children.pop(name).close()
+            report(f"{name}: {reason or 'warm'}")
+        if "ours" in missing:
+            raise RuntimeError(f"the benchmark did not start: {missing['ours']}")
+        turns: dict[str, list[float]] = {name: [] for name in children}
+        for turn in range(repetitions):
+            for name, child in children.items():
+                turns[name].append(child.run(seconds))
+                report(f"turn {turn + 1}/{repetitions} {name}: {turns[name][-1]:.1f} {unit}")
+    finally:
+        for child in children.values():
+            child.close()
+    return turns, missing, {name: child.facts for name, child in children.items()}
 
 
 class Child:

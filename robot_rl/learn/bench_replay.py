@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from robot_rl.learn.bench import ACTION, BATCH, OBS, Child, machine
+from robot_rl.learn.bench import ACTION, BATCH, OBS, machine, race
 
 FILL, EPISODE = 10_000, 1_000  # transitions in each replay, and in an episode
 FRAME, STACK = (3, 84, 84), 3
@@ -37,29 +37,10 @@ def bench(repetitions: int = 5, seconds: float = 2.0, peer_python: str = sys.exe
 
 def _bench(kind: str, repetitions: int, seconds: float, peer_python: str, report: Callable[[str], None]
            ) -> dict[str, Any]:
-    children: dict[str, Child] = {}
-    missing: dict[str, str] = {}
-    try:
-        for name in CONTESTANTS[kind]:
-            request = {"module": __name__, "name": name, "kind": kind, "threads": 1}
-            child = Child(sys.executable if name.startswith("ours") else peer_python, request)
-            children[name] = child
-            if reason := child.ready():  # one after the other: filling a memory is no turn
-                missing[name] = reason
-                children.pop(name).close()
-            report(f"{kind} {name}: {reason or 'warm'}")
-        if "ours" in missing:
-            raise RuntimeError(f"the benchmark of replays did not start: {missing['ours']}")
-        turns: dict[str, list[float]] = {name: [] for name in children}
-        for turn in range(repetitions):
-            for name, child in children.items():
-                turns[name].append(child.run(seconds))
-                report(f"turn {turn + 1}/{repetitions} {kind} {name}: {turns[name][-1]:.1f} batches/s")
-    finally:
-        for child in children.values():
-            child.close()
+    requests = {name: {"module": __name__, "kind": kind, "threads": 1} for name in CONTESTANTS[kind]}
+    turns, missing, facts = race(requests, repetitions, seconds, peer_python, lambda line: report(f"{kind}: {line}"),
+                                 "batches/s")
     rates = {name: statistics.median(values) for name, values in turns.items()}
-    facts = {name: child.facts for name, child in children.items()}
     return {
         "batches_per_s": rates,
         "bytes_per_transition": {name: fact["bytes"] for name, fact in facts.items()},
