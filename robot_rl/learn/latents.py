@@ -17,6 +17,9 @@ from robot_rl.learn.nets import Mirror, Mlp, Shape
 class Latent(Protocol):
     """What the agent needs of a latent; it is a module too."""
 
+    size: int
+    """Numbers in a latent, O of what it gives."""
+
     def observe(self, obs: Tensor) -> None: ...
 
     def frozen(self) -> nn.Module: ...
@@ -29,12 +32,16 @@ class Latent(Protocol):
 class Identity(nn.Module):
     """The observation as it is."""
 
+    def __init__(self, size: int):
+        super().__init__()
+        self.size = size
+
     def observe(self, obs: Tensor) -> None:
         """Nothing to learn from a batch."""
 
     def frozen(self) -> nn.Module:
         """A copy that is exported."""
-        return Identity()
+        return Identity(self.size)
 
     def mirror(self) -> Mirror:
         """The same in numpy."""
@@ -57,7 +64,7 @@ class RunningNorm(nn.Module):
 
     def __init__(self, obs_size: int, bound: float = 10.0, memory: float = 1e6, eps: float = 1e-6):
         super().__init__()
-        self.bound, self.memory, self.eps = bound, memory, eps
+        self.size, self.bound, self.memory, self.eps = obs_size, bound, memory, eps
         self.register_buffer("mean", torch.zeros(obs_size))
         self.register_buffer("var", torch.ones(obs_size))
         self.register_buffer("count", torch.zeros(()))
@@ -108,26 +115,25 @@ class Scaler(nn.Module):
 
 
 class ModelLatent(nn.Module):
-    """A latent of the observation, and one of it with an action, that predict what comes (MR.Q, method 24).
+    """A latent of what `norm` gives, and one of it with an action, that predict what comes (MR.Q, method 24).
 
     From the second a linear head predicts the reward, the next latent, and whether the episode ends. Both are (B, Z).
     """
 
     def __init__(
         self,
-        obs_size: int,
+        norm: Identity | RunningNorm,
         action_size: int,
         width: int,
         generator: torch.Generator,
-        normalize: bool = True,
         dtype: torch.dtype = torch.float32,
     ):
         super().__init__()
         shape = Shape("layer", "elu", dtype=dtype)
-        self.norm: Identity | RunningNorm = RunningNorm(obs_size) if normalize else Identity()
+        self.norm = norm
         self.reward = TwoHot(65)
-        self.width = width
-        self.state = Mlp((obs_size, width, width, width), 1, generator, shape)
+        self.size = width
+        self.state = Mlp((norm.size, width, width, width), 1, generator, shape)
         self.action = Mlp((action_size, width // 2), 1, generator, shape)
         self.both = Mlp((width + width // 2, width, width, width), 1, generator, shape)
         self.head = Mlp((width, self.reward.size + width + 1), 1, generator, shape)
@@ -138,7 +144,7 @@ class ModelLatent(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         """(B, O) -> (B, Z)."""
-        return F.elu(F.layer_norm(self.state(self.norm(obs))[0], (self.width,)))
+        return F.elu(F.layer_norm(self.state(self.norm(obs))[0], (self.size,)))
 
     def pair(self, latent: Tensor, action: Tensor) -> Tensor:
         """(B, Z), (B, A) -> the latent of both (B, Z)."""
@@ -147,12 +153,12 @@ class ModelLatent(nn.Module):
 
     def predict(self, pair: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, Z) -> logits of the reward (B, V), the next latent (B, Z), the end (B,), 1 where the episode ends."""
-        reward, latent, end = self.head(pair)[0].split((self.reward.size, self.width, 1), -1)
+        reward, latent, end = self.head(pair)[0].split((self.reward.size, self.size, 1), -1)
         return reward, latent, end[..., 0]
 
     def frozen(self) -> nn.Module:
         """A copy of the observation's latent, which is exported."""
-        plain = nn.LayerNorm(self.width, elementwise_affine=False)
+        plain = nn.LayerNorm(self.size, elementwise_affine=False)
         return nn.Sequential(self.norm.frozen(), self.state.frozen(), plain, nn.ELU())
 
     def mirror(self) -> Mirror:

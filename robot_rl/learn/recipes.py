@@ -1,32 +1,19 @@
-"""Recipes: which parts make which learner. A configuration is the keyword arguments of a recipe."""
+"""Recipes: which parts make which learner. A recipe is its options; a configuration, the values of some of them."""
 
 from __future__ import annotations
 
 import copy
-import inspect
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
-
-from robot_rl.learn.actors import CoarseActor, DeterministicActor, GaussianActor
-from robot_rl.learn.agent import Agent, Schedule, Target
+from robot_rl.learn.actors import CoarseActor
+from robot_rl.learn.agent import Agent, Target
 from robot_rl.learn.backups import CuriousBackup, Disagreement, RewardScale, ScaledBackup, SoftBackup, TruncatedBackup
-from robot_rl.learn.critics import (
-    CoarseCritic,
-    Critic,
-    First,
-    Head,
-    Mean,
-    Minimum,
-    PairCritic,
-    Quantiles,
-    Reduction,
-    Scalar,
-    TwoHot,
-)
-from robot_rl.learn.latents import Identity, ModelLatent, ModelStudy, RunningNorm, Sync
-from robot_rl.learn.nets import Shape, compute_dtype
+from robot_rl.learn.critics import CoarseCritic, First, Mean, Minimum, PairCritic, Quantiles, Reduction, Scalar
+from robot_rl.learn.latents import ModelLatent, ModelStudy, Sync
+from robot_rl.learn.nets import Shape
 from robot_rl.learn.objectives import (
     Bellman,
     CoarseBellman,
@@ -41,355 +28,250 @@ from robot_rl.learn.objectives import (
     Temperature,
     Tuning,
 )
+from robot_rl.learn.options import Acting, Ensemble, Greedy, Headed, Options, Sizes, Slow, Soft, Values
 
 
-def sac(
-    obs_size: int,
-    action_size: int,
-    *,
-    seed: int = 0,
-    device: str = "cpu",
-    hidden: Sequence[int] = (256, 256),
-    critics: int = 2,
-    categories: int = 0,
-    subset: int | None = None,
-    batch: int = 256,
-    lr: float = 3e-4,
-    clip: float = 0.0,
-    discount: float = 0.99,
-    n_step: int = 1,
-    tau: float = 0.005,
-    updates_per_step: int = 1,
-    actor_period: int = 1,
-    actor_asks: str = "minimum",
-    temperature: float = 1.0,
-    target_entropy: float | None = None,
-    entropy_share: float = 1.0,
-    entropy_scale: float = 1.0,
-    prioritized: float = 0.0,
-    normalize: bool = True,
-    norm: str = "none",
-    dropout: float = 0.0,
-    residual: bool = False,
-    dtype: str = "auto",
-    compile: bool | None = None,
-) -> Agent:
+@dataclass(frozen=True, kw_only=True)
+class Sac(Slow, Headed, Soft):
     """Soft actor-critic: the smallest of two critics, a tuned temperature.
 
-    `target_entropy` is -A times `entropy_share` unless given. `subset` critics, drawn anew, make a target;
-    `entropy_scale` 0 leaves the entropy out of it. `norm`, `dropout`, `residual` and `categories` (above 0: so many,
-    categorical) shape the critics, `actor_asks` (minimum or mean) is the actor's view of them.
+    `subset` critics, drawn anew, make a target; `entropy_scale` 0 leaves the entropy out of it. `actor_asks`
+    (minimum or mean) is the actor's view of the critics.
     """
-    start, plain = torch.Generator().manual_seed(seed), Shape(dtype=compute_dtype(dtype, device))
-    shape = Shape(norm, residual=residual, dropout=dropout, dtype=plain.dtype)
-    latent = _latent(obs_size, normalize)
-    actor = GaussianActor(obs_size, action_size, hidden, start, plain)
-    critic = Critic(obs_size, action_size, hidden, critics, _head(categories, device), start, shape)
-    target, heat = copy.deepcopy(critic), Temperature(temperature, _or(target_entropy, -action_size * entropy_share))
-    lessons: list[Lesson] = [
-        Bellman(critic, SoftBackup(actor, target, heat, Minimum(subset), entropy_scale)),
-        SoftValue(actor, critic, heat, _reduction(actor_asks), actor_period),
-        Tuning(heat, actor_period),
-    ]
-    parts = {"latent": latent, "actor": actor, "critic": critic, "target": target, "temperature": heat}
-    plan = Schedule(batch, n_step, discount, updates_per_step, lr, clip, prioritized)
-    return Agent(latent, actor, parts, lessons, plan, start, targets=[Target(target, critic, tau)], device=device,
-                 compile=compile)
+
+    subset: int | None = None
+    entropy_scale: float = 1.0
+    actor_asks: str = "minimum"
+
+    def build(self, sizes: Sizes) -> Agent:
+        """See Options."""
+        start, heat = self.start(), self.heat(sizes)
+        latent = self.latent(sizes, start)
+        actor = self.gaussian(latent, sizes, start)
+        critic = self.ensemble(latent, sizes, self.head(), start)
+        target = copy.deepcopy(critic)
+        lessons: list[Lesson] = [
+            Bellman(critic, SoftBackup(actor, target, heat, Minimum(self.subset), self.entropy_scale)),
+            SoftValue(actor, critic, heat, _reduction(self.actor_asks), self.actor_period),
+            Tuning(heat, self.actor_period),
+        ]
+        parts = {"critic": critic, "target": target, "temperature": heat}
+        return self.agent(latent, actor, lessons, start, parts, targets=[Target(target, critic, self.tau)])
 
 
-def maxinfo(
-    obs_size: int,
-    action_size: int,
-    *,
-    seed: int = 0,
-    device: str = "cpu",
-    hidden: Sequence[int] = (256, 256),
-    critics: int = 2,
-    models: int = 5,
-    curiosity: float = 1.0,
-    batch: int = 256,
-    lr: float = 3e-4,
-    clip: float = 0.0,
-    discount: float = 0.99,
-    n_step: int = 1,
-    tau: float = 0.005,
-    updates_per_step: int = 1,
-    actor_period: int = 1,
-    temperature: float = 1.0,
-    target_entropy: float | None = None,
-    normalize: bool = True,
-    norm: str = "none",
-    dtype: str = "auto",
-    compile: bool | None = None,
-) -> Agent:
-    """MaxInfoRL on SAC (method 74): also worth something is what an action would teach an ensemble of `models`."""
-    start, plain = torch.Generator().manual_seed(seed), Shape(dtype=compute_dtype(dtype, device))
-    latent = _latent(obs_size, normalize)
-    actor = GaussianActor(obs_size, action_size, hidden, start, plain)
-    critic = Critic(obs_size, action_size, hidden, critics, Scalar(), start, Shape(norm, dtype=plain.dtype))
-    model = Disagreement(obs_size, action_size, hidden, models, start, plain)
-    target, slow = copy.deepcopy(critic), copy.deepcopy(actor)
-    heat, price = Temperature(temperature, _or(target_entropy, -float(action_size))), Temperature(curiosity, 0.0)
-    lessons: list[Lesson] = [
-        Foresight(model),
-        Bellman(critic, CuriousBackup(actor, target, heat, Minimum(), model, price)),
-        CuriousValue(actor, slow, critic, heat, Minimum(), model, price, actor_period),
-        Tuning(heat, actor_period),
-        Curiosity(price, actor_period),
-    ]
-    parts = {"latent": latent, "actor": actor, "slow_actor": slow, "critic": critic, "target": target, "model": model,
-             "temperature": heat, "curiosity": price}
-    plan = Schedule(batch, n_step, discount, updates_per_step, lr, clip)
-    targets = [Target(target, critic, tau), Target(slow, actor, tau)]
-    return Agent(latent, actor, parts, lessons, plan, start, targets=targets, device=device, compile=compile)
+@dataclass(frozen=True, kw_only=True)
+class MaxInfo(Slow, Headed, Soft):
+    """MaxInfoRL on SAC (method 74): also worth something is what an action would teach an ensemble of models.
+
+    `models` predict what comes; `curiosity` is the first price of what an action would teach them.
+    """
+
+    models: int = 5
+    curiosity: float = 1.0
+
+    def build(self, sizes: Sizes) -> Agent:
+        """See Options."""
+        start, heat, price = self.start(), self.heat(sizes), Temperature(self.curiosity, 0.0)
+        latent = self.latent(sizes, start)
+        actor = self.gaussian(latent, sizes, start)
+        critic = self.ensemble(latent, sizes, self.head(), start)
+        model = Disagreement(latent.size, sizes.action, self.hidden, self.models, start, self.plain())
+        target, slow = copy.deepcopy(critic), copy.deepcopy(actor)
+        lessons: list[Lesson] = [
+            Foresight(model),
+            Bellman(critic, CuriousBackup(actor, target, heat, Minimum(), model, price)),
+            CuriousValue(actor, slow, critic, heat, Minimum(), model, price, self.actor_period),
+            Tuning(heat, self.actor_period),
+            Curiosity(price, self.actor_period),
+        ]
+        parts = {"slow_actor": slow, "critic": critic, "target": target, "model": model, "temperature": heat,
+                 "curiosity": price}
+        targets = [Target(target, critic, self.tau), Target(slow, actor, self.tau)]
+        return self.agent(latent, actor, lessons, start, parts, targets=targets)
 
 
-def td3(
-    obs_size: int,
-    action_size: int,
-    *,
-    seed: int = 0,
-    device: str = "cpu",
-    hidden: Sequence[int] = (256, 256),
-    critics: int = 2,
-    batch: int = 256,
-    lr: float = 3e-4,
-    clip: float = 0.0,
-    discount: float = 0.99,
-    n_step: int = 1,
-    tau: float = 0.005,
-    updates_per_step: int = 1,
-    actor_period: int = 2,
-    explore: float = 0.1,
-    smooth: float = 0.2,
-    smooth_bound: float = 0.5,
-    normalize: bool = True,
-    norm: str = "none",
-    dtype: str = "auto",
-    compile: bool | None = None,
-) -> Agent:
-    """Twin delayed DDPG (Fujimoto et al. 2018): a deterministic actor with a slow copy, noise-smoothed targets."""
-    start, shape = torch.Generator().manual_seed(seed), Shape(norm, dtype=compute_dtype(dtype, device))
-    latent = _latent(obs_size, normalize)
-    actor = DeterministicActor(obs_size, action_size, hidden, start, shape, explore, smooth, smooth_bound)
-    critic = Critic(obs_size, action_size, hidden, critics, Scalar(), start, shape)
-    target, slow = copy.deepcopy(critic), copy.deepcopy(actor)
-    lessons: list[Lesson] = [
-        Bellman(critic, SoftBackup(slow, target, NoTemperature(), Minimum())),
-        GreedyValue(actor, critic, First(), actor_period),
-    ]
-    parts = {"latent": latent, "actor": actor, "critic": critic, "target": target, "slow_actor": slow}
-    plan = Schedule(batch, n_step, discount, updates_per_step, lr, clip)
-    targets = [Target(target, critic, tau), Target(slow, actor, tau)]
-    return Agent(latent, actor, parts, lessons, plan, start, targets=targets, device=device, compile=compile)
+@dataclass(frozen=True, kw_only=True)
+class Td3(Slow, Headed, Greedy):
+    """Twin delayed DDPG (Fujimoto et al. 2018): a deterministic actor with a slow copy, noise-smoothed targets.
+
+    The actor learns in every second update.
+    """
+
+    actor_period: int = 2
+    actor_alike: bool = True
+
+    def build(self, sizes: Sizes) -> Agent:
+        """See Options."""
+        start = self.start()
+        latent = self.latent(sizes, start)
+        actor = self.deterministic(latent, sizes, start, self.actor_shape())
+        critic = self.ensemble(latent, sizes, self.head(), start)
+        target, slow = copy.deepcopy(critic), copy.deepcopy(actor)
+        lessons: list[Lesson] = [
+            Bellman(critic, SoftBackup(slow, target, NoTemperature(), Minimum())),
+            GreedyValue(actor, critic, First(), self.actor_period),
+        ]
+        parts = {"critic": critic, "target": target, "slow_actor": slow}
+        targets = [Target(target, critic, self.tau), Target(slow, actor, self.tau)]
+        return self.agent(latent, actor, lessons, start, parts, targets=targets)
 
 
-def tqc(
-    obs_size: int,
-    action_size: int,
-    *,
-    seed: int = 0,
-    device: str = "cpu",
-    hidden: Sequence[int] = (256, 256),
-    critics: int = 5,
-    quantiles: int = 25,
-    drop: int = 2,
-    batch: int = 256,
-    lr: float = 3e-4,
-    clip: float = 0.0,
-    discount: float = 0.99,
-    n_step: int = 1,
-    tau: float = 0.005,
-    updates_per_step: int = 1,
-    actor_period: int = 1,
-    temperature: float = 1.0,
-    target_entropy: float | None = None,
-    normalize: bool = True,
-    norm: str = "none",
-    dtype: str = "auto",
-    compile: bool | None = None,
-) -> Agent:
-    """Truncated quantile critics (Kuznetsov et al. 2020): SAC whose target leaves out the most hopeful quantiles."""
-    start, shape = torch.Generator().manual_seed(seed), Shape(norm, dtype=compute_dtype(dtype, device))
-    latent = _latent(obs_size, normalize)
-    actor = GaussianActor(obs_size, action_size, hidden, start, Shape(dtype=shape.dtype))
-    critic = Critic(obs_size, action_size, hidden, critics, Quantiles(quantiles, device), start, shape)
-    target, heat = copy.deepcopy(critic), Temperature(temperature, _or(target_entropy, -float(action_size)))
-    lessons: list[Lesson] = [
-        Bellman(critic, TruncatedBackup(actor, target, heat, Mean(), drop)),
-        SoftValue(actor, critic, heat, Mean(), actor_period),
-        Tuning(heat, actor_period),
-    ]
-    parts = {"latent": latent, "actor": actor, "critic": critic, "target": target, "temperature": heat}
-    plan = Schedule(batch, n_step, discount, updates_per_step, lr, clip)
-    return Agent(latent, actor, parts, lessons, plan, start, targets=[Target(target, critic, tau)], device=device,
-                 compile=compile)
+@dataclass(frozen=True, kw_only=True)
+class Tqc(Slow, Soft):
+    """Truncated quantile critics (Kuznetsov et al. 2020): SAC whose target leaves out the most hopeful quantiles.
+
+    Each critic gives so many quantiles; the target is without the `drop` largest of each.
+    """
+
+    critics: int = 5
+    quantiles: int = 25
+    drop: int = 2
+
+    def build(self, sizes: Sizes) -> Agent:
+        """See Options."""
+        start, heat = self.start(), self.heat(sizes)
+        latent = self.latent(sizes, start)
+        actor = self.gaussian(latent, sizes, start)
+        critic = self.ensemble(latent, sizes, Quantiles(self.quantiles, self.device), start)
+        target = copy.deepcopy(critic)
+        lessons: list[Lesson] = [
+            Bellman(critic, TruncatedBackup(actor, target, heat, Mean(), self.drop)),
+            SoftValue(actor, critic, heat, Mean(), self.actor_period),
+            Tuning(heat, self.actor_period),
+        ]
+        parts = {"critic": critic, "target": target, "temperature": heat}
+        return self.agent(latent, actor, lessons, start, parts, targets=[Target(target, critic, self.tau)])
 
 
-def crossq(
-    obs_size: int,
-    action_size: int,
-    *,
-    seed: int = 0,
-    device: str = "cpu",
-    hidden: Sequence[int] = (256, 256),
-    critic_hidden: Sequence[int] = (1024, 1024),
-    critics: int = 2,
-    categories: int = 0,
-    batch: int = 256,
-    lr: float = 1e-3,
-    clip: float = 0.0,
-    discount: float = 0.99,
-    n_step: int = 1,
-    updates_per_step: int = 1,
-    actor_period: int = 3,
-    temperature: float = 1.0,
-    target_entropy: float | None = None,
-    normalize: bool = True,
-    unit: bool = False,
-    dtype: str = "auto",
-    compile: bool | None = None,
-) -> Agent:
+@dataclass(frozen=True, kw_only=True)
+class CrossQ(Ensemble, Headed, Soft):
     """CrossQ (Bhatt et al. 2024): wide batch-normalised critics that need no target network.
 
-    `categories` > 0 makes the critics categorical; `unit` keeps their hidden weights at norm 1.
+    The norm of a whole batch stands in for the target network.
     """
-    start, shape = torch.Generator().manual_seed(seed), Shape("batch", unit=unit, dtype=compute_dtype(dtype, device))
-    latent = _latent(obs_size, normalize)
-    actor = GaussianActor(obs_size, action_size, hidden, start, shape)
-    critic = Critic(obs_size, action_size, critic_hidden, critics, _head(categories, device), start, shape)
-    heat = Temperature(temperature, _or(target_entropy, -float(action_size)))
-    lessons: list[Lesson] = [
-        JointBellman(critic, SoftBackup(actor, critic, heat, Minimum())),
-        SoftValue(actor, critic, heat, Minimum(), actor_period),
-        Tuning(heat, actor_period),
-    ]
-    parts = {"latent": latent, "actor": actor, "critic": critic, "temperature": heat}
-    plan = Schedule(batch, n_step, discount, updates_per_step, lr, clip)
-    return Agent(latent, actor, parts, lessons, plan, start, device=device, compile=compile)
+
+    lr: float = 1e-3
+    norm: str = "batch"
+    critic_hidden: Sequence[int] | None = (1024, 1024)
+    actor_alike: bool = True
+    actor_period: int = 3
+
+    def build(self, sizes: Sizes) -> Agent:
+        """See Options."""
+        start, heat = self.start(), self.heat(sizes)
+        latent = self.latent(sizes, start)
+        actor = self.gaussian(latent, sizes, start)
+        critic = self.ensemble(latent, sizes, self.head(), start)
+        lessons: list[Lesson] = [
+            JointBellman(critic, SoftBackup(actor, critic, heat, Minimum())),
+            SoftValue(actor, critic, heat, Minimum(), self.actor_period),
+            Tuning(heat, self.actor_period),
+        ]
+        parts = {"critic": critic, "temperature": heat}
+        return self.agent(latent, actor, lessons, start, parts)
 
 
-def mrq(
-    obs_size: int,
-    action_size: int,
-    *,
-    seed: int = 0,
-    device: str = "cpu",
-    hidden: Sequence[int] = (512, 512, 512),
-    width: int = 512,
-    critics: int = 2,
-    batch: int = 256,
-    lr: float = 3e-4,
-    model_lr: float = 1e-4,
-    clip: float = 20.0,
-    discount: float = 0.99,
-    n_step: int = 3,
-    horizon: int = 5,
-    target_period: int = 250,
-    updates_per_step: int = 1,
-    explore: float = 0.2,
-    smooth: float = 0.2,
-    smooth_bound: float = 0.3,
-    price: float = 1e-5,
-    prioritized: float = 0.4,
-    normalize: bool = True,
-    dtype: str = "auto",
-    compile: bool | None = None,
-) -> Agent:
+@dataclass(frozen=True, kw_only=True)
+class MrQ(Acting, Greedy):
     """MR.Q (method 24): a deterministic actor and critics on latents that a model trains.
 
     Every `target_period` updates the targets are replaced at once and the model learns from as many batches.
+    `width` is the latents'; `price` that of the squared action before the tanh.
     """
-    start, compute = torch.Generator().manual_seed(seed), compute_dtype(dtype, device)
-    latent = ModelLatent(obs_size, action_size, width, start, normalize, compute)
-    shape, slow_latent = Shape("layer", "elu", dtype=compute), copy.deepcopy(latent)
-    actor = DeterministicActor(width, action_size, hidden, start, Shape("layer", dtype=compute), explore, smooth,
-                               smooth_bound)
-    critic, target = (PairCritic(one.pair, width, hidden, critics, Scalar(1.0), start, shape)
-                      for one in (latent, slow_latent))
-    slow, scale = copy.deepcopy(actor), RewardScale()
-    sync = Sync(target_period, [(target, critic), (slow, actor), (slow_latent, latent)], [scale.sync])
-    study = ModelStudy(latent, slow_latent, target_period, horizon, model_lr)
-    lessons: list[Lesson] = [
-        Bellman(critic, ScaledBackup(slow, target, NoTemperature(), Minimum(), scale)),
-        GreedyValue(actor, critic, Mean(), price=price),
-    ]
-    parts = {"latent": latent, "actor": actor, "critic": critic, "target": target, "slow_actor": slow,
-             "slow_latent": slow_latent, "scale": scale}
-    plan = Schedule(batch, n_step, discount, updates_per_step, lr, clip, prioritized)
-    return Agent(latent, actor, parts, lessons, plan, start, events=[sync], studies=[study], target_latent=slow_latent,
-                 device=device, compile=compile)
+
+    hidden: Sequence[int] = (512, 512, 512)
+    width: int = 512
+    model_lr: float = 1e-4
+    clip: float = 20.0
+    n_step: int = 3
+    horizon: int = 5
+    target_period: int = 250
+    explore: float = 0.2
+    smooth_bound: float = 0.3
+    price: float = 1e-5
+    prioritized: float = 0.4
+
+    def build(self, sizes: Sizes) -> Agent:
+        """See Options."""
+        start, dtype = self.start(), self.plain().dtype
+        latent = ModelLatent(self.latent(sizes, start), sizes.action, self.width, start, dtype)
+        actor = self.deterministic(latent, sizes, start, Shape("layer", dtype=dtype))
+        slow, slow_latent, scale = copy.deepcopy(actor), copy.deepcopy(latent), RewardScale()
+        shape = Shape("layer", "elu", dtype=dtype)
+        critic, target = (PairCritic(one.pair, self.width, self.hidden, self.critics, Scalar(1.0), start, shape)
+                          for one in (latent, slow_latent))
+        sync = Sync(self.target_period, [(target, critic), (slow, actor), (slow_latent, latent)], [scale.sync])
+        lessons: list[Lesson] = [
+            Bellman(critic, ScaledBackup(slow, target, NoTemperature(), Minimum(), scale)),
+            GreedyValue(actor, critic, Mean(), self.actor_period, price=self.price),
+        ]
+        parts = {"critic": critic, "target": target, "slow_actor": slow, "slow_latent": slow_latent,
+                 "scale": scale}
+        study = ModelStudy(latent, slow_latent, self.target_period, self.horizon, self.model_lr)
+        return self.agent(latent, actor, lessons, start, parts, events=[sync], studies=[study],
+                          target_latent=slow_latent)
 
 
-def cqn(
-    obs_size: int,
-    action_size: int,
-    *,
-    seed: int = 0,
-    device: str = "cpu",
-    hidden: Sequence[int] = (256, 256),
-    levels: int = 3,
-    bins: int = 5,
-    categories: int = 101,
-    batch: int = 256,
-    lr: float = 3e-4,
-    clip: float = 0.0,
-    discount: float = 0.99,
-    n_step: int = 3,
-    tau: float = 0.02,
-    updates_per_step: int = 1,
-    explore: float = 0.1,
-    normalize: bool = True,
-    norm: str = "layer",
-    dtype: str = "auto",
-    compile: bool | None = None,
-) -> Agent:
-    """Coarse-to-fine Q-network (method 284): no actor; the critic's best interval, cut again, `levels` times."""
-    start, shape = torch.Generator().manual_seed(seed), Shape(norm, dtype=compute_dtype(dtype, device))
-    latent = _latent(obs_size, normalize)
-    critic = CoarseCritic(obs_size, action_size, hidden, levels, bins, _head(categories, device), start, shape)
-    target, actor = copy.deepcopy(critic), CoarseActor(critic, explore)
-    parts = {"latent": latent, "critic": critic, "target": target}
-    plan = Schedule(batch, n_step, discount, updates_per_step, lr, clip)
-    return Agent(latent, actor, parts, [CoarseBellman(critic, target)], plan, start,
-                 targets=[Target(target, critic, tau)], device=device, compile=compile)
+@dataclass(frozen=True, kw_only=True)
+class Cqn(Values, Headed):
+    """Coarse-to-fine Q-network (method 284): no actor; the critic's best interval, cut again, level by level.
+
+    `levels` times the best of `bins` intervals is cut again; `explore` is the noise that acting adds.
+    """
+
+    levels: int = 3
+    bins: int = 5
+    categories: int = 101
+    n_step: int = 3
+    tau: float = 0.02
+    explore: float = 0.1
+    norm: str = "layer"
+
+    def build(self, sizes: Sizes) -> Agent:
+        """See Options."""
+        start = self.start()
+        latent = self.latent(sizes, start)
+        critic = CoarseCritic(latent.size, sizes.action, self.hidden, self.levels, self.bins, self.head(), start,
+                              self.shape())
+        target, actor = copy.deepcopy(critic), CoarseActor(critic, self.explore)
+        parts = {"critic": critic, "target": target}
+        return self.agent(latent, actor, [CoarseBellman(critic, target)], start, parts,
+                          targets=[Target(target, critic, self.tau)])
 
 
 class Recipe(NamedTuple):
-    """How an agent is built: a function, and the options in which this recipe differs from the function's defaults."""
+    """How an agent is built: a class of options, and those in which this recipe differs from its defaults."""
 
-    build: Callable[..., Agent]
+    kind: type[Options]
     about: str
     changes: dict[str, Any]
 
     def options(self) -> dict[str, Any]:
         """The keyword arguments with their defaults."""
-        parameters = inspect.signature(self.build).parameters.values()
-        defaults = {one.name: one.default for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY}
-        return defaults | self.changes
+        return {one.name: one.default for one in dataclasses.fields(self.kind)} | self.changes
 
 
 RECIPES = {
-    "sac": Recipe(sac, "soft actor-critic", {}),
+    "sac": Recipe(Sac, "soft actor-critic", {}),
     "default": Recipe(
-        sac, "what we would ship: SAC with layer-normalised critics, three-step returns, two updates a step",
+        Sac, "what we would ship: SAC with layer-normalised critics, three-step returns, two updates a step",
         {"norm": "layer", "n_step": 3, "updates_per_step": 2, "actor_period": 2, "temperature": 0.02}),
-    "td3": Recipe(td3, "twin delayed deterministic policy gradient", {}),
+    "td3": Recipe(Td3, "twin delayed deterministic policy gradient", {}),
     "redq": Recipe(
-        sac, "ten critics, a random pair in each target, 20 updates a step (Chen et al. 2021)",
+        Sac, "ten critics, a random pair in each target, 20 updates a step (Chen et al. 2021)",
         {"critics": 10, "subset": 2, "updates_per_step": 20, "actor_period": 20, "actor_asks": "mean"}),
     "droq": Recipe(
-        sac, "two critics with dropout and layer norm, 20 updates a step (Hiraoka et al. 2022)",
+        Sac, "two critics with dropout and layer norm, 20 updates a step (Hiraoka et al. 2022)",
         {"norm": "layer", "dropout": 0.01, "updates_per_step": 20, "actor_period": 20, "actor_asks": "mean"}),
     "rlpd": Recipe(
-        sac, "ten layer-normalised critics, 4 updates a step; half of each batch may be prior data (method 316)",
+        Sac, "ten layer-normalised critics, 4 updates a step; half of each batch may be prior data (method 316)",
         {"critics": 10, "subset": 2, "norm": "layer", "updates_per_step": 4, "actor_period": 4, "actor_asks": "mean",
          "entropy_share": 0.5}),
-    "tqc": Recipe(tqc, "truncated quantile critics", {}),
-    "crossq": Recipe(crossq, "batch-normalised critics without a target network", {}),
-    "maxinfo": Recipe(maxinfo, "SAC that also seeks what it would learn most from (method 74)", {}),
-    "cqn": Recipe(cqn, "coarse-to-fine critic without an actor (method 284)", {}),
-    "mrq": Recipe(mrq, "MR.Q: values of latents that a model trains (method 24)", {}),
+    "tqc": Recipe(Tqc, "truncated quantile critics", {}),
+    "crossq": Recipe(CrossQ, "batch-normalised critics without a target network", {}),
+    "maxinfo": Recipe(MaxInfo, "SAC that also seeks what it would learn most from (method 74)", {}),
+    "cqn": Recipe(Cqn, "coarse-to-fine critic without an actor (method 284)", {}),
+    "mrq": Recipe(MrQ, "MR.Q: values of latents that a model trains (method 24)", {}),
 }
 
 
@@ -406,15 +288,7 @@ def make(recipe: str, obs_size: int, action_size: int, **configuration: Any) -> 
     unknown = [name for name in configuration if name not in known]
     if unknown:
         raise ValueError(f"{recipe} has no option {', '.join(unknown)}; it has {', '.join(known)}")
-    return RECIPES[recipe].build(obs_size, action_size, **known | configuration)
-
-
-def _latent(obs_size: int, normalize: bool) -> Identity | RunningNorm:
-    return RunningNorm(obs_size) if normalize else Identity()
-
-
-def _head(categories: int, device: str) -> Head:
-    return TwoHot(categories, device=device) if categories else Scalar()
+    return RECIPES[recipe].kind(**known | configuration).build(Sizes(obs_size, action_size))
 
 
 def _reduction(name: str) -> Reduction:
@@ -422,7 +296,3 @@ def _reduction(name: str) -> Reduction:
     if name not in choices:
         raise ValueError(f"actor_asks is {name!r}; it is one of {', '.join(choices)}")
     return choices[name]
-
-
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value

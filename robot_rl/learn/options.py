@@ -1,0 +1,163 @@
+"""Options of recipes, in groups, each with the parts that it alone decides.
+
+A recipe is made of groups and of options of its own; a user sees their fields in one flat list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import nn
+
+from robot_rl.learn.actors import Actor, DeterministicActor, GaussianActor
+from robot_rl.learn.agent import Agent, Schedule
+from robot_rl.learn.critics import Critic, Head, Scalar, TwoHot
+from robot_rl.learn.latents import Identity, Latent, RunningNorm
+from robot_rl.learn.nets import Shape, compute_dtype
+from robot_rl.learn.objectives import Lesson, Temperature
+
+
+class Sizes(NamedTuple):
+    """What an agent sees and does, in numbers."""
+
+    obs: int
+    action: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Of every learner: seed, data, budget, arithmetic."""
+
+    seed: int = 0
+    device: str = "cpu"
+    hidden: Sequence[int] = (256, 256)
+    batch: int = 256
+    lr: float = 3e-4
+    clip: float = 0.0
+    discount: float = 0.99
+    n_step: int = 1
+    updates_per_step: int = 1
+    prioritized: float = 0.0
+    normalize: bool = True
+    dtype: str = "auto"
+    compile: bool | None = None
+
+    def start(self) -> torch.Generator:
+        """What the first weights are drawn from."""
+        return torch.Generator().manual_seed(self.seed)
+
+    def plain(self) -> Shape:
+        """Of networks without any of the options that shape critics."""
+        return Shape(dtype=compute_dtype(self.dtype, self.device))
+
+    def latent(self, sizes: Sizes, start: torch.Generator) -> Identity | RunningNorm:
+        """What the actor and the critics see of an observation: chosen here only."""
+        return RunningNorm(sizes.obs) if self.normalize else Identity(sizes.obs)
+
+    def build(self, sizes: Sizes) -> Agent:
+        """The agent that learns what these options say."""
+        raise NotImplementedError
+
+    def agent(self, latent: Latent, actor: Actor, lessons: Sequence[Lesson], start: torch.Generator,
+              parts: Mapping[str, nn.Module], **more: Any) -> Agent:
+        """The agent of these parts and of the two that every agent has; see Agent."""
+        parts = {"latent": cast(nn.Module, latent), "actor": actor, **parts}
+        plan = Schedule(self.batch, self.n_step, self.discount, self.updates_per_step, self.lr, self.clip,
+                        self.prioritized)
+        return Agent(latent, actor, parts, lessons, plan, start, device=self.device, compile=self.compile, **more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Values(Options):
+    """Of critics that see the observation: how their networks are built."""
+
+    norm: str = "none"
+    residual: bool = False
+    unit: bool = False
+
+    def shape(self) -> Shape:
+        """Of the critics' networks."""
+        return replace(self.plain(), norm=self.norm, residual=self.residual, unit=self.unit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headed(Options):
+    """Of critics whose value is a number, or with `categories` above 0 a distribution over so many."""
+
+    categories: int = 0
+
+    def head(self) -> Head:
+        """What the outputs of the critics mean."""
+        return TwoHot(self.categories, device=self.device) if self.categories else Scalar()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Acting(Options):
+    """Of critics beside an actor, which learns in every `actor_period`-th update."""
+
+    critics: int = 2
+    actor_period: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensemble(Acting, Values):
+    """Of an ensemble of critics; `actor_alike` gives the actor the shape of their networks."""
+
+    critic_hidden: Sequence[int] | None = None
+    actor_alike: bool = False
+
+    def actor_shape(self) -> Shape:
+        """Of the actor's network."""
+        return self.shape() if self.actor_alike else self.plain()
+
+    def gaussian(self, latent: Latent, sizes: Sizes, start: torch.Generator) -> GaussianActor:
+        """A stochastic actor."""
+        return GaussianActor(latent.size, sizes.action, self.hidden, start, self.actor_shape())
+
+    def ensemble(self, latent: Latent, sizes: Sizes, head: Head, start: torch.Generator) -> Critic:
+        """The critics."""
+        hidden = self.critic_hidden or self.hidden
+        return Critic(latent.size, sizes.action, hidden, self.critics, head, start, self.shape())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slow(Ensemble):
+    """Of critics with slow copies, `tau` of the way behind, and the share `dropout` of their units left out."""
+
+    tau: float = 0.005
+    dropout: float = 0.0
+
+    def shape(self) -> Shape:
+        """Of the critics' networks."""
+        return replace(super().shape(), dropout=self.dropout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Soft(Options):
+    """Of a tuned price of entropy; the target entropy is -A times `entropy_share` unless it is given."""
+
+    temperature: float = 1.0
+    target_entropy: float | None = None
+    entropy_share: float = 1.0
+
+    def heat(self, sizes: Sizes) -> Temperature:
+        """The price."""
+        usual = -sizes.action * self.entropy_share
+        return Temperature(self.temperature, usual if self.target_entropy is None else self.target_entropy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Greedy(Options):
+    """Of a deterministic actor: the noise that acting adds, and the bounded noise in targets."""
+
+    explore: float = 0.1
+    smooth: float = 0.2
+    smooth_bound: float = 0.5
+
+    def deterministic(self, latent: Latent, sizes: Sizes, start: torch.Generator, shape: Shape) -> DeterministicActor:
+        """The actor."""
+        return DeterministicActor(latent.size, sizes.action, self.hidden, start, shape, self.explore, self.smooth,
+                                  self.smooth_bound)
