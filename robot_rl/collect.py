@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from robot_rl.evaluate import episode_seed
+from robot_rl.observe import Observation, alone
 from robot_rl.replay import Replay
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ BLOCK = 256  # random actions drawn at a time
 class Agent(Protocol):
     """The four verbs of a learner; everything that trains or acts here knows no more of it than this."""
 
-    def act(self, obs: np.ndarray, carry: Any = None, explore: bool = True) -> tuple[np.ndarray, Any]:
+    def act(self, obs: Observation, carry: Any = None, explore: bool = True) -> tuple[np.ndarray, Any]:
         """Observations (B, O) → actions (B, A)."""
 
     def update(self, data: Any) -> dict[str, Any]:
@@ -54,7 +55,7 @@ class Collector:
         self.steps = self.episodes = 0
         self._rng = np.random.default_rng([seed, 7])
         self._drawn: list[np.ndarray] = []  # random actions to come, the next one last: drawn together, 20 times faster
-        self._observation: np.ndarray | None = None
+        self._observation: Observation | None = None
         self._return, self._length = 0.0, 0
 
     def step(self) -> EpisodeEnd | None:
@@ -91,7 +92,7 @@ class Collector:
         self._rng.bit_generator.state = state["rng"]
         self._drawn = list(state.get("drawn", ()))  # older checkpoints drew one at a time
 
-    def _begin(self) -> np.ndarray:
+    def _begin(self) -> Observation:
         observation, _ = self.env.reset(seed=episode_seed(self.seed, self.episodes))
         self._return, self._length = 0.0, 0
         self.replay.begin(observation)
@@ -103,5 +104,5 @@ class Collector:
             self._drawn = list(self._rng.uniform(-1.0, 1.0, shape).astype(np.float32)[::-1])
         return self._drawn.pop()
 
-    def _act(self, observation: np.ndarray) -> np.ndarray:
-        return self.agent.act(observation[None], None, explore=True)[0][0]
+    def _act(self, observation: Observation) -> np.ndarray:
+        return self.agent.act(alone(observation), None, explore=True)[0][0]

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from robot_rl.log import progress
+from robot_rl.observe import Observation
 
 if TYPE_CHECKING:
     import gymnasium
 
-Act = Callable[[np.ndarray], np.ndarray]
-"""Observation (O,) float32 → action (A,) in [-1, 1]."""
+Act = Callable[[Observation], np.ndarray]
+"""Observation → action (A,) in [-1, 1]."""
 Z95 = 1.959963984540054
 
 

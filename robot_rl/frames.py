@@ -1,38 +1,41 @@
 """Replay memory for cameras: every frame is kept once, as bytes, and stacked when it is sampled.
 
-The rows, segments and draws are those of `Replay`; what a row holds in place of an observation is where its frame lies
-and how many frames of the segment came before it, as far as a stack reaches back.
+The rows, segments and draws are those of `Replay`; before the state a row holds where its frame lies and how many
+frames of the segment came before it, as far as a stack reaches back.
 
-Axes: B batch, T time, S stack, C channels of one frame, H height, W width, A action.
+Axes: B batch, T time, S stack, C channels of one frame, H height, W width, O state, A action.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from robot_rl import memory
-from robot_rl.replay import NOTHING, Batch, Replay
+from robot_rl.observe import Observation
+from robot_rl.replay import Batch, Replay
 
 EXACT = 2**24  # below this every whole number is a float32
+PLACE = 2  # columns of a row before the state: the frame's place, and its age in the segment
 
 
 class FrameReplay(Replay):
-    """A ring of `capacity` rows whose observations (S * C, H, W) uint8 are the newest S frames, oldest first.
+    """A ring of `capacity` rows of observations {"state": (O,), "frames": (S * C, H, W) uint8}, newest frame last.
 
     At a segment's start the first frame is repeated, as environments do at a reset: older frames in the observation
     given to `begin` are not kept. A step costs one frame, a segment one more, the ring S - 1 more.
     """
 
-    def __init__(self, capacity: int, frame: tuple[int, int, int], stack: int, action_size: int, seed: int = 0,
-                 prioritized: float = 0.0) -> None:
-        """`frame` is (C, H, W), `stack` is S."""
+    def __init__(self, capacity: int, frame: tuple[int, int, int], stack: int, state_size: int, action_size: int,
+                 seed: int = 0, prioritized: float = 0.0) -> None:
+        """`frame` is (C, H, W), `stack` is S, `state_size` O, which may be 0."""
         if stack < 1 or capacity + stack > EXACT:
             raise ValueError(f"replay: {capacity} rows of {stack} stacked frames; at least 1, together at most {EXACT}")
         size = int(np.prod(frame))
         memory.demand(capacity * size, f"replay: {capacity:,} frames of {size:,} bytes")
-        super().__init__(capacity, 2, action_size, seed, prioritized)
+        super().__init__(capacity, PLACE + state_size, action_size, seed, prioritized)
         self.frame, self.stack = frame, stack
         self._frames = np.zeros((capacity + stack - 1, *frame), np.uint8)  # the oldest row's stack reaches S - 1 back
         self._age = 0  # frames before the newest in its segment, at most S - 1
@@ -47,44 +50,49 @@ class FrameReplay(Replay):
         """Frames that a full ring has room for."""
         return len(self._frames)
 
-    def begin(self, obs: np.ndarray) -> None:
-        """Start a segment at `obs` (S * C, H, W) uint8. A segment that was left open ends as if truncated."""
+    def begin(self, obs: Observation) -> None:
+        """Start a segment at `obs`. A segment that was left open ends as if truncated. Raises NotFinite."""
         self._age = 0
         super().begin(obs)
 
-    def step(self, action: np.ndarray, reward: float, obs: np.ndarray, terminated: bool, truncated: bool) -> None:
-        """Add the step that took `action` (A,) in [-1, 1] and led to `obs` (S * C, H, W) uint8."""
+    def step(self, action: np.ndarray, reward: float, obs: Observation, terminated: bool, truncated: bool) -> None:
+        """Add the step that took `action` (A,) in [-1, 1] and led to `obs`. Raises NotFinite."""
         self._age = min(int(self._rows[self._head % self.capacity, 1]) + 1, self.stack - 1)
         super().step(action, reward, obs, terminated, truncated)
 
     def sample(self, batch: int, horizon: int = 1, n_step: int = 1, discount: float = 0.99) -> Batch:
-        """As `Replay.sample`, with obs and next_obs (B, S * C, H, W) or (B, T, S * C, H, W) uint8.
+        """As `Replay.sample`, with the states as obs and next_obs, and beside them what was seen.
 
-        With one step and no horizon the two are views of the same frames, (B, S + 1, C, H, W), not to be written to.
+        frames and next_frames are (B, S * C, H, W) or (B, T, S * C, H, W) uint8. With one step and no horizon they are
+        views of the same frames, (B, S + 1, C, H, W), not to be written to.
         """
         drawn = super().sample(batch, horizon, n_step, discount)
+        places = {"frames": drawn["obs"][..., :PLACE], "next_frames": drawn["next_obs"][..., :PLACE]}
+        drawn |= {key: drawn[key][..., PLACE:] for key in ("obs", "next_obs")}
         if horizon == 1 and n_step == 1:
-            frames = self._gather(drawn["obs"], np.arange(self.stack - 1, -2, -1))
-            return drawn | {"obs": _merge(frames[:, :-1]), "next_obs": _merge(frames[:, 1:])}
+            frames = self._gather(places["frames"], np.arange(self.stack - 1, -2, -1))
+            return drawn | {"frames": _merge(frames[:, :-1]), "next_frames": _merge(frames[:, 1:])}
         back = np.arange(self.stack - 1, -1, -1)
-        return drawn | {key: _merge(self._gather(drawn[key], back)) for key in ("obs", "next_obs")}
+        return drawn | {key: _merge(self._gather(where, back)) for key, where in places.items()}
 
     def _gather(self, where: np.ndarray, back: np.ndarray) -> np.ndarray:
         """The frames `back` (S',) before those at `where` (..., 2), none before its segment: (..., S', C, H, W)."""
         place, age = (where[..., column, None].astype(np.int64) for column in range(2))
         return self._frames.take((place - np.minimum(back, age)) % len(self._frames), axis=0)
 
-    def _check(self, obs: np.ndarray, action: np.ndarray, reward: float) -> None:
+    def _check(self, obs: Any, action: np.ndarray, reward: float) -> None:
         channels, height, width = self.frame
-        if obs.shape != (self.stack * channels, height, width) or obs.dtype != np.uint8:
-            raise ValueError(f"replay: an observation is {obs.dtype} {obs.shape}, {self.stack} frames of {self.frame} "
-                             f"are uint8 {(self.stack * channels, height, width)}")
-        super()._check(NOTHING, action, reward)
+        wanted = (self.obs_size - PLACE,), (self.stack * channels, height, width)
+        state, frames = obs["state"], obs["frames"]
+        if (state.shape, frames.shape) != wanted or frames.dtype != np.uint8:
+            raise ValueError(f"replay: an observation is a state {state.shape} and {frames.dtype} {frames.shape}, here "
+                             f"they are {wanted[0]} and uint8 {wanted[1]}, {self.stack} frames of {self.frame}")
+        super()._check(state, action, reward)
 
-    def _put(self, obs: np.ndarray) -> None:
+    def _put(self, obs: Any) -> None:
         place = (self._head + 1) % len(self._frames)
-        self._frames[place] = obs[-self.frame[0] :]
-        super()._put(np.array((place, self._age), np.float32))
+        self._frames[place] = obs["frames"][-self.frame[0] :]
+        super()._put(np.concatenate(((place, self._age), obs["state"]), dtype=np.float32))
 
     def state_dict(self) -> Batch:
         """As `Replay.state_dict`, with the frames in use, from the oldest on."""
@@ -108,9 +116,9 @@ class FrameReplay(Replay):
 
 
 def shared(batch: Batch) -> np.ndarray | None:
-    """The frames (B, S + 1, C, H, W) that a batch's obs and next_obs are two views of; None where they are not."""
-    obs, following = batch["obs"], batch["next_obs"]
-    return obs.base if obs.base is not None and obs.base is following.base and obs.base.ndim == 5 else None
+    """The frames (B, S + 1, C, H, W) of which a batch's two are views; None where they are not."""
+    now, following = batch["frames"], batch["next_frames"]
+    return now.base if now.base is not None and now.base is following.base and now.base.ndim == 5 else None
 
 
 def _merge(frames: np.ndarray) -> np.ndarray:

@@ -10,6 +10,13 @@ import numpy as np
 from robot_rl.spec import PolicySpec, Term
 
 Values = dict[str, np.ndarray]
+Observation = np.ndarray | dict[str, np.ndarray]
+"""(O,) float32; of a policy that sees {"state": (O,) float32, "frames": (C, H, W) uint8}."""
+
+
+def alone(observation: Observation) -> Observation:
+    """An observation as a batch of one."""
+    return {k: v[None] for k, v in observation.items()} if isinstance(observation, dict) else observation[None]
 
 
 @dataclass

@@ -14,11 +14,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from robot_rl import memory
+from robot_rl.observe import Observation
 from robot_rl.priorities import Priorities
 
 Batch = dict[str, np.ndarray]
@@ -76,7 +77,7 @@ class Replay:
         """Memory of a full ring, bytes."""
         return self._rows.nbytes + self._starts.nbytes + (self._priorities.nbytes if self._priorities else 0)
 
-    def begin(self, obs: np.ndarray) -> None:
+    def begin(self, obs: Observation) -> None:
         """Start a segment at `obs` (O,). A segment that was left open ends as if truncated. Raises NotFinite."""
         self._check(obs, NOTHING, 0.0)
         lone = self._open and not (self._last > self._first and self._newest_start() == self._head - 1)
@@ -85,7 +86,7 @@ class Replay:
         self._put(obs)
         self._open = True
 
-    def step(self, action: np.ndarray, reward: float, obs: np.ndarray, terminated: bool, truncated: bool) -> None:
+    def step(self, action: np.ndarray, reward: float, obs: Observation, terminated: bool, truncated: bool) -> None:
         """Add the step that took `action` (A,) in [-1, 1] and led to `obs` (O,). Raises NotFinite."""
         if not self._open:
             raise RuntimeError("replay: step() outside a segment: call begin(obs) after an episode has ended")
@@ -193,7 +194,7 @@ class Replay:
         }
         return batch if horizon > 1 else {key: value[:, 0] for key, value in batch.items()}
 
-    def _check(self, obs: np.ndarray, action: np.ndarray, reward: float) -> None:
+    def _check(self, obs: Any, action: np.ndarray, reward: float) -> None:
         """Refuse a NaN or an infinity. The sum of squares, which may overflow, only tells when to look closer."""
         if math.isfinite(reward + obs.dot(obs) + action.dot(action)):
             return
@@ -206,7 +207,7 @@ class Replay:
     def _newest_start(self) -> int:
         return int(self._starts[(self._last - 1) % self.capacity])
 
-    def _put(self, obs: np.ndarray) -> None:
+    def _put(self, obs: Any) -> None:
         """Write `obs` as the newest row, over the oldest one once the ring is full."""
         self._head += 1
         gone = self._head - self.capacity

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from robot_rl.replay import Replay
 
 PRIOR_CAPACITY = 500_000  # rows
+SEEN_CAPACITY = 50_000  # of frames
 
 
 def options(recipe: str, settings: Iterable[str]) -> dict[str, Any]:
@@ -52,7 +53,6 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     from robot_rl.collect import Collector
     from robot_rl.learn import checkpoint
     from robot_rl.log import Log
-    from robot_rl.replay import Replay
     from robot_rl.train import Plan, Training, discount_for
     use_threads(threads)
     env = sim.make(config.task, config.robot, config.action_repeat)
@@ -61,7 +61,7 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     state = checkpoint.load(run.checkpoint) if resume and run.checkpoint.exists() else None
     prior = _prior(config, contract, read=state is None)  # a checkpoint holds what the bags said when the run began
     capacity = min(config.capacity, 2 * config.steps + 1_000)
-    replay = Replay(capacity, contract.observation_size, contract.action_size, config.seed, _power(config))
+    replay = memory_for(contract, config, capacity, config.seed)
     if not resume:
         horizon = discount_for(round(contract.time_limit_s * contract.rate_hz))
         config = msgspec.structs.replace(config, options={"discount": horizon} | config.options)
@@ -91,13 +91,22 @@ def _power(config: RunConfig) -> float:
     return float((recipes.options(config.recipe) | config.options).get("prioritized", 0.0))
 
 
+def memory_for(contract: PolicySpec, config: RunConfig, capacity: int, seed: int) -> Replay:
+    """A memory of `capacity` rows for what a contract's policy observes, drawn from as the recipe wants it."""
+    from robot_rl.frames import FrameReplay
+    from robot_rl.replay import Replay
+    state, action, power, vision = contract.observation_size, contract.action_size, _power(config), contract.vision
+    if vision is None:
+        return Replay(capacity, state, action, seed, power)
+    return FrameReplay(capacity, vision.frame, vision.stack, state, action, seed, power)
+
+
 def _prior(config: RunConfig, contract: PolicySpec, read: bool = True) -> Replay | None:
     """The memory of a configuration's bags; empty, for a checkpoint to fill, unless they are to be `read`."""
     from robot_rl.finetune import bags_in, fill
-    from robot_rl.replay import Replay
     if config.prior is None:
         return None
-    prior = Replay(PRIOR_CAPACITY, contract.observation_size, contract.action_size, config.seed + 1, _power(config))
+    prior = memory_for(contract, config, SEEN_CAPACITY if contract.vision else PRIOR_CAPACITY, config.seed + 1)
     if read:
         steps, refused = fill(prior, bags_in(Path(config.prior)), contract)
         for line in refused:
@@ -112,6 +121,7 @@ def evaluate(policy: Path, episodes: int, robot: str | None, seed: int, gap: str
     """Evaluate an exported policy, or a run's newest checkpoint, in simulation."""
     import sim
     from robot_rl.evaluate import evaluate as run_episodes
+    from robot_rl.observe import alone
     extra: dict[str, Any] = {}
     if gap:
         from sim.randomize import Gap
@@ -119,7 +129,7 @@ def evaluate(policy: Path, episodes: int, robot: str | None, seed: int, gap: str
     if policy.is_dir():
         run = Run(policy)
         agent, config, _ = load_agent(run)
-        contract, act = run.contract, lambda o: agent.act(o[None], None, explore=False)[0][0]
+        contract, act = run.contract, lambda o: agent.act(alone(o), None, explore=False)[0][0]
         robot, action_repeat = robot or config.robot, config.action_repeat
     else:
         from robot_rl.policy import Policy
@@ -140,7 +150,8 @@ def export(folder: Path, out: Path) -> dict[str, Any]:
 def write_policy(agent: Agent, contract: PolicySpec, out: Path) -> dict[str, Any]:
     """One ONNX file from an agent, checked against torch, renamed into place."""
     from robot_rl.learn.export import export as write
-    difference = write(agent.policy(), contract.observation_size, contract.action_size, contract.to_json(), out)
+    difference = write(agent.policy(), contract.observation_size, contract.action_size, contract.to_json(), out,
+                       contract.vision.shape if contract.vision else None)
     return {"largest_difference": difference, "bytes": out.stat().st_size}
 
 
@@ -157,8 +168,9 @@ def make_agent(config: RunConfig, contract: PolicySpec, device: str = "auto") ->
 
     from robot_rl.learn import recipes
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    return recipes.make(config.recipe, contract.observation_size, contract.action_size, seed=config.seed,
-                        device=where, **config.options)
+    return recipes.make(config.recipe, contract.observation_size, contract.action_size,
+                        contract.vision.shape if contract.vision else None, seed=config.seed, device=where,
+                        **config.options)
 
 
 def acting(task: str, recipe: str) -> Agent:
@@ -264,7 +276,6 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
     from robot_rl.finetune import Finetuning, bags_in
     from robot_rl.learn import checkpoint
     from robot_rl.log import Log
-    from robot_rl.replay import Replay
     from robot_rl.spec import load_robot
     use_threads(threads)
     origin, run = Run(source), Run(out)
@@ -272,8 +283,8 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
     base = run.config if resuming else origin.config
     config = msgspec.structs.replace(base, options=base.options | options(base.recipe, changes))
     contract = origin.contract.on(load_robot(robot), f"run {source}")
-    prior, online = (Replay(capacity, contract.observation_size, contract.action_size, seed + k, _power(config))
-                     for k, capacity in enumerate((500_000, 200_000)))
+    prior, online = (memory_for(contract, config, SEEN_CAPACITY if contract.vision else capacity, seed + k)
+                     for k, capacity in enumerate((PRIOR_CAPACITY, 200_000)))
     agent = make_agent(config, contract)
     start = run.checkpoint if resuming else origin.checkpoint
     state = checkpoint.load(start)

@@ -290,6 +290,25 @@ class ActionSpec(Data, kw_only=True):
             raise ValueError(f"action.filter={self.filter} is outside (0, 1]")
 
 
+class Vision(Data, kw_only=True):
+    """What a policy sees: the newest `stack` images of some cameras, all brought to one size in pixels."""
+
+    cameras: tuple[str, ...]
+    height: int = 64
+    width: int = 64
+    stack: int = 1
+
+    @property
+    def frame(self) -> tuple[int, int, int]:
+        """(C, H, W) of all cameras at one time: r, g, b of each, in their order."""
+        return 3 * len(self.cameras), self.height, self.width
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the policy sees, oldest first."""
+        return self.stack * 3 * len(self.cameras), self.height, self.width
+
+
 class PolicySpec(Data, kw_only=True):
     """Everything that a policy needs to run anywhere: the robot, the observation, the action, reward and success."""
 
@@ -306,6 +325,7 @@ class PolicySpec(Data, kw_only=True):
     rewards: tuple[Reward, ...] = ()
     success: Success | None = None
     goal: Goal | None = None
+    vision: Vision | None = None
     trained: dict[str, Any] = {}
     """Recipe, its arguments, seed, steps and code version."""
 

@@ -34,7 +34,6 @@ TRAIN = (sys.executable, "-m", "robot_rl.cli", "train")
 RETURNS = ("observation", "task", "recipe", "seed", "env_steps", "return")
 RUNS = ("observation", "task", "recipe", "seed", "decisions", "env_steps", "seconds", "return", "action_rate", "energy",
         "finished")
-OBSERVATION = "state"  # what every recipe learns from so far
 DERIVED = {"discount"}  # options that `train` fills in from the task where none are given
 
 
@@ -55,6 +54,11 @@ class Result:
     def task(self) -> str:
         """The task's name without its suite, as public tables have it."""
         return self.config.task.partition(":")[2] or self.config.task
+
+    @property
+    def observation(self) -> str:
+        """What it learned from, as public tables have it."""
+        return "pixels" if self.config.task.startswith("dmc-pixels:") else "state"
 
     @property
     def finished(self) -> bool:
@@ -215,7 +219,7 @@ def write_tables(out: Path) -> dict[str, str]:
     """Write returns.csv and runs.csv of what is below `out`; returns their paths by `returns` and `table`."""
     found = results(out)
     write_atomic(out / "returns.csv", _csv(RETURNS, (
-        (OBSERVATION, r.task, r.config.recipe, r.config.seed, step, value)
+        (r.observation, r.task, r.config.recipe, r.config.seed, step, value)
         for r in found for step, value in zip(r.steps.tolist(), r.returns.tolist(), strict=True))))
     write_atomic(out / "runs.csv", _csv(RUNS, (_row(r) for r in found)))
     return {"returns": str(out / "returns.csv"), "table": str(out / "runs.csv")}
@@ -226,7 +230,7 @@ def _row(result: Result) -> tuple[Any, ...]:
     step = last.get("step", 0)
     figures = (last.get(key, "") for key in ("time/seconds", "evaluate/return_mean", "evaluate/action_rate",
                                              "evaluate/energy"))
-    return (OBSERVATION, result.task, config.recipe, config.seed, step, step * config.action_repeat, *figures,
+    return (result.observation, result.task, config.recipe, config.seed, step, step * config.action_repeat, *figures,
             str(result.finished).lower())
 
 

@@ -27,7 +27,10 @@ def write_suite_report(folder: Path, out: Path, curves: Path | None = None, base
     if curves is None and PUBLIC_CURVES.exists():
         curves = PUBLIC_CURVES
     found = results(folder)
-    compared = Comparison(found, read_public(curves) if curves else [])
+    observed = sorted({result.observation for result in found})
+    if len(observed) > 1:
+        raise SpecError(f"{folder}: runs from {' and from '.join(observed)}; give each kind a folder of its own")
+    compared = Comparison(found, read_public(curves, *observed) if curves else [])
     if not compared.results:
         raise SpecError(f"{folder}: no evaluated run below it; make some with `robot-rl suite run --out {folder}`")
     if baseline is not None and baseline not in compared.recipes:

@@ -39,7 +39,8 @@ def task_spec(name: str, robot: str | None = None) -> tuple[PolicySpec, str]:
     if name not in tasks():
         close = difflib.get_close_matches(name, _TASKS, 1)
         raise SpecError(f"task '{name}' is unknown{f' (did you mean {close[0]}?)' if close else ''}; there are "
-                        f"{', '.join(tasks())}, dmc:<domain>-<task> and gym:<id>")
+                        f"{', '.join(tasks())}, dmc:<domain>-<task>, "
+                        "dmc-pixels:<domain>-<task> and gym:<id>")
     function, default = _TASKS[name]
     return function(load_robot(robot or default)), robot or default
 
@@ -63,9 +64,11 @@ def env_spec(env: gymnasium.Env, name: str) -> PolicySpec:
         return contract
     rate = getattr(env.unwrapped, "rate_hz", None) or 1.0
     limit = getattr(env.unwrapped, "max_steps", None) or 0
-    assert env.observation_space.shape and env.action_space.shape
-    return PolicySpec(task=name, rate_hz=rate, time_limit_s=limit / rate,
-                      observation_size=env.observation_space.shape[0], action_size=env.action_space.shape[0])
+    seen = env.observation_space
+    size, = (seen["state"] if isinstance(seen, gymnasium.spaces.Dict) else seen).shape or (0,)
+    actions, = env.action_space.shape or (0,)
+    return PolicySpec(task=name, rate_hz=rate, time_limit_s=limit / rate, observation_size=size, action_size=actions,
+                      vision=getattr(env.unwrapped, "vision", None))
 
 
 from sim import lift, reach, swingup  # noqa: E402, F401  (each task family registers itself)

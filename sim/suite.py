@@ -1,4 +1,7 @@
-"""Environments from elsewhere, in the form that training expects: `dmc:<domain>-<task>` and `gym:<id>`."""
+"""Environments from elsewhere, in the form that training expects: `dmc:<domain>-<task>` and `gym:<id>`.
+
+`dmc-pixels:<domain>-<task>` shows the task's camera, three stacked images of 84 x 84, and no state.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from robot_rl.spec import SpecError
+from robot_rl.spec import SpecError, Vision
 from sim.offscreen import Offscreen
 
+CAMERAS = {"quadruped": 2}  # the camera of published results from pixels, where it is not the first
 UNBOUNDED = 1e6  # suites write a missing bound as infinity or as a huge number
 Step = tuple[np.ndarray, float, bool, bool, dict[str, Any]]
 
@@ -29,11 +33,12 @@ def make(task: str, action_repeat: int = 1, seed: int | None = None, render_mode
     if action_repeat < 1:
         raise SpecError(f"action_repeat={action_repeat} must be at least 1")
     suite, _, name = task.partition(":")
-    if suite not in ("dmc", "gym"):
-        raise SpecError(f"task '{task}': suites are dmc:<domain>-<task> and gym:<id>")
+    if suite not in ("dmc", "dmc-pixels", "gym"):
+        raise SpecError(f"task '{task}': suites are dmc:<domain>-<task>, dmc-pixels:<domain>-<task> and gym:<id>")
     with _quiet():
-        env: gymnasium.Env = _Dmc(name, render_mode) if suite == "dmc" else _gym(name, render_mode)
-    return Suite(env, task, action_repeat, seed)
+        env: gymnasium.Env = _gym(name, render_mode) if suite == "gym" else _Dmc(name, render_mode)
+    flat = Suite(env, task, action_repeat, seed)
+    return Seen(flat, env) if suite == "dmc-pixels" and isinstance(env, _Dmc) else flat
 
 
 class Suite(gymnasium.Env[np.ndarray, np.ndarray]):
@@ -102,6 +107,48 @@ class Suite(gymnasium.Env[np.ndarray, np.ndarray]):
         return np.asarray(spaces.flatten(self._env.observation_space, observation), dtype=np.float32)
 
 
+class Seen(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
+    """A task of the dm_control suite as its camera shows it: {"state": (0,), "frames": (9, 84, 84) uint8}."""
+
+    vision = Vision(cameras=("task",), height=84, width=84, stack=3)  # what published results from pixels use
+
+    def __init__(self, suite: Suite, inner: _Dmc) -> None:
+        self._suite, self._inner, self.rate_hz, self.max_steps = suite, inner, suite.rate_hz, suite.max_steps
+        self.metadata, self.render_mode, self.action_space = suite.metadata, suite.render_mode, suite.action_space
+        self.observation_space = spaces.Dict({  # type: ignore[assignment]
+            "state": spaces.Box(-np.inf, np.inf, (0,), np.float32),
+            "frames": spaces.Box(0, 255, self.vision.shape, np.uint8)})
+        self._frames = np.zeros((self.vision.stack, *self.vision.frame), np.uint8)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None
+              ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Start an episode, whose first image fills the stack."""
+        _, info = self._suite.reset(seed=seed, options=options)
+        self._frames[:] = self._look()
+        return self._observation(), info
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """As the suite's, with the image after the held steps."""
+        _, reward, terminated, truncated, info = self._suite.step(action)
+        self._frames[:-1] = self._frames[1:]
+        self._frames[-1] = self._look()
+        return self._observation(), reward, terminated, truncated, info
+
+    def render(self) -> Any:
+        """As the suite's."""
+        return self._suite.render()
+
+    def close(self) -> None:
+        """Free what the environment holds."""
+        self._suite.close()
+
+    def _look(self) -> np.ndarray:
+        return self._inner.picture(self.vision.width, self.vision.height).transpose(2, 0, 1)
+
+    def _observation(self) -> dict[str, np.ndarray]:
+        return {"state": np.zeros(0, np.float32), "frames": self._frames.reshape(self.vision.shape).copy()}
+
+
 class _Dmc(gymnasium.Env[np.ndarray, np.ndarray]):
     """A task of the dm_control suite. Its time limit truncates; only a discount of 0 terminates."""
 
@@ -113,7 +160,8 @@ class _Dmc(gymnasium.Env[np.ndarray, np.ndarray]):
         # a fixed seed here, because some tasks draw their model with it, and reset(seed) must determine everything
         self._env = suite.load(*known[name], task_kwargs={"random": 0})
         self.render_mode = render_mode
-        self._picture: Offscreen | None = None
+        self._camera = CAMERAS.get(known[name][0], 0)
+        self._pictures: dict[tuple[int, int], Offscreen] = {}
         seconds = self._env.control_timestep()
         self.rate_hz = 1.0 / seconds
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": round(self.rate_hz)}
@@ -140,16 +188,20 @@ class _Dmc(gymnasium.Env[np.ndarray, np.ndarray]):
         return self._observe(step.observation), step.reward or 0.0, terminated, step.last() and not terminated, {}
 
     def render(self) -> np.ndarray:  # type: ignore[override]
-        """(240, 320, 3) uint8 rgb of the task's first camera."""
+        """(240, 320, 3) uint8 rgb of the task's camera."""
+        return self.picture(320, 240)
+
+    def picture(self, width: int, height: int) -> np.ndarray:
+        """(H, W, 3) uint8 rgb of the task's camera."""
         model = self._env.physics.model.ptr
-        if self._picture is None:
-            self._picture = Offscreen(model, 320, 240)
-        return self._picture.render(self._env.physics.data.ptr, 0 if model.ncam else -1)
+        if (width, height) not in self._pictures:
+            self._pictures[width, height] = Offscreen(model, width, height)
+        return self._pictures[width, height].render(self._env.physics.data.ptr, self._camera if model.ncam else -1)
 
     def close(self) -> None:
-        if self._picture is not None:
-            self._picture.close()
-            self._picture = None
+        for picture in self._pictures.values():
+            picture.close()
+        self._pictures.clear()
 
     def _observe(self, observation: dict[str, Any]) -> np.ndarray:
         parts = observation.values() if self._vectors else [np.ravel(value) for value in observation.values()]

@@ -40,7 +40,7 @@ def test_a_memory_that_does_not_fit_is_refused_with_the_numbers(monkeypatch: pyt
     with pytest.raises(ValueError, match=r"1,000,000 rows of 112 bytes: needs 0\.11 GB of memory, 0\.05 GB are"):
         Replay(1_000_000, 17, 6)
     with pytest.raises(ValueError, match=r"10,000 frames of 21,168 bytes: needs 0\.21 GB"):
-        FrameReplay(10_000, (3, 84, 84), 3, 6)
+        FrameReplay(10_000, (3, 84, 84), 3, 0, 6)
     Replay(100_000, 17, 6)
 
 

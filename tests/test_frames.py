@@ -11,15 +11,25 @@ from robot_rl.frames import FrameReplay
 from robot_rl.replay import Mixture, NotFinite, Replay
 from tests.test_replay import BEGIN, TERMINATE, TRUNCATE, stories
 
-FRAME = (2, 3, 1)  # C, H, W
+FRAME, STATE = (2, 3, 1), 2  # C, H, W and O
+
+
+def flat(obs: dict[str, np.ndarray]) -> np.ndarray:
+    """An observation as one vector, the state first."""
+    return np.concatenate((obs["state"], obs["frames"].ravel().astype(np.float32)))
+
+
+def seen(frames: np.ndarray) -> dict[str, np.ndarray]:
+    """An observation of frames with a state of zeros."""
+    return {"state": np.zeros(STATE, np.float32), "frames": frames}
 
 
 class Pair:
     """The same events for a `FrameReplay` and for a `Replay` of whole stacks as floats, under the same seed."""
 
     def __init__(self, capacity: int, stack: int, prioritized: float = 0.0):
-        self.frames = FrameReplay(capacity, FRAME, stack, 1, seed=4, prioritized=prioritized)
-        self.naive = Replay(capacity, stack * int(np.prod(FRAME)), 1, seed=4, prioritized=prioritized)
+        self.frames = FrameReplay(capacity, FRAME, stack, STATE, 1, seed=4, prioritized=prioritized)
+        self.naive = Replay(capacity, STATE + stack * int(np.prod(FRAME)), 1, seed=4, prioritized=prioritized)
         self.stack, self.count, self.open = stack, 0, False
         self.seen: list[np.ndarray] = []
 
@@ -27,16 +37,19 @@ class Pair:
         """Add an event; a step outside a segment begins one. Each frame is a number of its own."""
         if event == BEGIN or not self.open:
             self.seen = [self._frame()] * self.stack
-            self.frames.begin(np.concatenate(self.seen))
-            self.naive.begin(np.concatenate(self.seen).ravel().astype(float))
+            self.frames.begin(self._observation())
+            self.naive.begin(flat(self._observation()))
             self.open = True
         if event != BEGIN:
             self.seen = [*self.seen[1:], self._frame()]
-            stack, reward = np.concatenate(self.seen), self.count / 8
+            obs, reward = self._observation(), self.count / 8
             ends = event == TERMINATE, event == TRUNCATE
-            self.frames.step(np.array([reward]), reward, stack, *ends)
-            self.naive.step(np.array([reward]), reward, stack.ravel().astype(float), *ends)
+            self.frames.step(np.array([reward]), reward, obs, *ends)
+            self.naive.step(np.array([reward]), reward, flat(obs), *ends)
             self.open = not any(ends)
+
+    def _observation(self) -> dict[str, np.ndarray]:
+        return {"state": np.arange(STATE, dtype=np.float32) - self.count, "frames": np.concatenate(self.seen)}
 
     def _frame(self) -> np.ndarray:
         self.count += 1
@@ -45,11 +58,13 @@ class Pair:
     def check(self, batch: int, horizon: int, n_step: int) -> None:
         """Both draw the same, in every key."""
         ours, naive = (replay.sample(batch, horizon, n_step, 0.9) for replay in (self.frames, self.naive))
+        for which in ("", "next_"):
+            seen, whole = ours.pop(f"{which}frames"), naive[f"{which}obs"]
+            assert seen.dtype == np.uint8 and seen.shape[-3:] == (self.stack * FRAME[0], *FRAME[1:])
+            np.testing.assert_array_equal(seen, whole[..., STATE:].reshape(seen.shape), which)
+            naive[f"{which}obs"] = whole[..., :STATE]
+        assert list(ours) == list(naive)
         for key, value in naive.items():
-            if key in ("obs", "next_obs"):
-                assert ours[key].dtype == np.uint8
-                assert ours[key].shape[-3:] == (self.stack * FRAME[0], *FRAME[1:])
-                value = value.reshape(ours[key].shape)
             np.testing.assert_array_equal(ours[key], value, key)
 
 
@@ -72,7 +87,7 @@ def test_saved_and_loaded_continues_as_if_never_stopped(steps: int, larger: int)
     pair = Pair(11, 3)
     for number in range(steps):
         pair.tell(TRUNCATE if number % 7 == 6 else "step")
-    other = FrameReplay(11 + larger, FRAME, 3, 1, seed=9)
+    other = FrameReplay(11 + larger, FRAME, 3, STATE, 1, seed=9)
     other.load_state_dict(pair.frames.state_dict())
     pair.frames = other
     for number in range(20):
@@ -88,20 +103,20 @@ def test_both_observations_share_their_frames() -> None:
     for _ in range(9):
         pair.tell("step")
     batch = pair.frames.sample(5)
-    assert np.shares_memory(batch["obs"], batch["next_obs"])
-    assert batch["obs"].base.nbytes == 5 * 4 * int(np.prod(FRAME)), "S + 1 frames, not 2 S"
+    assert np.shares_memory(batch["frames"], batch["next_frames"])
+    assert batch["frames"].base.nbytes == 5 * 4 * int(np.prod(FRAME)), "S + 1 frames, not 2 S"
 
 
 def test_a_step_costs_one_frame() -> None:
     steps, episode = 2_000, 100
-    replay = FrameReplay(steps + steps // episode, (3, 8, 8), 3, 6)
+    replay = FrameReplay(steps + steps // episode, (3, 8, 8), 3, STATE, 6)
     assert replay.frames_held / steps <= 1.05
-    assert replay.nbytes / steps < 1.05 * (3 * 8 * 8 + 4 * (2 + 6 + 3) + 8)
-    stack = np.zeros((9, 8, 8), np.uint8)
+    assert replay.nbytes / steps < 1.05 * (3 * 8 * 8 + 4 * (2 + STATE + 6 + 3) + 8)
+    obs = seen(np.zeros((9, 8, 8), np.uint8))
     for step in range(steps):
         if step % episode == 0:
-            replay.begin(stack)
-        replay.step(np.zeros(6), 0.0, stack, False, step % episode == episode - 1)
+            replay.begin(obs)
+        replay.step(np.zeros(6), 0.0, obs, False, step % episode == episode - 1)
     assert len(replay) == steps, "they all fit"
 
 
@@ -109,18 +124,20 @@ def test_a_mixture_of_frames() -> None:
     pairs = Pair(20, 2), Pair(20, 2)
     for pair in pairs:
         pair.tell("step")
-    assert Mixture(pairs[0].frames, pairs[1].frames, 0.5).sample(6)["obs"].dtype == np.uint8
+    assert Mixture(pairs[0].frames, pairs[1].frames, 0.5).sample(6)["frames"].dtype == np.uint8
 
 
 def test_what_does_not_fit_is_refused() -> None:
     pair = Pair(11, 3)
-    with pytest.raises(ValueError, match=r"uint8 \(6, 3, 1\)"):
-        pair.frames.begin(np.zeros((6, 3, 1)))
-    with pytest.raises(ValueError, match=r"uint8 \(2, 3, 1\), 3 frames of \(2, 3, 1\)"):
-        pair.frames.begin(np.zeros(FRAME, np.uint8))
+    with pytest.raises(ValueError, match=r"float64 \(6, 3, 1\), here they are .* uint8 \(6, 3, 1\)"):
+        pair.frames.begin(seen(np.zeros((6, 3, 1))))
+    with pytest.raises(ValueError, match=r"uint8 \(2, 3, 1\), .* 3 frames of \(2, 3, 1\)"):
+        pair.frames.begin(seen(np.zeros(FRAME, np.uint8)))
     pair.tell("step")
+    with pytest.raises(ValueError, match=r"a state \(3,\) .* here they are \(2,\)"):
+        pair.frames.begin({"state": np.zeros(3, np.float32), "frames": np.zeros((6, 3, 1), np.uint8)})
     with pytest.raises(NotFinite, match="reward"):
-        pair.frames.step(np.zeros(1), np.nan, np.zeros((6, 3, 1), np.uint8), False, False)
+        pair.frames.step(np.zeros(1), np.nan, seen(np.zeros((6, 3, 1), np.uint8)), False, False)
     assert len(pair.frames) == 1
     with pytest.raises(ValueError, match=r"\(3, 2, 3, 1\) \(stack, C, H, W\), here they are \(2, 2, 3, 1\)"):
-        FrameReplay(11, FRAME, 2, 1).load_state_dict(pair.frames.state_dict())
+        FrameReplay(11, FRAME, 2, STATE, 1).load_state_dict(pair.frames.state_dict())

@@ -219,7 +219,11 @@ class Policy(nn.Module):
         self.latent, self.actor = latent, actor
         self.cpu().eval().requires_grad_(False)
 
-    def forward(self, obs: Tensor, noise: Tensor) -> Tensor:
-        """obs (B, O), noise (B, A) -> action (B, A) in [-1, 1]; noise of zeros gives the deterministic action."""
-        action: Tensor = self.actor(self.latent(obs), noise)
+    def forward(self, obs: Tensor, noise: Tensor, frames: Tensor | None = None) -> Tensor:
+        """obs (B, O), noise (B, A), perhaps frames (B, C, H, W) uint8 -> action (B, A) in [-1, 1].
+
+        Noise of zeros gives the deterministic action.
+        """
+        latent = self.latent(obs) if frames is None else self.latent(obs, frames / 255.0)
+        action: Tensor = self.actor(latent, noise)
         return action

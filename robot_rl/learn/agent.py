@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from robot_rl.learn.actors import Actor, ActorMirror, Policy
 from robot_rl.learn.backups import Tensors
 from robot_rl.learn.compiled import compiled
-from robot_rl.learn.latents import Latent
-from robot_rl.learn.nets import Adam, Mirror, follow
+from robot_rl.learn.latents import Latent, LatentMirror
+from robot_rl.learn.nets import Adam, follow
 from robot_rl.learn.objectives import Lesson
+from robot_rl.learn.pixels import Pixels
+from robot_rl.observe import Observation
 from robot_rl.replay import Batch, Data
 
 USED = ("obs", "action", "reward", "discount", "next_obs", "weight")
@@ -99,30 +101,31 @@ class Agent:
         self.modules = nn.ModuleDict(parts).to(device)
         for target in targets:
             target.copy.requires_grad_(False)
-        names = {id(part): name for name, part in parts.items()}
-        rates = {names[id(lesson.part)]: (lesson.part, schedule.lr) for lesson in lessons}
-        rates |= {names[id(study.part)]: (study.part, study.lr) for study in studies}
+        self._names = {id(part): name for name, part in parts.items()}
+        rates = {self._name(lesson.part): (lesson.part, schedule.lr) for lesson in lessons}
+        rates |= {self._name(study.part): (study.part, study.lr) for study in studies}
         self.optimisers = {name: Adam(part, lr, schedule.clip) for name, (part, lr) in rates.items()}
-        self._names = names
         seed = int(torch.randint(2**62, (), generator=start))
         self.generator = torch.Generator(device).manual_seed(seed)
         self.updates = 0
-        self._mirror: tuple[Mirror, ActorMirror] | None = None
+        self._mirror: tuple[LatentMirror, ActorMirror] | None = None
+        self._pixels = Pixels(device=device)
         self._device, self._compile = device, compile
         every = tuple(range(len(lessons)))
         self._steps = {every: compiled(self._step_of(every), compile, device)}  # warns early, if at all
         self._study_steps = [compiled(self._study_of(study), compile, device) for study in studies]
 
-    def act(self, obs: np.ndarray, carry: Any = None, explore: bool = True) -> tuple[np.ndarray, Any]:
-        """obs (B, O) float32 -> action (B, A) float32 in [-1, 1], and the carry, which is None here."""
-        shape = len(obs), self.actor.action_size
+    def act(self, obs: Observation, carry: Any = None, explore: bool = True) -> tuple[np.ndarray, Any]:
+        """obs (B, O) float32, or {"state", "frames"} of B, -> action (B, A) float32 in [-1, 1], and the carry: None."""
+        seen = (obs["state"], obs["frames"]) if isinstance(obs, dict) else (np.asarray(obs, np.float32),)
+        shape = len(seen[0]), self.actor.action_size
         noise = np.zeros(shape, np.float32)
         if explore:
             noise = torch.randn(shape, generator=self.generator, device=self.generator.device).cpu().numpy()
         if self._mirror is None:
             self._mirror = self.latent.mirror(), self.actor.mirror()
         latent, actor = self._mirror
-        return actor(latent(np.asarray(obs, np.float32)), noise), carry
+        return actor(latent(*seen), noise), carry
 
     def update(self, data: Data) -> Tensors:
         """Learn from `updates_per_step` batches of `data`; returns the last one's metrics, () each, on the device."""
@@ -134,7 +137,8 @@ class Agent:
                     event()
             for study, step in zip(self.studies, self._study_steps, strict=True):
                 for _ in range(study.repeats if self.updates % study.period == 0 else 0):
-                    metrics |= step(self._tensors(data.sample(plan.batch, study.horizon, 1, plan.discount)))
+                    sampled = data.sample(plan.batch, study.horizon, 1, plan.discount)
+                    metrics |= step(self._tensors(sampled))
             self.updates += 1
             sampled = data.sample(plan.batch, 1, plan.n_step, plan.discount)
             due = tuple(i for i, lesson in enumerate(self.lessons) if self.updates % lesson.period == 0)
@@ -150,12 +154,13 @@ class Agent:
         """One step of the lessons that are due, and of the targets, on a batch (B, ...): metrics, and `error` (B,)."""
         self.latent.observe(batch["obs"])
         with torch.no_grad():
-            batch = batch | {"latent": self.latent(batch["obs"]), "next_latent": self.target_latent(batch["next_obs"])}
+            following = self.target_latent.look(batch, "next_")
+        batch = batch | {"latent": self.latent.look(batch), "next_latent": following}
         metrics: Tensors = {}
         for i, draw in zip(due, draws, strict=True):
             lesson = self.lessons[i]
             loss, said, found = lesson.loss(batch, draw)
-            self.optimisers[self._names[id(lesson.part)]].step(loss)
+            self.optimisers[self._name(lesson.part)].step(loss)
             metrics, batch = metrics | said, batch | found
         metrics["error"] = batch["error"]
         for target in self.targets:
@@ -165,7 +170,7 @@ class Agent:
     def study_step(self, study: Study, batch: Tensors) -> Tensors:
         """One step of a study on sequences (B, T, ...)."""
         loss, metrics = study.loss(batch)
-        self.optimisers[self._names[id(study.part)]].step(loss)
+        self.optimisers[self._name(study.part)].step(loss)
         return metrics
 
     def _step(self, due: tuple[int, ...]) -> Callable[..., Tensors]:
@@ -186,8 +191,17 @@ class Agent:
 
         return step
 
+    def _name(self, part: nn.Module) -> str:
+        """The name of a part, or of several that learn from one loss."""
+        together = part if isinstance(part, nn.ModuleList) else (part,)
+        return "+".join(self._names[id(one)] for one in together)
+
     def _tensors(self, sampled: Batch) -> Tensors:
-        return {key: torch.as_tensor(sampled[key], device=self.generator.device) for key in USED}
+        """A batch on the device, with the chance in looking at it."""
+        tensors = {key: torch.as_tensor(sampled[key], device=self.generator.device) for key in USED}
+        if "frames" in sampled:
+            tensors |= self._pixels(sampled)
+        return tensors | self.latent.draw(sampled["reward"].shape, self.generator)
 
     def _changed(self) -> None:
         """On the CPU what acts shares memory with what learns; from elsewhere it is copied before it next acts."""

@@ -94,13 +94,14 @@ def _our_frames(name: str) -> tuple[Callable[[], int], dict[str, Any]]:
     from robot_rl.learn.pixels import Pixels
 
     torch.set_num_threads(1)
-    replay = FrameReplay(FILL + FILL // EPISODE, FRAME, STACK, ACTION)
+    replay = FrameReplay(FILL + FILL // EPISODE, FRAME, STACK, 0, ACTION)
     random, stack = np.random.default_rng(0), np.zeros((STACK * FRAME[0], *FRAME[1:]), np.uint8)
+    obs: dict[str, Any] = {"state": np.zeros(0, np.float32), "frames": stack}
     for step in range(FILL):
         if step % EPISODE == 0:
-            replay.begin(stack)
+            replay.begin(obs)
         stack[-FRAME[0] :] = random.integers(0, 256, FRAME, np.uint8)
-        replay.step(random.uniform(-1, 1, ACTION), random.normal(), stack, False, step % EPISODE == EPISODE - 1)
+        replay.step(random.uniform(-1, 1, ACTION), random.normal(), obs, False, step % EPISODE == EPISODE - 1)
     pixels = Pixels(compute_dtype("float32" if name == "ours_float32" else "auto", "cpu"))
 
     def call() -> int:

@@ -1,49 +1,65 @@
-"""Latents: what the actor and the critics see of an observation. Both parts map (B, O) float32 to (B, O) float32."""
+"""Latents: what the actor and the critics see of an observation.
+
+Axes: B batch, T time, O observation or its state, C, H, W channels and size of frames, Z latent.
+The frames of a batch that learns are floats in [0, 1]; those that come from a robot are bytes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robot_rl.learn.backups import Tensors
 from robot_rl.learn.critics import TwoHot
-from robot_rl.learn.nets import Mirror, Mlp, Shape
+from robot_rl.learn.encoders import Convolutions, Pretrained, shifted
+from robot_rl.learn.nets import Mlp, Shape
+
+LatentMirror = Callable[..., np.ndarray]
 
 
-class Latent(Protocol):
-    """What the agent needs of a latent; it is a module too."""
+class Latent(nn.Module):
+    """What the agent needs of a latent: the observation in, what the actor and the critics see out."""
 
     size: int
-    """Numbers in a latent, O of what it gives."""
-
-    def observe(self, obs: Tensor) -> None: ...
-
-    def frozen(self) -> nn.Module: ...
-
-    def mirror(self) -> Mirror: ...
-
-    def __call__(self, obs: Tensor) -> Tensor: ...
-
-
-class Identity(nn.Module):
-    """The observation as it is."""
-
-    def __init__(self, size: int):
-        super().__init__()
-        self.size = size
+    """Numbers that it gives."""
 
     def observe(self, obs: Tensor) -> None:
-        """Nothing to learn from a batch."""
+        """Take the batch (B, O) into its statistics, if it keeps any."""
+
+    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensors:
+        """The chance in looking at a batch of that shape, (B,) or (B, T), as entries of the batch."""
+        return {}
+
+    def look(self, batch: Tensors, which: str = "") -> Tensor:
+        """A batch (B, ...), with what was drawn for it, -> (B, Z) of obs, or of next_obs where `which` is "next_"."""
+        latent: Tensor = self(batch[f"{which}obs"])
+        return latent
+
+    def frozen(self) -> nn.Module:
+        """A copy that is exported."""
+        raise NotImplementedError
+
+    def mirror(self) -> LatentMirror:
+        """The same in numpy over the same memory (on the CPU): obs (B, O), perhaps frames uint8 -> (B, Z)."""
+        raise NotImplementedError
+
+
+class Identity(Latent):
+    """The observation as it is."""
+
+    def __init__(self, obs_size: int):
+        super().__init__()
+        self.size = obs_size
 
     def frozen(self) -> nn.Module:
         """A copy that is exported."""
         return Identity(self.size)
 
-    def mirror(self) -> Mirror:
+    def mirror(self) -> LatentMirror:
         """The same in numpy."""
         return lambda obs: obs
 
@@ -52,7 +68,7 @@ class Identity(nn.Module):
         return obs
 
 
-class RunningNorm(nn.Module):
+class RunningNorm(Latent):
     """The observation with the mean and the variance of the batches seen so far taken out, bounded to +-`bound`.
 
     The statistics are those of all batches until `memory` observations, then a moving average over about that many.
@@ -87,7 +103,7 @@ class RunningNorm(nn.Module):
         """A copy that is exported."""
         return Scaler(self.mean.clone(), (self.var + self.eps).rsqrt(), self.bound)
 
-    def mirror(self) -> Mirror:
+    def mirror(self) -> LatentMirror:
         """The same in numpy over the same memory (on the CPU)."""
         mean, var = self.mean.cpu().numpy(), self.var.cpu().numpy()
 
@@ -114,15 +130,75 @@ class Scaler(nn.Module):
         return ((obs - self.mean) * self.scale).clamp(-self.bound, self.bound)
 
 
-class ModelLatent(nn.Module):
-    """A latent of what `norm` gives, and one of it with an action, that predict what comes (MR.Q, method 24).
+class CameraLatent(Latent):
+    """What a state and camera frames hold: the state's latent, then tanh features of the frames.
+
+    In learning the frames are moved by up to `pad` pixels, each batch anew (random shift: Yarats et al. 2021, DrQ-v2);
+    whoever's loss trains the critics trains the encoder too.
+    """
+
+    def __init__(self, state: Latent, encoder: Convolutions | Pretrained, features: int, pad: int,
+                 generator: torch.Generator):
+        super().__init__()
+        self.state, self.encoder, self.pad = state, encoder, pad
+        self.project = Mlp((encoder.size, features), 1, generator)
+        self.features, self.size = features, state.size + features
+
+    def observe(self, obs: Tensor) -> None:
+        """Take the states (B, O) into the statistics."""
+        self.state.observe(obs)
+
+    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensors:
+        """See Latent: how far each frame is moved, (*shape, 2) int64."""
+        return {key: torch.randint(2 * self.pad + 1, (*shape, 2), generator=generator, device=generator.device)
+                for key in ("shift", "next_shift")}
+
+    def look(self, batch: Tensors, which: str = "") -> Tensor:
+        """See Latent."""
+        return self(batch[f"{which}obs"], shifted(batch[f"{which}frames"], batch[f"{which}shift"], self.pad))
+
+    def forward(self, obs: Tensor, frames: Tensor) -> Tensor:
+        """(B, O), (B, C, H, W) in [0, 1] -> (B, Z)."""
+        seen = F.layer_norm(self.project(self.encoder(frames))[0], (self.features,)).tanh()
+        return torch.cat((self.state(obs), seen), -1)
+
+    def frozen(self) -> nn.Module:
+        """A copy that is exported."""
+        plain = nn.LayerNorm(self.features, elementwise_affine=False)
+        features = nn.Sequential(self.encoder.frozen(), self.project.frozen(), plain, nn.Tanh())
+        return Side(self.state.frozen() if self.state.size else None, features)
+
+    def mirror(self) -> LatentMirror:
+        """Torch itself: what a convolution costs, numpy would not save."""
+        def forward(obs: np.ndarray, frames: np.ndarray) -> np.ndarray:
+            with torch.inference_mode():
+                return self(torch.from_numpy(obs), torch.from_numpy(frames) / 255.0).numpy()
+
+        return forward
+
+
+class Side(nn.Module):
+    """A state's latent, if any, beside features of frames (B, C, H, W) in [0, 1]."""
+
+    def __init__(self, state: nn.Module | None, features: nn.Module):
+        super().__init__()
+        self.state, self.features = state, features
+
+    def forward(self, obs: Tensor, frames: Tensor) -> Tensor:
+        """(B, O), (B, C, H, W) -> (B, Z)."""
+        seen: Tensor = self.features(frames)
+        return seen if self.state is None else torch.cat((self.state(obs), seen), -1)
+
+
+class ModelLatent(Latent):
+    """A latent of what another saw, and one of it with an action, that predict what comes (MR.Q, method 24).
 
     From the second a linear head predicts the reward, the next latent, and whether the episode ends. Both are (B, Z).
     """
 
     def __init__(
         self,
-        norm: Identity | RunningNorm,
+        inner: Latent,
         action_size: int,
         width: int,
         generator: torch.Generator,
@@ -130,21 +206,32 @@ class ModelLatent(nn.Module):
     ):
         super().__init__()
         shape = Shape("layer", "elu", dtype=dtype)
-        self.norm = norm
+        self.inner = inner
         self.reward = TwoHot(65)
-        self.size = width
-        self.state = Mlp((norm.size, width, width, width), 1, generator, shape)
+        self.size = self.width = width
+        self.state = Mlp((inner.size, width, width, width), 1, generator, shape)
         self.action = Mlp((action_size, width // 2), 1, generator, shape)
         self.both = Mlp((width + width // 2, width, width, width), 1, generator, shape)
         self.head = Mlp((width, self.reward.size + width + 1), 1, generator, shape)
 
     def observe(self, obs: Tensor) -> None:
         """Take a batch (B, O) into the statistics."""
-        self.norm.observe(obs)
+        self.inner.observe(obs)
 
-    def forward(self, obs: Tensor) -> Tensor:
-        """(B, O) -> (B, Z)."""
-        return F.elu(F.layer_norm(self.state(self.norm(obs))[0], (self.size,)))
+    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensors:
+        """See Latent."""
+        return self.inner.draw(shape, generator)
+
+    def look(self, batch: Tensors, which: str = "") -> Tensor:
+        """See Latent."""
+        return self._of(self.inner.look(batch, which))
+
+    def forward(self, *seen: Tensor) -> Tensor:
+        """What the inner latent takes -> (B, Z)."""
+        return self._of(self.inner(*seen))
+
+    def _of(self, inner: Tensor) -> Tensor:
+        return F.elu(F.layer_norm(self.state(inner)[0], (self.width,)))
 
     def pair(self, latent: Tensor, action: Tensor) -> Tensor:
         """(B, Z), (B, A) -> the latent of both (B, Z)."""
@@ -153,25 +240,38 @@ class ModelLatent(nn.Module):
 
     def predict(self, pair: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, Z) -> logits of the reward (B, V), the next latent (B, Z), the end (B,), 1 where the episode ends."""
-        reward, latent, end = self.head(pair)[0].split((self.reward.size, self.size, 1), -1)
+        reward, latent, end = self.head(pair)[0].split((self.reward.size, self.width, 1), -1)
         return reward, latent, end[..., 0]
 
     def frozen(self) -> nn.Module:
         """A copy of the observation's latent, which is exported."""
-        plain = nn.LayerNorm(self.size, elementwise_affine=False)
-        return nn.Sequential(self.norm.frozen(), self.state.frozen(), plain, nn.ELU())
+        plain = nn.LayerNorm(self.width, elementwise_affine=False)
+        return After(self.inner.frozen(), nn.Sequential(self.state.frozen(), plain, nn.ELU()))
 
-    def mirror(self) -> Mirror:
+    def mirror(self) -> LatentMirror:
         """The observation's latent in numpy over the same memory (on the CPU)."""
-        norm, state = self.norm.mirror(), self.state.mirror()
+        inner, state = self.inner.mirror(), self.state.mirror()
 
-        def forward(obs: np.ndarray) -> np.ndarray:
-            x = state(norm(obs))
+        def forward(*seen: np.ndarray) -> np.ndarray:
+            x = state(inner(*seen))
             x = x - x.mean(-1, keepdims=True)
             x = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + np.float32(1e-5))
             return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
 
         return forward
+
+
+class After(nn.Module):
+    """outer(inner(...))."""
+
+    def __init__(self, inner: nn.Module, outer: nn.Module):
+        super().__init__()
+        self.inner, self.outer = inner, outer
+
+    def forward(self, *seen: Tensor) -> Tensor:
+        """Whatever the inner takes -> (B, Z)."""
+        latent: Tensor = self.outer(self.inner(*seen))
+        return latent
 
 
 class ModelStudy:
@@ -183,12 +283,14 @@ class ModelStudy:
         self.period = self.repeats = period
         self.weights = {"dynamics": 1.0, "reward": 0.1, "end": 0.1}
 
-    def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Tensors) -> tuple[Tensor, Tensors]:
         """obs (B, T, O), action (B, T, A), ... -> loss (), metrics () each."""
         with torch.no_grad():
-            following = self.slow(batch["next_obs"].flatten(0, 1)).view(*batch["next_obs"].shape[:2], -1)
+            flat = {key: value.flatten(0, 1) for key, value in batch.items()}
+            following = self.slow.look(flat, "next_").view(*batch["reward"].shape, -1)
         ended = (batch["discount"] == 0).float()
-        latent, losses = self.latent(batch["obs"][:, 0]), dict.fromkeys(self.weights, torch.zeros(()))
+        latent = self.latent.look({key: value[:, 0] for key, value in batch.items()})
+        losses = dict.fromkeys(self.weights, torch.zeros(()))
         for t in range(self.horizon):
             reward, latent, end = self.latent.predict(self.latent.pair(latent, batch["action"][:, t]))
             held = batch["weight"][:, t]

@@ -329,13 +329,14 @@ def linear(x: Tensor, layer: Layer, dtype: torch.dtype) -> Tensor:
 
 
 class Adam:
-    """Adam over the parameters of `module`, with its state in tensors so that a step needs no number from the device.
+    """Adam over the parameters of `module` that require gradients.
 
+    Its state is in tensors, so that a step needs no number from the device.
     `clip` bounds the norm of the whole gradient (0: not at all).
     """
 
     def __init__(self, module: nn.Module, lr: float, clip: float = 0.0, betas: tuple[float, float] = (0.9, 0.999)):
-        self.parameters = list(module.parameters())
+        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.bounded = [net for net in module.modules() if isinstance(net, Mlp) and net.shape.unit]
         self.lr, self.clip, self.betas, self.eps = lr, clip, betas, 1e-8
         self.first = [torch.zeros_like(parameter, requires_grad=False) for parameter in self.parameters]

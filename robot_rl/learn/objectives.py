@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from robot_rl.learn.actors import Actor, DeterministicActor
 from robot_rl.learn.backups import Disagreement, Draw, SoftBackup, Tensors
 from robot_rl.learn.critics import Chance, CoarseCritic, Critic, Reduction
+from robot_rl.learn.latents import Latent
 
 
 class Lesson(Protocol):
@@ -34,14 +35,20 @@ class Lesson(Protocol):
         """A batch (B, ...) with `latent` and `next_latent` -> loss (), metrics () each, what later lessons use."""
 
 
+def taught(critic: nn.Module, latent: Latent | None) -> nn.Module:
+    """What the critics' loss optimises: the critics, and the latent where it is to learn from them and can learn."""
+    learns = latent is not None and any(parameter.requires_grad for parameter in latent.parameters())
+    return nn.ModuleList([critic, latent]) if learns and latent is not None else critic
+
+
 class Bellman:
-    """The critics are regressed to a backup's target: critic_step, written once."""
+    """The critics are regressed to a backup's target: critic_step, written once. A `latent` given learns with them."""
 
     period = 1
 
-    def __init__(self, critic: Critic, backup: SoftBackup):
-        self.part = self.critic = critic
-        self.backup = backup
+    def __init__(self, critic: Critic, backup: SoftBackup, latent: Latent | None = None):
+        self.critic, self.backup = critic, backup
+        self.part = taught(critic, latent)
 
     def draw(self, batch: int, generator: torch.Generator) -> tuple[Draw, Chance]:
         """Of the target and of the critics."""
@@ -53,7 +60,7 @@ class Bellman:
         loss = (self.critic.head.loss(outputs, y) * batch["weight"]).mean(1).sum()
         error = (self.critic.head.decode(outputs.detach()) - (y if y.dim() == 1 else y.mean(-1))).abs().amax(0)
         metrics = {"critic/loss": loss.detach(), "critic/target": y.mean(), "critic/reward": batch["reward"].mean()}
-        return loss, metrics, {"error": error}
+        return loss, metrics, {"error": error, "latent": batch["latent"].detach()}
 
     def sides(self, batch: Tensors, draw: tuple[Draw, Chance]) -> tuple[Tensor, Tensor]:
         """The target (B,) or (B, M) and the critics' outputs (E, B, V)."""
@@ -89,9 +96,9 @@ class CoarseBellman:
 
     period = 1
 
-    def __init__(self, critic: CoarseCritic, target: CoarseCritic):
-        self.part = self.critic = critic
-        self.target = target
+    def __init__(self, critic: CoarseCritic, target: CoarseCritic, latent: Latent | None = None):
+        self.critic, self.target = critic, target
+        self.part = taught(critic, latent)
 
     def draw(self, batch: int, generator: torch.Generator) -> None:
         """Nothing is random here."""

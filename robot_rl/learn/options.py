@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -15,7 +15,8 @@ from torch import nn
 from robot_rl.learn.actors import Actor, DeterministicActor, GaussianActor
 from robot_rl.learn.agent import Agent, Schedule
 from robot_rl.learn.critics import Critic, Head, Scalar, TwoHot
-from robot_rl.learn.latents import Identity, Latent, RunningNorm
+from robot_rl.learn.encoders import Convolutions, Pretrained
+from robot_rl.learn.latents import CameraLatent, Identity, Latent, RunningNorm
 from robot_rl.learn.nets import Shape, compute_dtype
 from robot_rl.learn.objectives import Lesson, Temperature
 
@@ -25,11 +26,17 @@ class Sizes(NamedTuple):
 
     obs: int
     action: int
+    frames: tuple[int, int, int] | None = None
+    """(C, H, W) of camera frames, where there are some."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Of every learner: seed, data, budget, arithmetic."""
+    """Of every learner: seed, data, budget, arithmetic, and how camera frames are seen.
+
+    `features` is the size of what is made of frames by convolutions of so many `channels`, or by the file `encoder`
+    (see Pretrained), `shift` how many pixels they are moved by at most while learning.
+    """
 
     seed: int = 0
     device: str = "cpu"
@@ -42,6 +49,10 @@ class Options:
     updates_per_step: int = 1
     prioritized: float = 0.0
     normalize: bool = True
+    features: int = 64
+    channels: int = 32
+    encoder: str | None = None
+    shift: int = 4
     dtype: str = "auto"
     compile: bool | None = None
 
@@ -53,9 +64,14 @@ class Options:
         """Of networks without any of the options that shape critics."""
         return Shape(dtype=compute_dtype(self.dtype, self.device))
 
-    def latent(self, sizes: Sizes, start: torch.Generator) -> Identity | RunningNorm:
+    def latent(self, sizes: Sizes, start: torch.Generator) -> Latent:
         """What the actor and the critics see of an observation: chosen here only."""
-        return RunningNorm(sizes.obs) if self.normalize else Identity(sizes.obs)
+        state = RunningNorm(sizes.obs) if self.normalize and sizes.obs else Identity(sizes.obs)
+        if sizes.frames is None:
+            return state
+        encoder = (Convolutions(sizes.frames, self.channels, start, self.plain().dtype) if self.encoder is None else
+                   Pretrained(self.encoder, sizes.frames))
+        return CameraLatent(state, encoder, self.features, self.shift, start)
 
     def build(self, sizes: Sizes) -> Agent:
         """The agent that learns what these options say."""
@@ -64,7 +80,7 @@ class Options:
     def agent(self, latent: Latent, actor: Actor, lessons: Sequence[Lesson], start: torch.Generator,
               parts: Mapping[str, nn.Module], **more: Any) -> Agent:
         """The agent of these parts and of the two that every agent has; see Agent."""
-        parts = {"latent": cast(nn.Module, latent), "actor": actor, **parts}
+        parts = {"latent": latent, "actor": actor, **parts}
         plan = Schedule(self.batch, self.n_step, self.discount, self.updates_per_step, self.lr, self.clip,
                         self.prioritized)
         return Agent(latent, actor, parts, lessons, plan, start, device=self.device, compile=self.compile, **more)

@@ -13,7 +13,7 @@ CHUNK = 8  # samples converted at a time, so that the second pass over them find
 
 
 class Pixels:
-    """Converts the observations of a batch into buffers of its own, which the next call fills anew.
+    """Converts the frames of a batch into buffers of its own, which the next call fills anew.
 
     New memory for each batch, 87 MB for 256 times four 84 x 84 x 3 frames, takes longer than the conversion itself.
     """
@@ -22,13 +22,13 @@ class Pixels:
         self.dtype, self.device = dtype, torch.device(device)
         self._buffers: dict[str, Tensor] = {}
 
-    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """obs and next_obs (B, S * C, H, W) of a `FrameReplay`'s batch as floats; shared frames are converted once."""
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """frames and next_frames (B, S * C, H, W) of a `FrameReplay`'s batch as floats; shared ones converted once."""
         frames = shared(batch)
         if frames is None:
-            return self._convert("obs", batch["obs"]), self._convert("next_obs", batch["next_obs"])
+            return {key: self._convert(key, batch[key]) for key in ("frames", "next_frames")}
         both = self._convert("both", frames)
-        return both[:, :-1].flatten(1, 2), both[:, 1:].flatten(1, 2)
+        return {"frames": both[:, :-1].flatten(1, 2), "next_frames": both[:, 1:].flatten(1, 2)}
 
     def _convert(self, name: str, frames: np.ndarray) -> Tensor:
         source = torch.from_numpy(frames).to(self.device)  # to a GPU as bytes

@@ -51,7 +51,7 @@ class Sac(Slow, Headed, Soft):
         critic = self.ensemble(latent, sizes, self.head(), start)
         target = copy.deepcopy(critic)
         lessons: list[Lesson] = [
-            Bellman(critic, SoftBackup(actor, target, heat, Minimum(self.subset), self.entropy_scale)),
+            Bellman(critic, SoftBackup(actor, target, heat, Minimum(self.subset), self.entropy_scale), latent),
             SoftValue(actor, critic, heat, _reduction(self.actor_asks), self.actor_period),
             Tuning(heat, self.actor_period),
         ]
@@ -79,7 +79,7 @@ class MaxInfo(Slow, Headed, Soft):
         target, slow = copy.deepcopy(critic), copy.deepcopy(actor)
         lessons: list[Lesson] = [
             Foresight(model),
-            Bellman(critic, CuriousBackup(actor, target, heat, Minimum(), model, price)),
+            Bellman(critic, CuriousBackup(actor, target, heat, Minimum(), model, price), latent),
             CuriousValue(actor, slow, critic, heat, Minimum(), model, price, self.actor_period),
             Tuning(heat, self.actor_period),
             Curiosity(price, self.actor_period),
@@ -108,7 +108,7 @@ class Td3(Slow, Headed, Greedy):
         critic = self.ensemble(latent, sizes, self.head(), start)
         target, slow = copy.deepcopy(critic), copy.deepcopy(actor)
         lessons: list[Lesson] = [
-            Bellman(critic, SoftBackup(slow, target, NoTemperature(), Minimum())),
+            Bellman(critic, SoftBackup(slow, target, NoTemperature(), Minimum()), latent),
             GreedyValue(actor, critic, First(), self.actor_period),
         ]
         parts = {"critic": critic, "target": target, "slow_actor": slow}
@@ -135,7 +135,7 @@ class Tqc(Slow, Soft):
         critic = self.ensemble(latent, sizes, Quantiles(self.quantiles, self.device), start)
         target = copy.deepcopy(critic)
         lessons: list[Lesson] = [
-            Bellman(critic, TruncatedBackup(actor, target, heat, Mean(), self.drop)),
+            Bellman(critic, TruncatedBackup(actor, target, heat, Mean(), self.drop), latent),
             SoftValue(actor, critic, heat, Mean(), self.actor_period),
             Tuning(heat, self.actor_period),
         ]
@@ -163,7 +163,7 @@ class CrossQ(Ensemble, Headed, Soft):
         actor = self.gaussian(latent, sizes, start)
         critic = self.ensemble(latent, sizes, self.head(), start)
         lessons: list[Lesson] = [
-            JointBellman(critic, SoftBackup(actor, critic, heat, Minimum())),
+            JointBellman(critic, SoftBackup(actor, critic, heat, Minimum()), latent),
             SoftValue(actor, critic, heat, Minimum(), self.actor_period),
             Tuning(heat, self.actor_period),
         ]
@@ -235,7 +235,7 @@ class Cqn(Values, Headed):
                               self.shape())
         target, actor = copy.deepcopy(critic), CoarseActor(critic, self.explore)
         parts = {"critic": critic, "target": target}
-        return self.agent(latent, actor, [CoarseBellman(critic, target)], start, parts,
+        return self.agent(latent, actor, [CoarseBellman(critic, target, latent)], start, parts,
                           targets=[Target(target, critic, self.tau)])
 
 
@@ -282,13 +282,17 @@ def options(recipe: str) -> dict[str, Any]:
     return RECIPES[recipe].options()
 
 
-def make(recipe: str, obs_size: int, action_size: int, **configuration: Any) -> Agent:
-    """The agent of `recipe`; an unknown recipe or option is an error that lists the choices."""
+def make(recipe: str, obs_size: int, action_size: int, frames: tuple[int, int, int] | None = None,
+         **configuration: Any) -> Agent:
+    """The agent of `recipe` for observations (O,), and frames (C, H, W) where they are given, and actions (A,).
+
+    An unknown recipe or option is an error that lists the choices.
+    """
     known = options(recipe)
     unknown = [name for name in configuration if name not in known]
     if unknown:
         raise ValueError(f"{recipe} has no option {', '.join(unknown)}; it has {', '.join(known)}")
-    return RECIPES[recipe].kind(**known | configuration).build(Sizes(obs_size, action_size))
+    return RECIPES[recipe].kind(**known | configuration).build(Sizes(obs_size, action_size, frames))
 
 
 def _reduction(name: str) -> Reduction:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from robot_rl.spec import SpecError
-from robot_rl.suite import OBSERVATION, Result
+from robot_rl.suite import Result
 
 COLUMNS = ("observation", "task", "algorithm", "env_steps", "mean_return", "std_over_seeds", "seeds")
 COMPARED_AT = 100_000  # env_steps at which learners are compared, where the runs are that long
@@ -36,8 +36,8 @@ class Public:
         return value_at(self.steps, self.mean, step)
 
 
-def read_public(file: Path, observation: str = OBSERVATION) -> list[Public]:
-    """The curves of a CSV file with `COLUMNS`. Raises SpecError that names file, line and column."""
+def read_public(file: Path, observation: str = "state") -> list[Public]:
+    """The curves from state or pixels in a CSV file with `COLUMNS`. Raises SpecError naming file, line and column."""
     rows: dict[tuple[str, str], list[tuple[float, float, float, float]]] = {}
     try:
         with file.open(newline="") as text:

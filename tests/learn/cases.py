@@ -19,11 +19,11 @@ SMALL: dict[str, Any] = {
 }
 
 
-def small(recipe: str, **configuration: Any) -> Agent:
+def small(recipe: str, frames: tuple[int, int, int] | None = None, **configuration: Any) -> Agent:
     """An agent that learns quickly, uncompiled unless asked otherwise."""
     known = recipes.options(recipe)
     sizes = {name: value for name, value in SMALL.items() if name in known}
-    return recipes.make(recipe, OBS, ACTION, **sizes | configuration)
+    return recipes.make(recipe, OBS, ACTION, frames, **sizes | configuration)
 
 
 def random_replay(steps: int = 500, seed: int = 0, obs_size: int = OBS, action_size: int = ACTION) -> Replay:

@@ -25,7 +25,7 @@ def test_file_does_what_the_policy_does(recipe: str, tmp_path: Path) -> None:
             agent.update(replay)
         policy = agent.policy()
         examples = replay.sample(50)["obs"] * 3
-        difference = export(policy, OBS, ACTION, '{"seed": 1}', path, examples)
+        difference = export(policy, OBS, ACTION, '{"seed": 1}', path, examples={"obs": examples})
         assert difference <= TOLERANCE
         session = onnxruntime.InferenceSession(path)
         inputs = [(one.name, one.type) for one in session.get_inputs()]

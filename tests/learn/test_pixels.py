@@ -12,10 +12,12 @@ from robot_rl.learn.pixels import CHUNK, Pixels
 
 
 def filled() -> FrameReplay:
-    replay, random = FrameReplay(60, (3, 4, 5), 2, 1), np.random.default_rng(0)
-    replay.begin(np.zeros((6, 4, 5), np.uint8))
+    replay, random = FrameReplay(60, (3, 4, 5), 2, 0, 1), np.random.default_rng(0)
+    none = np.zeros(0, np.float32)
+    replay.begin({"state": none, "frames": np.zeros((6, 4, 5), np.uint8)})
     for _ in range(40):
-        replay.step(np.zeros(1), 0.0, random.integers(0, 256, (6, 4, 5), np.uint8), False, False)
+        frames = random.integers(0, 256, (6, 4, 5), np.uint8)
+        replay.step(np.zeros(1), 0.0, {"state": none, "frames": frames}, False, False)
     return replay
 
 
@@ -25,14 +27,14 @@ def test_pixels_are_the_bytes_by_255(horizon: int, n_step: int, dtype: torch.dty
     replay, pixels = filled(), Pixels(dtype)
     for size in (3, 2 * CHUNK + 1, 3):
         batch = replay.sample(size, horizon, n_step)
-        for key, value in zip(("obs", "next_obs"), pixels(batch), strict=True):
+        for key, value in pixels(batch).items():
             assert value.dtype == dtype
             np.testing.assert_allclose(value.float().numpy(), batch[key] / 255, atol=tolerance)
 
 
 def test_the_same_memory_is_filled_again() -> None:
     replay, pixels = filled(), Pixels()
-    first, second = (pixels(replay.sample(4))[0] for _ in range(2))
+    first, second = (pixels(replay.sample(4))["frames"] for _ in range(2))
     assert first.data_ptr() == second.data_ptr()
 
 
