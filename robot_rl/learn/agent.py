@@ -37,6 +37,8 @@ class Schedule:
     """Bound on the norm of each gradient; 0: none."""
     prioritized: float = 0.0
     """Exponent by which transitions that the critics were wrong about are drawn more often; 0: all alike."""
+    shift: int = 0
+    """Pixels by which camera frames are moved at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Agent:
         self.generator = torch.Generator(device).manual_seed(seed)
         self.updates = 0
         self._mirror: tuple[LatentMirror, ActorMirror] | None = None
-        self._pixels = Pixels(device=device)
+        self._pixels = Pixels(schedule.shift, device=device)
         self._device, self._compile = device, compile
         every = tuple(range(len(lessons)))
         self._steps = {every: compiled(self._step_of(every), compile, device)}  # warns early, if at all
@@ -197,11 +199,11 @@ class Agent:
         return "+".join(self._names[id(one)] for one in together)
 
     def _tensors(self, sampled: Batch) -> Tensors:
-        """A batch on the device, with the chance in looking at it."""
+        """A batch on the device."""
         tensors = {key: torch.as_tensor(sampled[key], device=self.generator.device) for key in USED}
         if "frames" in sampled:
-            tensors |= self._pixels(sampled)
-        return tensors | self.latent.draw(sampled["reward"].shape, self.generator)
+            tensors |= self._pixels(sampled, self.generator)
+        return tensors
 
     def _changed(self) -> None:
         """On the CPU what acts shares memory with what learns; from elsewhere it is copied before it next acts."""

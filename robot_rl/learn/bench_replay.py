@@ -102,11 +102,12 @@ def _our_frames(name: str) -> tuple[Callable[[], int], dict[str, Any]]:
             replay.begin(obs)
         stack[-FRAME[0] :] = random.integers(0, 256, FRAME, np.uint8)
         replay.step(random.uniform(-1, 1, ACTION), random.normal(), obs, False, step % EPISODE == EPISODE - 1)
-    pixels = Pixels(compute_dtype("float32" if name == "ours_float32" else "auto", "cpu"))
+    pixels = Pixels(dtype=compute_dtype("float32" if name == "ours_float32" else "auto", "cpu"))
+    generator = torch.Generator()
 
     def call() -> int:
         batch = replay.sample(BATCH)
-        pixels(batch)
+        pixels(batch, generator)
         for key in ("action", "reward", "discount"):
             torch.from_numpy(batch[key])
         return 1

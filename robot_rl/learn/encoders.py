@@ -35,7 +35,7 @@ class Convolutions(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> (B, Z) float32."""
-        x = (frames - 0.5).to(self.dtype)
+        x = (frames - 0.5).to(self.dtype, memory_format=torch.channels_last)  # twice as fast on processors
         for layer in self.layers:
             assert isinstance(layer, nn.Conv2d) and layer.bias is not None
             x = F.conv2d(x, layer.weight.to(self.dtype), layer.bias.to(self.dtype), layer.stride).relu()
@@ -83,14 +83,3 @@ class Pretrained(nn.Module):
         """Itself: it does not change."""
         return self
 
-
-def shifted(frames: Tensor, shift: Tensor, most: int) -> Tensor:
-    """(B, C, H, W) moved by `shift` (B, 2) int64 in 0 .. 2 `most` minus `most` pixels, edges repeated (DrQ)."""
-    height, width = frames.shape[-2:]
-    rows, columns = (
-        (torch.arange(size, device=frames.device) + shift[:, axis, None] - most).clamp(0, size - 1)
-        for axis, size in enumerate((height, width))
-    )
-    batch = torch.arange(frames.shape[0], device=frames.device)[:, None, None, None]
-    channel = torch.arange(frames.shape[1], device=frames.device)[:, None, None]
-    return frames[batch, channel, rows[:, None, :, None], columns[:, None, None, :]]

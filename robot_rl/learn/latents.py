@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from robot_rl.learn.backups import Tensors
 from robot_rl.learn.critics import TwoHot
-from robot_rl.learn.encoders import Convolutions, Pretrained, shifted
+from robot_rl.learn.encoders import Convolutions, Pretrained
 from robot_rl.learn.nets import Mlp, Shape
 
 LatentMirror = Callable[..., np.ndarray]
@@ -30,12 +30,8 @@ class Latent(nn.Module):
     def observe(self, obs: Tensor) -> None:
         """Take the batch (B, O) into its statistics, if it keeps any."""
 
-    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensors:
-        """The chance in looking at a batch of that shape, (B,) or (B, T), as entries of the batch."""
-        return {}
-
     def look(self, batch: Tensors, which: str = "") -> Tensor:
-        """A batch (B, ...), with what was drawn for it, -> (B, Z) of obs, or of next_obs where `which` is "next_"."""
+        """A batch (B, ...) -> (B, Z) of obs, or of next_obs where `which` is "next_"."""
         latent: Tensor = self(batch[f"{which}obs"])
         return latent
 
@@ -131,16 +127,11 @@ class Scaler(nn.Module):
 
 
 class CameraLatent(Latent):
-    """What a state and camera frames hold: the state's latent, then tanh features of the frames.
+    """What a state and camera frames hold: the state's latent, then tanh features of the frames."""
 
-    In learning the frames are moved by up to `pad` pixels, each batch anew (random shift: Yarats et al. 2021, DrQ-v2);
-    whoever's loss trains the critics trains the encoder too.
-    """
-
-    def __init__(self, state: Latent, encoder: Convolutions | Pretrained, features: int, pad: int,
-                 generator: torch.Generator):
+    def __init__(self, state: Latent, encoder: Convolutions | Pretrained, features: int, generator: torch.Generator):
         super().__init__()
-        self.state, self.encoder, self.pad = state, encoder, pad
+        self.state, self.encoder = state, encoder
         self.project = Mlp((encoder.size, features), 1, generator)
         self.features, self.size = features, state.size + features
 
@@ -148,14 +139,10 @@ class CameraLatent(Latent):
         """Take the states (B, O) into the statistics."""
         self.state.observe(obs)
 
-    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensors:
-        """See Latent: how far each frame is moved, (*shape, 2) int64."""
-        return {key: torch.randint(2 * self.pad + 1, (*shape, 2), generator=generator, device=generator.device)
-                for key in ("shift", "next_shift")}
-
     def look(self, batch: Tensors, which: str = "") -> Tensor:
         """See Latent."""
-        return self(batch[f"{which}obs"], shifted(batch[f"{which}frames"], batch[f"{which}shift"], self.pad))
+        latent: Tensor = self(batch[f"{which}obs"], batch[f"{which}frames"])
+        return latent
 
     def forward(self, obs: Tensor, frames: Tensor) -> Tensor:
         """(B, O), (B, C, H, W) in [0, 1] -> (B, Z)."""
@@ -217,10 +204,6 @@ class ModelLatent(Latent):
     def observe(self, obs: Tensor) -> None:
         """Take a batch (B, O) into the statistics."""
         self.inner.observe(obs)
-
-    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensors:
-        """See Latent."""
-        return self.inner.draw(shape, generator)
 
     def look(self, batch: Tensors, which: str = "") -> Tensor:
         """See Latent."""

@@ -71,7 +71,7 @@ class Options:
             return state
         encoder = (Convolutions(sizes.frames, self.channels, start, self.plain().dtype) if self.encoder is None else
                    Pretrained(self.encoder, sizes.frames))
-        return CameraLatent(state, encoder, self.features, self.shift, start)
+        return CameraLatent(state, encoder, self.features, start)
 
     def build(self, sizes: Sizes) -> Agent:
         """The agent that learns what these options say."""
@@ -82,7 +82,7 @@ class Options:
         """The agent of these parts and of the two that every agent has; see Agent."""
         parts = {"latent": latent, "actor": actor, **parts}
         plan = Schedule(self.batch, self.n_step, self.discount, self.updates_per_step, self.lr, self.clip,
-                        self.prioritized)
+                        self.prioritized, self.shift)
         return Agent(latent, actor, parts, lessons, plan, start, device=self.device, compile=self.compile, **more)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from robot_rl.frames import FrameReplay
 from robot_rl.learn import recipes
 from robot_rl.learn.agent import Agent
-from robot_rl.learn.encoders import Convolutions, shifted
+from robot_rl.learn.encoders import Convolutions
 from robot_rl.learn.export import SEEING_TOLERANCE, export
 from tests.learn.cases import ACTION, OBS, small
 
@@ -103,16 +103,6 @@ def test_the_reward_that_only_the_frames_show_is_learned() -> None:
     memory._rows[:, memory._reward] = memory._frames[: memory.capacity, 0, 0, 0] / 255.0
     losses = [float(agent.update(memory)["critic/loss"]) for _ in range(120)]
     assert np.mean(losses[-10:]) < 0.2 * np.mean(losses[:10])
-
-
-def test_shifts_repeat_the_edge() -> None:
-    frames = torch.arange(2 * 3 * 4 * 5, dtype=torch.float32).view(2, 3, 4, 5)
-    most = 2
-    padded = nn.functional.pad(frames, (most,) * 4, mode="replicate")
-    shift = torch.tensor([[0, 4], [3, 2]])
-    moved = shifted(frames, shift, most)
-    for one, (down, right) in enumerate(shift.tolist()):
-        assert torch.equal(moved[one], padded[one, :, down : down + 4, right : right + 5])
 
 
 def test_frames_that_are_too_small_are_refused() -> None:

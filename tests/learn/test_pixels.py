@@ -8,7 +8,7 @@ import torch
 
 from robot_rl.frames import FrameReplay
 from robot_rl.learn import bench_replay
-from robot_rl.learn.pixels import CHUNK, Pixels
+from robot_rl.learn.pixels import CHUNK, Pixels, shifted
 
 
 def filled() -> FrameReplay:
@@ -24,17 +24,40 @@ def filled() -> FrameReplay:
 @pytest.mark.parametrize("horizon, n_step", [(1, 1), (1, 3), (2, 1)])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-7), (torch.bfloat16, 1e-2)])
 def test_pixels_are_the_bytes_by_255(horizon: int, n_step: int, dtype: torch.dtype, tolerance: float) -> None:
-    replay, pixels = filled(), Pixels(dtype)
+    replay, pixels = filled(), Pixels(dtype=dtype)
     for size in (3, 2 * CHUNK + 1, 3):
         batch = replay.sample(size, horizon, n_step)
-        for key, value in pixels(batch).items():
+        for key, value in pixels(batch, torch.Generator()).items():
             assert value.dtype == dtype
             np.testing.assert_allclose(value.float().numpy(), batch[key] / 255, atol=tolerance)
 
 
+def test_shifts_repeat_the_edge() -> None:
+    frames, most = torch.arange(2 * 3 * 4 * 5, dtype=torch.float32).view(2, 3, 4, 5), 2
+    padded = torch.nn.functional.pad(frames, (most,) * 4, mode="replicate")
+    shift = torch.tensor([[0, 4], [3, 2]])
+    moved = shifted(frames, shift, most)
+    for one, (down, right) in enumerate(shift.tolist()):
+        assert torch.equal(moved[one], padded[one, :, down : down + 4, right : right + 5])
+
+
+@pytest.mark.parametrize("horizon", [1, 2])
+def test_observations_are_moved_each_by_itself(horizon: int) -> None:
+    batch, pixels = filled().sample(20, horizon), Pixels(most=1)
+    moved, again = (pixels(batch, torch.Generator().manual_seed(3))["next_frames"].clone() for _ in range(2))
+    assert torch.equal(moved, again), "chance is the generator's alone"
+    generator = torch.Generator().manual_seed(3)
+    for key in ("frames", "next_frames"):
+        alone = torch.from_numpy(batch[key]).flatten(0, -4)
+        shift = torch.randint(3, (len(alone), 2), generator=generator)
+        expected = shifted(alone, shift, 1).view(batch[key].shape) / 255
+        assert len(shift.unique(dim=0)) > 3
+    torch.testing.assert_close(moved, expected)
+
+
 def test_the_same_memory_is_filled_again() -> None:
     replay, pixels = filled(), Pixels()
-    first, second = (pixels(replay.sample(4))["frames"] for _ in range(2))
+    first, second = (pixels(replay.sample(4), torch.Generator())["frames"] for _ in range(2))
     assert first.data_ptr() == second.data_ptr()
 
 
