@@ -18,7 +18,7 @@ from hardware.policy_node import BOOL, EpisodeResult, PolicyNode
 from robot_rl.evaluate import summary
 from robot_rl.log import progress, write_atomic
 from robot_rl.policy import Policy
-from robot_rl.spec import IMAGE, POSE, PolicySpec, RobotSpec, load_robot
+from robot_rl.spec import IMAGE, POSE, PolicySpec, RobotSpec, SpecError, load_robot
 from robot_rl.steplog import EPISODE_TOPIC, INFO_TOPIC, STEP_TOPIC, STEP_TYPE, TEXT_TYPE
 
 RUN_SERVICE = "policy/run"
@@ -90,6 +90,10 @@ def deploy(policy: Path, robot: str, *, episodes: int, record: Path | None, wher
     spec = load_robot(robot)
     loaded = Policy(policy)
     contract = loaded.spec.on(spec, f"policy {policy}")
+    if record is not None and contract.cameras and not cameras:
+        used = ", ".join(camera.name for camera in contract.cameras)
+        raise SpecError(f"--no-cameras with --record {record}: policy {policy} sees through {used}, and its episodes "
+                        "cannot be read back without their images")
     with where.connect("policy") as bus:
         node = PolicyNode(loaded, spec, bus, seed, explore)
         node.connect()

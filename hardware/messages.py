@@ -220,9 +220,12 @@ def image(stamp_ns: int, frame: str, array: NDArray[np.uint8]) -> Any:
 
 
 def pixels(message: Any) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 RGB of an rgb8 or bgr8 sensor_msgs/Image, without its row padding."""
+    """(H, W, 3) uint8 RGB of an rgb8 or bgr8 sensor_msgs/Image, without its row padding. Raises ValueError."""
     if message.encoding not in ("rgb8", "bgr8"):
         raise ValueError(f"image encoding {message.encoding!r}: only rgb8 and bgr8 are read")
+    if message.step < 3 * message.width or len(message.data) != message.height * message.step:
+        raise ValueError(f"an image of {message.width}x{message.height} pixels in rows of {message.step} bytes has "
+                         f"{len(message.data)} bytes")
     rows = message.data.reshape(message.height, message.step)[:, :3 * message.width]
     array = rows.reshape(message.height, message.width, 3)
     return array if message.encoding == "rgb8" else array[..., ::-1]

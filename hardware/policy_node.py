@@ -19,6 +19,7 @@ from hardware import messages
 from hardware.bus import EVENTS, LATCHED, SENSOR, Bus
 from hardware.loop import Ticker, percentiles, steady
 from hardware.robot_io import RobotIO
+from robot_rl import image
 from robot_rl.episode import Command, Episode, Outcome
 from robot_rl.observe import Readings
 from robot_rl.policy import Policy
@@ -51,7 +52,6 @@ class PolicyNode:
     def __init__(self, policy: Policy, robot: RobotSpec, bus: Bus, seed: int = 0, explore: bool = False) -> None:
         self.bus, self.explore = bus, explore
         self._robot = robot
-        self._io = RobotIO(robot, bus)
         # a latched reader does not match a volatile publisher, and a stop must never be missed: listen both ways
         self._stops = [bus.reader(robot.stop_topic, BOOL, qos) for qos in (LATCHED, SENSOR)]
         self._steps = bus.publisher(STEP_TOPIC, STEP_TYPE, EVENTS)
@@ -59,6 +59,7 @@ class PolicyNode:
         self._info = bus.publisher(INFO_TOPIC, TEXT_TYPE, LATCHED)
         self._reloads = bus.service("policy/reload")
         self._use(policy)
+        self._io = RobotIO(robot, bus, self._spec.cameras)
         self._goal = bus.publisher(self._spec.goal.topic, POSE, LATCHED) if self._spec.goal else None
         self._goals = np.random.default_rng([seed, 0])
         self._noise = np.random.default_rng([seed, 1])
@@ -157,7 +158,7 @@ class PolicyNode:
         reasons = command.reasons if command else Reason.NONE
         self.safety_events += bool(reasons | outcome.faults)
         record = step_record(
-            self._robot, tick=self.ticker.ticks, episode=number, stamp_ns=stamp, stamps=readings.stamps,
+            self._spec, tick=self.ticker.ticks, episode=number, stamp_ns=stamp, stamps=readings.stamps,
             outcome=outcome, asked=command.asked if command else idle, action=command.action if command else idle,
             sent=command.sent if command else np.full(len(self._robot.actuated), np.nan), reasons=reasons,
             lateness_s=self.ticker.late_ns * 1e-9, latency_s=latency)
@@ -188,6 +189,7 @@ class PolicyNode:
     def _use(self, policy: Policy) -> None:
         """Make `policy` the one that acts, and say so on the latched info topic."""
         spec = policy.spec.on(self._robot, f"policy {policy.path}")
+        image.demand(spec)
         policy.warm_up()
         self._policy, self._spec = policy, spec
         info = {"policy": policy.path.name, "sha256": policy.sha256, "contract": json.loads(spec.to_json())}
@@ -200,6 +202,8 @@ class PolicyNode:
             policy.spec.on(self._robot, f"policy {policy.path}")
             if policy.spec.rate_hz != self._spec.rate_hz:
                 raise SpecError(f"policy {policy.path}: rate_hz {policy.spec.rate_hz}, running at {self._spec.rate_hz}")
+            if policy.spec.vision != self._spec.vision:
+                raise SpecError(f"policy {policy.path}: vision {policy.spec.vision}, running with {self._spec.vision}")
         except SpecError as error:
             request.reply(False, str(error))
             return

@@ -1,8 +1,9 @@
-"""Sensor messages → readings (stage 1 of a step) and command → message (stage 6), both by the robot's spec."""
+"""Messages of sensors and cameras → readings (stage 1), command → message (stage 6), both by the robot's spec."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,21 +11,25 @@ import numpy as np
 from hardware import messages
 from hardware.bus import COMMAND, SENSOR, Bus, Reader, Sample
 from robot_rl.observe import Readings, Values
-from robot_rl.spec import JOINT_STATE, RobotSpec, Sensor
+from robot_rl.spec import IMAGE, JOINT_STATE, Camera, RobotSpec, Sensor, SpecError
 
 
 class RobotIO:
-    """A robot's state topics and its command topic on a bus."""
+    """A robot's state topics, the cameras in use and its command topic on a bus."""
 
-    def __init__(self, robot: RobotSpec, bus: Bus) -> None:
+    def __init__(self, robot: RobotSpec, bus: Bus, cameras: Sequence[Camera] = ()) -> None:
         self.robot = robot
-        self._sensors: list[tuple[Sensor, Reader]] = [
-            (s, bus.reader(s.topic, s.type, SENSOR)) for s in robot.sensors]
+        inputs: tuple[Sensor | Camera, ...] = (*robot.sensors, *cameras)
+        self._sensors: list[tuple[Sensor | Camera, Reader]] = [
+            (s, bus.reader(s.topic, _type(s), SENSOR)) for s in inputs]
         self._command = bus.publisher(robot.command.topic, robot.command.type, COMMAND)
         self._decoded: dict[str, tuple[Sample, Values]] = {}
 
     def read(self) -> Readings:
-        """The newest message of every sensor, decoded; a sensor that has not spoken is absent."""
+        """The newest message of every sensor and camera in use, decoded once; what has not spoken is absent.
+
+        Raises SpecError for an image that is not one.
+        """
         readings = Readings({})
         for sensor, reader in self._sensors:
             sample = reader.newest()
@@ -43,11 +48,14 @@ class RobotIO:
         self._command.publish(encode_command(self.robot, command))
 
     def wait(self, timeout_s: float) -> None:
-        """Wait until every sensor has spoken and somebody takes commands. Raises TimeoutError naming who is silent."""
+        """Wait until every sensor and camera in use has spoken and somebody takes commands.
+
+        Raises TimeoutError naming who is silent.
+        """
         end = time.monotonic() + timeout_s
         while True:
             heard = self.read().stamps
-            silent = [f"{s.name} on {s.topic} ({s.type})" for s, _ in self._sensors if s.name not in heard]
+            silent = [f"{s.name} on {s.topic} ({_type(s)})" for s, _ in self._sensors if s.name not in heard]
             if not self._command.matched():
                 silent.append(f"no subscriber on {self.robot.command.topic} ({self.robot.command.type})")
             if not silent:
@@ -57,8 +65,16 @@ class RobotIO:
             time.sleep(0.01)
 
 
-def decode(sensor: Sensor, data: bytes, robot: RobotSpec) -> Values:
-    """One sensor message as named arrays, joints in the spec's order by name; a joint that is absent reads NaN."""
+def decode(sensor: Sensor | Camera, data: bytes, robot: RobotSpec) -> Values:
+    """One message as named arrays, joints in the spec's order by name; a joint that is absent reads NaN.
+
+    Raises SpecError for an image that is not one.
+    """
+    if isinstance(sensor, Camera):
+        try:
+            return {f"{sensor.name}.image": messages.pixels(messages.decode(data, IMAGE))}
+        except ValueError as error:
+            raise SpecError(f"camera '{sensor.name}' on {sensor.topic}: {error}") from error
     message: Any = messages.decode(data, sensor.type)
     if sensor.type == JOINT_STATE:
         places = {name: i for i, name in enumerate(message.name)}
@@ -70,8 +86,10 @@ def decode(sensor: Sensor, data: bytes, robot: RobotSpec) -> Values:
             f"{sensor.name}.orientation": np.array([q.x, q.y, q.z, q.w])}
 
 
-def encode(sensor: Sensor, values: Values, stamp_ns: int, robot: RobotSpec) -> bytes:
+def encode(sensor: Sensor | Camera, values: Values, stamp_ns: int, robot: RobotSpec) -> bytes:
     """CDR bytes of the message that `decode` reads, from named arrays with joints in the spec's order."""
+    if isinstance(sensor, Camera):
+        return messages.encode(messages.image(stamp_ns, sensor.frame, values[f"{sensor.name}.image"]))
     if sensor.type == JOINT_STATE:
         fields = [values[f"{sensor.name}.{key}"] for key in ("position", "velocity", "effort")]
         return messages.encode(messages.joint_state(stamp_ns, list(robot.names), *fields))
@@ -112,6 +130,10 @@ def decode_command(robot: RobotSpec, data: bytes) -> np.ndarray:
         field = {"position": "positions", "velocity": "velocities"}.get(field, field)
     values = getattr(point, field)
     return np.array([values[list(names).index(name)] for name in wanted])
+
+
+def _type(sensor: Sensor | Camera) -> str:
+    return IMAGE if isinstance(sensor, Camera) else sensor.type
 
 
 def _by_index(values: np.ndarray, index: list[int], field: str) -> np.ndarray:

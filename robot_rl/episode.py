@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from robot_rl.act import ActionMap
-from robot_rl.observe import Observer, Readings
+from robot_rl.observe import Observation, Observer, Readings, blank
 from robot_rl.reward import Rewards, SuccessClock
 from robot_rl.safety import Reason, Safety
 from robot_rl.spec import GOAL, PolicySpec
@@ -24,8 +24,8 @@ from robot_rl.spec import GOAL, PolicySpec
 class Outcome:
     """What one look at the robot says about the step before it."""
 
-    observation: np.ndarray
-    """(O,) float32; the last good one where `valid` is False."""
+    observation: Observation
+    """The last good one where `valid` is False."""
     reward: float
     terminated: bool
     truncated: bool
@@ -66,12 +66,12 @@ class Episode:
         self._observer, self._rewards = Observer(spec), Rewards(spec)
         self._clock = SuccessClock(spec) if spec.success else None
         self._map = ActionMap(spec.action, spec.robot)
-        self._safety = Safety(spec.robot, spec.rate_hz)
+        self._safety = Safety(spec.robot, spec.rate_hz, spec.cameras)
         self._max_steps = round(spec.time_limit_s * spec.rate_hz)
         self._readings = Readings({})
         self._goal: np.ndarray | None = None
         self._action = np.zeros(spec.action_size)
-        self._observation = np.zeros(spec.observation_size, np.float32)
+        self._observation = blank(spec)
 
     def begin(self, goal: np.ndarray | None = None) -> None:
         """Start an episode, with the goal position (3,) in m where the contract has one."""

@@ -164,10 +164,11 @@ def _add(replay: Replay, replayed: Iterable[tuple[Outcome, np.ndarray | None]]) 
     for outcome, taken in replayed:
         if not outcome.valid:
             break
+        seen: Any = outcome.observation  # of the kind that the replay was made for
         if action is None:
-            replay.begin(outcome.observation)
+            replay.begin(seen)
         else:
-            replay.step(action, outcome.reward, outcome.observation, outcome.terminated, outcome.truncated)
+            replay.step(action, outcome.reward, seen, outcome.terminated, outcome.truncated)
             steps += 1
         action = taken
         if action is None:

@@ -49,6 +49,7 @@ def _contract(spec: PolicySpec) -> dict[str, Any]:
         "task": spec.task, "robot": spec.robot.robot if spec.robot else None, "rate_hz": spec.rate_hz,
         "time_limit_s": spec.time_limit_s, "observation_size": spec.observation_size,
         "observations": [f"{t.name}[{t.size}] {t.unit}".strip() for t in spec.observations],
+        "vision": f"{spec.vision.shape} of {', '.join(spec.vision.cameras)}" if spec.vision else None,
         "action_size": spec.action_size, "action": spec.action.kind if spec.action else None,
         "trained": spec.trained,
     }

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from robot_rl.spec import PolicySpec, Term
+from robot_rl import image
+from robot_rl.spec import PolicySpec, Term, Vision
 
 Values = dict[str, np.ndarray]
 Observation = np.ndarray | dict[str, np.ndarray]
-"""(O,) float32; of a policy that sees {"state": (O,) float32, "frames": (C, H, W) uint8}."""
+"""(O,) float32; with vision {"state": (O,) float32, "frames": `vision.shape` uint8}."""
 
 
 def alone(observation: Observation) -> Observation:
@@ -21,13 +22,16 @@ def alone(observation: Observation) -> Observation:
 
 @dataclass
 class Readings:
-    """What the sensors said last, by source name (`joints.position`, `tip.orientation`, …), SI units."""
+    """What the sensors said last, by source name (`joints.position`, `tip.orientation`, …), SI units.
+
+    `<camera>.image` (H, W, 3) uint8 rgb, of any size, for each camera in use.
+    """
 
     values: Values
     stamps: dict[str, int] = field(default_factory=dict)
-    """Source stamp of each sensor's message, ns since the Unix epoch."""
+    """Source stamp of each sensor's and camera's message, ns since the Unix epoch."""
     ages: dict[str, float] = field(default_factory=dict)
-    """Seconds since each sensor's message arrived, on the monotonic clock."""
+    """Seconds since each sensor's and camera's message arrived, on the monotonic clock."""
 
 
 class Quantity:
@@ -64,23 +68,59 @@ class Quantity:
         return self._past.ravel()
 
 
+class Frames:
+    """The newest images of the cameras in use, stacked within an episode."""
+
+    def __init__(self, vision: Vision) -> None:
+        self._vision = vision
+        self._past: np.ndarray | None = None
+
+    def reset(self) -> None:
+        """Forget the previous episode."""
+        self._past = None
+
+    def __call__(self, values: Values) -> np.ndarray:
+        """`vision.shape` uint8: by time, oldest first, then by camera, then red, green, blue; a new array each time."""
+        height, width = self._vision.height, self._vision.width
+        frame = np.concatenate([image.fit(values[f"{c}.image"], height, width) for c in self._vision.cameras])
+        if self._past is None:
+            self._past = np.tile(frame, (self._vision.stack, 1, 1))
+        else:
+            self._past = np.concatenate([self._past[len(frame):], frame])
+        return self._past
+
+
 class Observer:
-    """All observation terms of a contract, concatenated in their order."""
+    """All observation terms of a contract, concatenated in their order, and the frames that it sees."""
 
     def __init__(self, spec: PolicySpec) -> None:
         self.size = spec.observation_size
         self._quantities = [Quantity(term, spec) for term in spec.observations]
+        self._frames = Frames(spec.vision) if spec.vision else None
 
     def reset(self) -> None:
-        """Start an episode: histories will be filled with its first values."""
+        """Start an episode: histories and stacks will be filled with its first values."""
         for quantity in self._quantities:
             quantity.reset()
+        if self._frames is not None:
+            self._frames.reset()
 
-    def __call__(self, values: Values) -> np.ndarray:
-        """Observation (O,) float32 from the values of every source."""
-        observation = np.concatenate([q(values) for q in self._quantities]).astype(np.float32)
-        assert observation.shape == (self.size,), (observation.shape, self.size)
-        return observation
+    def __call__(self, values: Values) -> Observation:
+        """The observation from the values of every source."""
+        state = np.concatenate([q(values) for q in self._quantities]).astype(np.float32)
+        assert state.shape == (self.size,), (state.shape, self.size)
+        return state if self._frames is None else {"state": state, "frames": self._frames(values)}
+
+
+def blank(spec: PolicySpec) -> Observation:
+    """An observation of a contract, all zeros."""
+    state = np.zeros(spec.observation_size, np.float32)
+    return {"state": state, "frames": np.zeros(spec.vision.shape, np.uint8)} if spec.vision else state
+
+
+def state_of(observation: Observation) -> np.ndarray:
+    """(O,) float32: the numbers of an observation, without its frames."""
+    return observation["state"] if isinstance(observation, dict) else observation
 
 
 _TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from robot_rl.observe import Observation, blank, state_of
 from robot_rl.spec import PolicySpec, SpecError
 
 CONTRACT_KEY, DIGEST_KEY, SIZE_KEY = "robot_rl", "robot_rl_sha256", "robot_rl_graph_bytes"
@@ -39,28 +40,34 @@ class Policy:
         self._check_sizes()
         self._feed = {"obs": np.zeros((1, self.spec.observation_size), np.float32),
                       "noise": np.zeros((1, self.spec.action_size), np.float32)}
+        if self.spec.vision:
+            self._feed["frames"] = np.zeros((1, *self.spec.vision.shape), np.uint8)
 
-    def __call__(self, observation: np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
-        """Action (A,) float32 in [-1, 1] for an observation (O,).
+    def __call__(self, observation: Observation, noise: np.ndarray | None = None) -> np.ndarray:
+        """Action (A,) float32 in [-1, 1] for an observation of the contract.
 
         Standard normal `noise` (A,) gives the action that the learner would explore with; None the best one.
         """
-        self._feed["obs"][0] = observation
+        self._feed["obs"][0] = state_of(observation)
+        if isinstance(observation, dict):
+            self._feed["frames"][0] = observation["frames"]
         self._feed["noise"][0] = 0.0 if noise is None else noise
         return self._session.run(["action"], self._feed)[0][0]
 
     def warm_up(self, calls: int = 50) -> None:
         """Run the network so that the first control tick is not the slow one."""
         for _ in range(calls):
-            self(self._feed["obs"][0])
+            self(blank(self.spec))
 
     def _check_sizes(self) -> None:
-        inputs = {i.name: i.shape for i in self._session.get_inputs()}
-        wanted = {"obs": self.spec.observation_size, "noise": self.spec.action_size}
-        for name, size in wanted.items():
-            if name not in inputs or inputs[name][-1] != size:
+        inputs = {i.name: tuple(i.shape) for i in self._session.get_inputs()}
+        wanted: dict[str, tuple[int, ...]] = {"obs": (self.spec.observation_size,), "noise": (self.spec.action_size,)}
+        if self.spec.vision:
+            wanted["frames"] = self.spec.vision.shape
+        for name in sorted({*wanted, *inputs}):
+            if name not in inputs or inputs[name][1:] != wanted.get(name):
                 raise SpecError(f"policy {self.path}: input '{name}' is {inputs.get(name, 'absent')} in the network, "
-                                f"size {size} in its contract")
+                                f"{('B', *wanted[name]) if name in wanted else 'absent'} in its contract")
 
 
 def seal(graph: bytes, contract: str) -> bytes:

@@ -6,12 +6,13 @@ gives the robot's own stop behaviour. A command is never invented: without a mea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntFlag
 
 import numpy as np
 
 from robot_rl.observe import Readings
-from robot_rl.spec import JOINT_STATE, RobotSpec
+from robot_rl.spec import JOINT_STATE, Camera, RobotSpec
 
 
 class Reason(IntFlag):
@@ -19,8 +20,8 @@ class Reason(IntFlag):
 
     NONE = 0
     STOP = 1  # a stop message, or the operator
-    MISSING = 2  # a sensor has never spoken
-    STALE = 4  # a sensor is silent for longer than its limit
+    MISSING = 2  # a sensor or a camera in use has never spoken
+    STALE = 4  # a sensor or a camera in use is silent for longer than its limit
     NONFINITE = 8  # a reading or an action is NaN or infinite
     WORKSPACE = 16  # the guarded frame left its box
     POSITION = 32  # clipped to a position limit
@@ -34,13 +35,13 @@ class Reason(IntFlag):
 
 
 class Safety:
-    """The filter of one robot at one decision rate.
+    """The filter of one robot at one decision rate, for a policy that sees through `cameras`.
 
     Invariant, for any input: a command from `limit` is finite, inside the joint limits, and, where the last command
     was inside them too, no further from it than the speed limit allows in one period.
     """
 
-    def __init__(self, robot: RobotSpec, rate_hz: float) -> None:
+    def __init__(self, robot: RobotSpec, rate_hz: float, cameras: Sequence[Camera] = ()) -> None:
         joints = robot.actuated
         self._robot = robot
         self._index = robot.actuated_index
@@ -56,12 +57,13 @@ class Safety:
         slew = [np.inf if j.acceleration is None else j.acceleration / rate_hz for j in joints]
         self._slew = np.array(slew)
         self._step = self._velocity / rate_hz
-        self._limits = {s.name: s.stale_after_s for s in robot.sensors}
+        self._images = [f"{camera.name}.image" for camera in cameras]
+        self._limits = {s.name: s.stale_after_s for s in robot.sensors} | {c.name: c.stale_after_s for c in cameras}
         self._required = [key for s in robot.sensors for key in _keys(s.name, s.type)]
 
     def check(self, readings: Readings) -> Reason:
         """Why the robot may not move: missing, stale or non-finite sensors, or a frame outside the workspace."""
-        reason = Reason.NONE
+        reason = Reason.NONE if all(key in readings.values for key in self._images) else Reason.MISSING
         for key in self._required:
             value = readings.values.get(key)
             if value is None:

@@ -89,7 +89,7 @@ class Sensor(Data, kw_only=True):
 
 
 class Camera(Data, kw_only=True):
-    """An image topic (rgb8) with `camera_info` beside it; size in pixels."""
+    """An image topic (rgb8 or bgr8) with `camera_info` beside it; size in pixels."""
 
     name: str
     topic: str
@@ -98,6 +98,8 @@ class Camera(Data, kw_only=True):
     rate_hz: float
     frame: str
     stale_after_s: float = 0.5
+    view: str | None = None
+    """The MJCF camera through which the simulated robot films; None: the one of this name."""
 
 
 class Workspace(Data, kw_only=True):
@@ -291,22 +293,33 @@ class ActionSpec(Data, kw_only=True):
 
 
 class Vision(Data, kw_only=True):
-    """What a policy sees: the newest `stack` images of some cameras, all brought to one size in pixels."""
+    """What a policy sees: the newest `stack` images of each camera, one a decision, `height` x `width` pixels each.
+
+    Images are cut to this shape about their middle, then shrunk. The first one of an episode fills the stack.
+    """
 
     cameras: tuple[str, ...]
     height: int = 64
     width: int = 64
     stack: int = 1
 
+    def __post_init__(self) -> None:
+        _distinct("vision.cameras", list(self.cameras))
+        if not self.cameras:
+            raise ValueError("vision.cameras=[]: name at least one camera")
+        for key in ("height", "width", "stack"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"vision.{key}={getattr(self, key)} must be at least 1")
+
     @property
     def frame(self) -> tuple[int, int, int]:
-        """(C, H, W) of all cameras at one time: r, g, b of each, in their order."""
+        """(C, H, W) of one decision: red, green and blue of each camera in turn."""
         return 3 * len(self.cameras), self.height, self.width
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what the policy sees, oldest first."""
-        return self.stack * 3 * len(self.cameras), self.height, self.width
+        """(stack * C, H, W) of an observation's frames, oldest first."""
+        return self.stack * self.frame[0], self.height, self.width
 
 
 class PolicySpec(Data, kw_only=True):
@@ -326,12 +339,26 @@ class PolicySpec(Data, kw_only=True):
     success: Success | None = None
     goal: Goal | None = None
     vision: Vision | None = None
+    """None for policies that see numbers only."""
     trained: dict[str, Any] = {}
     """Recipe, its arguments, seed, steps and code version."""
 
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
             raise ValueError(f"schema={self.schema}; this version reads schema {SCHEMA}")
+
+    @property
+    def inputs(self) -> tuple[Sensor | Camera, ...]:
+        """What is read at each step: every sensor of the robot, then the cameras in use."""
+        return (*(self.robot.sensors if self.robot else ()), *self.cameras)
+
+    @property
+    def cameras(self) -> tuple[Camera, ...]:
+        """The robot's cameras that the policy sees through, in the order of its frames."""
+        if self.robot is None or self.vision is None:
+            return ()
+        known = {camera.name: camera for camera in self.robot.cameras}
+        return tuple(known[name] for name in self.vision.cameras)
 
     def to_json(self) -> str:
         """The contract as JSON, floats in full."""
@@ -348,11 +375,12 @@ class PolicySpec(Data, kw_only=True):
     def on(self, robot: RobotSpec, where: str = "policy") -> PolicySpec:
         """This contract with `robot`'s topics and limits, once it is the robot that the policy knows.
 
-        Joints are matched by name; interface, limits and sensors must agree. Raises SpecError naming both sides.
+        Joints are matched by name; interface, limits, sensors and the cameras in use must agree. Raises SpecError
+        naming both sides.
         """
         if self.robot is None:
             raise SpecError(f"{where}: trained on {self.task}, which declares no robot; it cannot run on {robot.robot}")
-        differences = list(_differences(self.robot, robot))
+        differences = _differences(self.robot, robot) + _blind_spots(self.vision, robot)
         if differences:
             raise SpecError(f"{where} was made for robot '{self.robot.robot}' and does not fit '{robot.robot}':\n  "
                             + "\n  ".join(differences))
@@ -363,13 +391,15 @@ class PolicySpec(Data, kw_only=True):
 
 def policy_spec(robot: RobotSpec, *, task: str, rate_hz: float, time_limit_s: float, observations: tuple[Term, ...],
                 action: ActionSpec, rewards: tuple[Reward, ...], success: Success | None = None,
-                goal: Goal | None = None) -> PolicySpec:
+                goal: Goal | None = None, vision: Vision | None = None) -> PolicySpec:
     """Join a robot and a task into a contract: sizes are filled in and every name is checked. Raises SpecError."""
     actuated = {j.name for j in robot.actuated}
     for name in action.joints:
         if name not in actuated:
             raise SpecError(f"task {task}: action joint '{name}' is not an actuated joint of {robot.robot} "
                             f"({', '.join(sorted(actuated))})")
+    for fault in _blind_spots(vision, robot):
+        raise SpecError(f"task {task}: {fault}")
     size = len(action.joints)
     goals = goal is not None
     filled = tuple(msgspec.structs.replace(t, size=term_size(t, robot, size, goals) * t.history) for t in observations)
@@ -377,7 +407,7 @@ def policy_spec(robot: RobotSpec, *, task: str, rate_hz: float, time_limit_s: fl
         term_size(term, robot, size, goals)
     return PolicySpec(task=task, rate_hz=rate_hz, time_limit_s=time_limit_s, robot=robot, observations=filled,
                       observation_size=sum(t.size for t in filled), action=action, action_size=size,
-                      rewards=rewards, success=success, goal=goal)
+                      rewards=rewards, success=success, goal=goal, vision=vision)
 
 
 def term_size(term: Term, robot: RobotSpec, actions: int, goal: bool) -> int:
@@ -476,4 +506,20 @@ def _differences(policy: RobotSpec, robot: RobotSpec) -> list[str]:
     for sensor in policy.sensors:
         if kinds.get(sensor.name) != sensor.type:
             lines.append(f"sensor '{sensor.name}': policy {sensor.type}, robot {kinds.get(sensor.name, 'has none')}")
+    return lines
+
+
+def _blind_spots(vision: Vision | None, robot: RobotSpec) -> list[str]:
+    """What a policy wants to see and the robot's cameras do not show, one line each."""
+    if vision is None:
+        return []
+    cameras, lines = {c.name: c for c in robot.cameras}, []
+    for name in vision.cameras:
+        camera = cameras.get(name)
+        if camera is None:
+            lines.append(f"camera '{name}': the policy sees through it, {robot.robot} has "
+                         f"{', '.join(cameras) or 'none'}")
+        elif vision.height > camera.height or vision.width * camera.height > camera.width * vision.height:
+            lines.append(f"camera '{name}': its {camera.width}x{camera.height} pixels hold no larger picture of shape "
+                         f"{vision.width}x{vision.height}, which the policy sees")
     return lines

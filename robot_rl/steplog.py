@@ -18,9 +18,9 @@ from hardware import messages
 from hardware.robot_io import decode
 from robot_rl.bag import read
 from robot_rl.episode import Episode, Outcome
-from robot_rl.observe import Readings, Values
+from robot_rl.observe import Readings, Values, state_of
 from robot_rl.safety import Reason
-from robot_rl.spec import GOAL, PolicySpec, RobotSpec, SpecError
+from robot_rl.spec import GOAL, PolicySpec, SpecError
 
 STEP_TOPIC, STEP_TYPE = "policy/step", "std_msgs/msg/Float64MultiArray"
 EPISODE_TOPIC, INFO_TOPIC, TEXT_TYPE = "policy/episode", "policy/info", "std_msgs/msg/String"
@@ -35,8 +35,9 @@ class StepRecord:
     stamp: np.ndarray
     """Wall time of the tick: (s, ns)."""
     inputs: np.ndarray
-    """Source stamps of the messages used, (s, ns) for each sensor in the spec's order."""
+    """Source stamps of the messages used, (s, ns) for each of the contract's `inputs`."""
     observation: np.ndarray
+    """(O,) its numbers; the frames are in the images that `inputs` names."""
     reward: np.ndarray
     """Reward of the step before this tick."""
     ends: np.ndarray
@@ -69,22 +70,22 @@ class StepRecord:
         return StepRecord(**{d.label: part for d, part in zip(message.layout.dim, parts, strict=True)})
 
 
-def step_record(robot: RobotSpec, *, tick: int, episode: int, stamp_ns: int, stamps: dict[str, int], outcome: Outcome,
+def step_record(spec: PolicySpec, *, tick: int, episode: int, stamp_ns: int, stamps: dict[str, int], outcome: Outcome,
                 asked: np.ndarray, action: np.ndarray, sent: np.ndarray, reasons: Reason, lateness_s: float,
                 latency_s: float) -> StepRecord:
     """Gather one tick into a record."""
     one = np.atleast_1d
     flags = [outcome.terminated, outcome.truncated, outcome.success, outcome.valid]
-    inputs = [part for s in robot.sensors for part in split_ns(stamps.get(s.name, 0))]
+    inputs = [part for s in spec.inputs for part in split_ns(stamps.get(s.name, 0))]
     return StepRecord(one(float(tick)), one(float(episode)), np.array(split_ns(stamp_ns), float),
-                      np.array(inputs, float), outcome.observation.astype(float), one(outcome.reward),
+                      np.array(inputs, float), state_of(outcome.observation).astype(float), one(outcome.reward),
                       np.array(flags, float), one(float(outcome.faults)), asked, action, sent,
                       one(float(reasons)), one(lateness_s), one(latency_s))
 
 
 @dataclass
 class EpisodeLog:
-    """One recorded episode: the contract it ran under, its steps, and its raw sensor messages by source stamp."""
+    """One recorded episode: the contract it ran under, its steps, and its raw messages by source stamp."""
 
     folder: str
     spec: PolicySpec
@@ -101,10 +102,15 @@ class EpisodeLog:
         """Run the episode's rules again over the raw messages: (outcome, action (A,) or None at the end) by step.
 
         `spec` reads the same messages through another contract of the same robot, for instance with another reward;
-        `goal` (3,) in m judges them by another goal than the episode was run for.
+        `goal` (3,) in m judges them by another goal than the episode was run for. Raises SpecError for a message that
+        is not in the bag, and for a contract that sees through a camera that the episode's policy did not use.
         """
         spec = spec or self.spec
         assert spec.robot is not None
+        for camera in {c.name for c in spec.cameras} - {c.name for c in self.spec.cameras}:
+            used = ", ".join(c.name for c in self.spec.cameras) or "none"
+            raise SpecError(f"{self.folder}: task {spec.task} sees through camera '{camera}', {self.spec.task} ran "
+                            f"with {used}: which image belongs to which step is not in the bag")
         if goal is None and self.start.get("goal") is not None:
             goal = np.array(self.start["goal"])
         episode = Episode(spec)
@@ -112,7 +118,7 @@ class EpisodeLog:
         for record in self.records:
             faults = Reason(int(record.faults[0]))
             episode.halt(faults & ~Reason.WORKSPACE)
-            outcome = episode.observe(Readings(self.values(record, spec.robot)))
+            outcome = episode.observe(Readings(self.values(record, spec)))
             last = outcome.done or not np.isfinite(record.asked).all()
             yield outcome, None if last else episode.took(record.sent)
             if last:
@@ -121,26 +127,26 @@ class EpisodeLog:
     def reached(self, spec: PolicySpec | None = None) -> np.ndarray:
         """(T, 3) in m: what success compares with the goal, at each step; (0, 3) for a task without such a goal."""
         spec = spec or self.spec
-        assert spec.robot is not None
         term = spec.success.term if spec.goal and spec.success else None
         if term is None or term.minus is None or GOAL not in (term.source, term.minus):
             return np.empty((0, 3))
         source = term.minus if term.source == GOAL else term.source
-        seen = (self.values(record, spec.robot).get(source) for record in self.records)
+        seen = (self.values(record, spec, images=False).get(source) for record in self.records)
         return np.array([value for value in seen if value is not None and np.isfinite(value).all()]).reshape(-1, 3)
 
-    def values(self, record: StepRecord, robot: RobotSpec) -> Values:
-        """What every sensor had said when a step was decided, decoded by a robot's spec. Raises SpecError."""
-        values: Values = {}
-        for sensor, (seconds, nanoseconds) in zip(robot.sensors, record.inputs.reshape(-1, 2), strict=True):
+    def values(self, record: StepRecord, spec: PolicySpec, images: bool = True) -> Values:
+        """What every sensor, and every camera that `spec` uses, had said when a step was decided. Raises SpecError."""
+        assert spec.robot is not None
+        wanted, values = {s.name for s in (spec.inputs if images else spec.robot.sensors)}, Values()
+        for sensor, (seconds, nanoseconds) in zip(self.spec.inputs, record.inputs.reshape(-1, 2), strict=True):
             stamp = join_ns(seconds, nanoseconds)
-            if stamp == 0:
+            if stamp == 0 or sensor.name not in wanted:
                 continue
             data = self.readings[sensor.name].get(stamp)
             if data is None:
                 raise SpecError(f"{self.folder}: tick {int(record.tick[0])}: the message of '{sensor.name}' stamped "
                                 f"{stamp} ns is not in the bag")
-            values |= decode(sensor, data, robot)
+            values |= decode(sensor, data, spec.robot)
         return values
 
 
@@ -164,9 +170,8 @@ def read_episode(folder: str | Path) -> EpisodeLog:
     if "contract" not in info:
         raise SpecError(f"{folder}: no contract on {INFO_TOPIC}: this bag was not recorded by `robot-rl deploy`")
     spec = PolicySpec.from_json(json.dumps(info["contract"]), str(folder))
-    assert spec.robot is not None
     readings = {s.name: next((m for topic, m in raw.items() if topic.endswith(s.topic)), {})
-                for s in spec.robot.sensors}
+                for s in spec.inputs}
     records = [r for r in records if not start or int(r.episode[0]) == start["episode"]]
     return EpisodeLog(str(folder), spec, info, start, end, records, readings)
 

@@ -21,7 +21,7 @@ from robot_rl.evaluate import episode_seed, summary
 from robot_rl.log import progress
 from robot_rl.observe import Readings, Values
 from robot_rl.safety import Reason
-from robot_rl.spec import PolicySpec, SpecError, mjcf_file
+from robot_rl.spec import IMAGE, PolicySpec, SpecError, mjcf_file
 from robot_rl.steplog import EPISODE_TOPIC, INFO_TOPIC, STEP_TOPIC, TEXT_TYPE, step_record
 from sim.env import RobotEnv
 from sim.lift import Lifter
@@ -50,13 +50,15 @@ class Make(Protocol):
     def __call__(self, contract: PolicySpec, model: mujoco.MjModel) -> Demonstrator: ...
 
 
-DEMONSTRATORS: dict[str, Make] = {"so101-lift": Lifter, "so101-lift-dense": Lifter}
+DEMONSTRATORS: dict[str, Make] = dict.fromkeys(
+    ("so101-lift", "so101-lift-dense", "so101-lift-camera", "so101-lift-camera-dense"), Lifter)
 
 
 class EpisodeWriter:
     """One episode of an environment as a bag, with the topics, steps and events that `deploy --record` writes.
 
-    Simulated time is laid on the wall clock from `start_ns` on. Sensors are recorded as often as decisions are taken.
+    Simulated time is laid on the wall clock from `start_ns` on. Sensors are recorded as often as decisions are taken,
+    cameras in use when they took an image.
     """
 
     def __init__(self, folder: Path, env: RobotEnv, number: int, start_ns: int) -> None:
@@ -66,7 +68,8 @@ class EpisodeWriter:
         goal = None if env.goal is None else [float(x) for x in env.goal]
         start = {"episode": number, "goal": goal, "task": env.contract.task, "policy": SCRIPT}
         self._bag = BagWriter(folder, custom=_custom(start))
-        rows = [*robot_topics(self._robot, cameras=False), (EPISODE_TOPIC, TEXT_TYPE, "events")]
+        rows = [*robot_topics(self._robot, cameras=False), *((c.topic, IMAGE, "sensor") for c in env.contract.cameras),
+                (EPISODE_TOPIC, TEXT_TYPE, "events")]
         for source in sources(rows, ""):
             self._bag.add_topic(source.topic, source.type, source.qos)
         self._say(INFO_TOPIC, {"policy": SCRIPT, "sha256": "", "contract": json.loads(env.contract.to_json())})
@@ -75,19 +78,22 @@ class EpisodeWriter:
     @property
     def now_ns(self) -> int:
         """The stamp of the tick to come, unix ns."""
-        return self._start_ns + round(self._ticks * 1e9 / self._contract.rate_hz)
+        return self._stamp(self._ticks)
 
     def tick(self, readings: Readings, outcome: Outcome, command: Command | None) -> None:
         """Write one tick: what was seen, and what was sent then; None at the end of the episode."""
-        now, robot = self.now_ns, self._robot
-        for sensor in robot.sensors:
-            self._write(sensor.topic, encode(sensor, readings.values, now, robot))
+        now, robot, stamps = self.now_ns, self._robot, dict[str, int]()
+        for sensor in self._contract.inputs:
+            since = round(readings.ages.get(sensor.name, 0.0) * self._contract.rate_hz)  # ticks
+            stamps[sensor.name] = self._stamp(self._ticks - since)
+            if since == 0:
+                self._write(sensor.topic, encode(sensor, readings.values, now, robot))
         if command is not None:
             self._write(robot.command.topic, encode_command(robot, command.sent))
         idle, none = np.full(self._contract.action_size, np.nan), np.full(len(robot.actuated), np.nan)
         record = step_record(
-            robot, tick=self._ticks + 1, episode=self._number, stamp_ns=now, outcome=outcome,
-            stamps={sensor.name: now for sensor in robot.sensors}, asked=command.asked if command else idle,
+            self._contract, tick=self._ticks + 1, episode=self._number, stamp_ns=now, outcome=outcome,
+            stamps=stamps, asked=command.asked if command else idle,
             action=command.action if command else idle, sent=command.sent if command else none,
             reasons=command.reasons if command else Reason.NONE, lateness_s=0.0, latency_s=0.0)
         self._write(STEP_TOPIC, record.encode())
@@ -95,6 +101,9 @@ class EpisodeWriter:
         if command is None:
             self._close(outcome)
         self._ticks += 1
+
+    def _stamp(self, tick: int) -> int:
+        return self._start_ns + round(tick * 1e9 / self._contract.rate_hz)
 
     def _close(self, outcome: Outcome) -> None:
         end = {"terminated": outcome.terminated, "truncated": outcome.truncated, "episode": self._number,

@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 
 from robot_rl.episode import Command, Episode, Outcome
-from robot_rl.observe import Readings
+from robot_rl.observe import Observation, Readings
 from robot_rl.safety import Reason
 from robot_rl.spec import PolicySpec
 from sim.randomize import Gap
@@ -17,8 +17,8 @@ from sim.robot import SimRobot
 SETTLE_S = 0.3  # servos sag under gravity: training starts, as the robot does, after they have
 
 
-class RobotEnv(gymnasium.Env[np.ndarray, np.ndarray]):
-    """Observation (O,) float32, action (A,) float32 in [-1, 1], `contract.rate_hz` decisions a second.
+class RobotEnv(gymnasium.Env[Observation, np.ndarray]):
+    """Observation as of the contract, action (A,) float32 in [-1, 1], `contract.rate_hz` decisions a second.
 
     `info` holds `action` (A,), the action that the sent command amounts to, `success` and `hold_s`.
     """
@@ -31,9 +31,9 @@ class RobotEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.contract = contract
         self.metadata = self.metadata | {"render_fps": round(contract.rate_hz)}  # type: ignore[misc]
         self.render_mode = render_mode
-        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (contract.observation_size,), np.float32)
+        self.observation_space = _space(contract)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (contract.action_size,), np.float32)
-        self._robot = SimRobot(contract.robot, mjcf, gap=gap)
+        self._robot = SimRobot(contract.robot, mjcf, gap, contract.vision)
         self.episode = Episode(contract)
         self.goal: np.ndarray | None = None
         self.readings: Readings
@@ -43,7 +43,8 @@ class RobotEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._joint_noise = joint_noise
         self._holds = contract.robot.command.interface == "position"
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None
+              ) -> tuple[Observation, dict]:
         """Start near the default pose with a goal drawn from the contract; a seed fixes the whole episode."""
         super().reset(seed=seed)
         self._robot.reset(self.np_random, self._joint_noise)
@@ -55,7 +56,7 @@ class RobotEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         outcome = self._look()
         return outcome.observation, self._info(outcome, np.zeros(self.contract.action_size))
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict]:
         """One decision: command, let its interval pass, look."""
         command = self.command = self.episode.act(action)
         self._robot.apply(command.sent)
@@ -65,7 +66,7 @@ class RobotEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return outcome.observation, outcome.reward, outcome.terminated, outcome.truncated, info
 
     def _look(self) -> Outcome:
-        self.readings = Readings(self._robot.readings())
+        self.readings = Readings(self._robot.readings(), ages=self._robot.ages())
         self.outcome = self.episode.observe(self.readings)
         return self.outcome
 
@@ -74,5 +75,17 @@ class RobotEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         assert self.contract.robot is not None
         return self._robot.render(self.contract.robot.cameras[0].name)
 
+    def close(self) -> None:
+        """Free what the cameras hold."""
+        self._robot.close()
+
     def _info(self, outcome: Outcome, action: np.ndarray) -> dict[str, Any]:
         return {"action": action, "success": outcome.success, "faults": outcome.faults or Reason.NONE}
+
+
+def _space(contract: PolicySpec) -> gymnasium.spaces.Space[Any]:
+    state = gymnasium.spaces.Box(-np.inf, np.inf, (contract.observation_size,), np.float32)
+    if contract.vision is None:
+        return state
+    frames = gymnasium.spaces.Box(0, 255, contract.vision.shape, np.uint8)
+    return gymnasium.spaces.Dict({"state": state, "frames": frames})

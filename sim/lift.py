@@ -8,7 +8,7 @@ import numpy as np
 from hardware.messages import wxyz
 from robot_rl.act import ActionMap
 from robot_rl.observe import Values
-from robot_rl.spec import ActionSpec, PolicySpec, Reward, RobotSpec, Success, Term, policy_spec
+from robot_rl.spec import ActionSpec, PolicySpec, Reward, RobotSpec, Success, Term, Vision, policy_spec
 from sim import task
 from sim.kinematics import Kinematics
 
@@ -24,45 +24,66 @@ GRIPPER = "gripper"
 
 HEIGHT = Term(name="height", source="cube.position", axes=("z",), unit="m")
 APART = Term(name="apart", source="cube.position", minus="tip.position", transform="norm", unit="m")
+WAY = (  # costs, not gains: an episode that success ends must not be worth less than one that hovers nearby
+    Reward(term=APART, weight=-0.3, shape="miss", upper=0.02, margin=0.15),
+    Reward(term=HEIGHT, weight=-0.7, shape="miss", lower=LIFTED_M, upper=1.0, margin=0.05),
+    Reward(term=Term(name="effort", source="action", transform="square"), weight=-0.005),
+)
+
+OWN = (
+    Term(name="joints", source="joints.position", unit="rad"),
+    Term(name="speeds", source="joints.velocity", scale=0.2, unit="rad/s"),
+    Term(name="lead", source="command", minus="joints.position", scale=5.0, unit="rad"),
+    Term(name="action", source="action"),
+    Term(name="tip", source="tip.position", scale=5.0, unit="m"),
+    Term(name="tip_turn", source="tip.orientation"),
+)
+CUBE = (
+    Term(name="cube", source="cube.position", scale=5.0, unit="m"),
+    Term(name="cube_turn", source="cube.orientation"),
+    Term(name="to_cube", source="cube.position", minus="tip.position", scale=10.0, unit="m"),
+)
+HOLD = Term(name="hold", source="hold", scale=4.0, unit="s")
+EYES = Vision(cameras=("front", "wrist"), height=64, width=64)
+BONUS = 10.0
 
 
-def lift(robot: RobotSpec, name: str, rewards: tuple[Reward, ...], bonus: float) -> PolicySpec:
-    """Cube 5 cm above the table for 0.25 s, in at most 5 s, from a random pose; all five joints and the gripper."""
+def lift(robot: RobotSpec, name: str, rewards: tuple[Reward, ...] = (), vision: Vision | None = None) -> PolicySpec:
+    """Cube 5 cm above the table for 0.25 s, in at most 5 s, from a random pose; all five joints and the gripper.
+
+    With vision the policy is told of itself only, and has to see the cube; reward and success are told of it.
+    """
     return policy_spec(
-        robot, task=name, rate_hz=20, time_limit_s=LIMIT_S,
-        observations=(
-            Term(name="joints", source="joints.position", unit="rad"),
-            Term(name="speeds", source="joints.velocity", scale=0.2, unit="rad/s"),
-            Term(name="lead", source="command", minus="joints.position", scale=5.0, unit="rad"),
-            Term(name="action", source="action"),
-            Term(name="tip", source="tip.position", scale=5.0, unit="m"),
-            Term(name="tip_turn", source="tip.orientation"),
-            Term(name="cube", source="cube.position", scale=5.0, unit="m"),
-            Term(name="cube_turn", source="cube.orientation"),
-            Term(name="to_cube", source="cube.position", minus="tip.position", scale=10.0, unit="m"),
-            Term(name="hold", source="hold", scale=4.0, unit="s"),
-        ),
+        robot, task=name, rate_hz=20, time_limit_s=LIMIT_S, vision=vision,
+        observations=(*OWN, *(CUBE if vision is None else ()), HOLD),
         action=ActionSpec(kind="delta", joints=(*ARM, GRIPPER), scale=(STEP_RAD,) * len(ARM) + (GRIP_STEP_RAD,)),
         rewards=rewards,
-        success=Success(term=HEIGHT, above=LIFTED_M, hold_s=HOLD_S, ends_episode=True, bonus=bonus),
+        success=Success(term=HEIGHT, above=LIFTED_M, hold_s=HOLD_S, ends_episode=True, bonus=BONUS),
     )
 
 
 @task("so101-lift", robot="so101-cube")
 def sparse(robot: RobotSpec) -> PolicySpec:
     """Reward for success and for nothing else: to be learned from demonstrations."""
-    return lift(robot, "so101-lift", (), bonus=10.0)
+    return lift(robot, "so101-lift")
 
 
 @task("so101-lift-dense", robot="so101-cube")
 def dense(robot: RobotSpec) -> PolicySpec:
     """Costs of the way from the tip to the cube and from the cube to its height, and the bonus."""
-    return lift(robot, "so101-lift-dense", (
-        # costs, not gains: an episode that success ends must not be worth less than one that hovers nearby
-        Reward(term=APART, weight=-0.3, shape="miss", upper=0.02, margin=0.15),
-        Reward(term=HEIGHT, weight=-0.7, shape="miss", lower=LIFTED_M, upper=1.0, margin=0.05),
-        Reward(term=Term(name="effort", source="action", transform="square"), weight=-0.005),
-    ), bonus=10.0)
+    return lift(robot, "so101-lift-dense", WAY)
+
+
+@task("so101-lift-camera", robot="so101-cube")
+def sparse_camera(robot: RobotSpec) -> PolicySpec:
+    """The sparse task, through two cameras."""
+    return lift(robot, "so101-lift-camera", vision=EYES)
+
+
+@task("so101-lift-camera-dense", robot="so101-cube")
+def dense_camera(robot: RobotSpec) -> PolicySpec:
+    """The dense task, through two cameras."""
+    return lift(robot, "so101-lift-camera-dense", WAY, EYES)
 
 
 OPEN_RAD, CLOSED_RAD = 0.7, -0.17

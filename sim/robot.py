@@ -8,7 +8,7 @@ import mujoco
 import numpy as np
 
 from hardware.messages import wxyz, xyzw
-from robot_rl.spec import JOINT_STATE, RobotSpec, Sensor
+from robot_rl.spec import JOINT_STATE, Camera, RobotSpec, Sensor, Vision
 from sim.offscreen import Offscreen
 from sim.randomize import DelayLine, Gap
 from sim.wiring import compile_model, wire
@@ -21,11 +21,14 @@ State = tuple[np.ndarray, np.ndarray, np.ndarray]
 class SimRobot:
     """MuJoCo as the robot of a RobotSpec, with an optional reality gap.
 
+    Of its cameras only those of `vision` are in `readings`, at the size that is seen, each as of its newest period;
+    the gap neither delays nor loses images. OpenGL is needed from the first of them on.
     Joint arrays are (J,) in the spec's order, commands (C,) in the order of its actuated joints; rad, rad/s, N·m, m, s.
     The MJCF needs the joints and an actuator for each commanded one; what does not fit raises SpecError here.
     """
 
-    def __init__(self, spec: RobotSpec, mjcf: str | Path, gap: Gap | None = None) -> None:
+    def __init__(self, spec: RobotSpec, mjcf: str | Path, gap: Gap | None = None, vision: Vision | None = None
+                 ) -> None:
         self.spec, self.gap = spec, gap or Gap()
         self.model = compile_model(Path(mjcf))
         self._wiring = wire(spec, self.model, Path(mjcf))
@@ -37,7 +40,11 @@ class SimRobot:
         self._lags = self.gap.command_delay > 0 or self.gap.sensor_delay > 0
         self._commands: DelayLine[np.ndarray] = DelayLine(self.gap.command_delay)
         self._states: DelayLine[State] = DelayLine(self.gap.sensor_delay)
+        self._cameras = {c.name: c for c in spec.cameras}
         self._pictures: dict[str, tuple[mujoco.MjData, Offscreen | None]] = {}
+        self._vision = vision
+        self._eye: tuple[mujoco.MjData, Offscreen] | None = None  # one for all cameras in use
+        self._filmed: dict[str, tuple[float, Values]] = {}  # when, and what was seen
         self._goal = _mocap(self.model, "goal")
         self._poses = {s.name: (self.model.site(s.site).id, self.model.body(s.frame).id)
                        for s in spec.sensors if s.site is not None}
@@ -72,6 +79,7 @@ class SimRobot:
         mujoco.mj_forward(self.model, self.data)
         self._states.restart(0.0, self._state())
         self._owed = 0.0
+        self._filmed.clear()
         self._delivered = {s.name: self._measure(s) for s in self.spec.sensors}
 
     def place(self, rng: np.random.Generator | None = None) -> None:
@@ -123,13 +131,19 @@ class SimRobot:
         """The newest message of every sensor; where one is lost, the one before it.
 
         `<joint sensor>.position|velocity|effort` (J,), `<pose sensor>.position` (3,) and `.orientation` (4,) xyzw in
-        the sensor's frame.
+        the sensor's frame. `<camera>.image` (H, W, 3) uint8 rgb of the cameras in use. Raises RenderError.
         """
         for sensor in self.spec.sensors:
             seen = self.measure(sensor.name)
             if seen is not None:
                 self._delivered[sensor.name] = seen
-        return {key: value for seen in self._delivered.values() for key, value in seen.items()}
+        self._film()
+        messages = [*self._delivered.values(), *(image for _, image in self._filmed.values())]
+        return {key: value for seen in messages for key, value in seen.items()}
+
+    def ages(self) -> dict[str, float]:
+        """Seconds since each camera in use took its image in `readings`."""
+        return {name: self.time - taken for name, (taken, _) in self._filmed.items()}
 
     def truth(self) -> Values:
         """What `readings` would say with perfect sensors; for judging from outside, never for a policy."""
@@ -150,7 +164,7 @@ class SimRobot:
         """(H, W, 3) uint8 rgb for people: any size, with shadows and smooth edges. Raises RenderError."""
         picture = Offscreen(self.model, width, height, fine=True)
         try:
-            return picture.render(self.data, self.model.camera(camera).id)
+            return picture.render(self.data, self._view(camera))
         finally:
             picture.close()
 
@@ -158,24 +172,21 @@ class SimRobot:
         """Keep the present state for a camera, so that `render_snapshot` can draw it while physics goes on."""
         if camera not in self._pictures:
             self._pictures[camera] = mujoco.MjData(self.model), None
-        kept = self._pictures[camera][0]
-        kept.qpos[:], kept.mocap_pos[:], kept.mocap_quat[:] = self.data.qpos, self.data.mocap_pos, self.data.mocap_quat
+        self._keep(self._pictures[camera][0])
 
     def render_snapshot(self, camera: str) -> np.ndarray:
         """(H, W, 3) uint8 rgb of the state kept by `snapshot`; one thread at a time for each camera."""
         kept, picture = self._pictures[camera]
         if picture is None:
-            size = next(c for c in self.spec.cameras if c.name == camera)
+            size = self._cameras[camera]
             picture = Offscreen(self.model, size.width, size.height)
             self._pictures[camera] = kept, picture
-        mujoco.mj_kinematics(self.model, kept)
-        mujoco.mj_comPos(self.model, kept)
-        mujoco.mj_camlight(self.model, kept)
-        return picture.render(kept, self.model.camera(camera).id)
+        self._pose(kept)
+        return picture.render(kept, self._view(camera))
 
     def fovy(self, camera: str) -> float:
         """Vertical field of view of a camera, rad."""
-        return float(np.deg2rad(self.model.cam_fovy[self.model.camera(camera).id]))
+        return float(np.deg2rad(self.model.cam_fovy[self._view(camera)]))
 
     def close(self) -> None:
         """Free what the cameras hold."""
@@ -183,6 +194,44 @@ class SimRobot:
             if picture is not None:
                 picture.close()
         self._pictures.clear()
+        if self._eye is not None:
+            self._eye[1].close()
+            self._eye = None
+
+    def _film(self) -> None:
+        """Take an image through each camera in use whose next period has begun."""
+        if self._vision is None:
+            return
+        due = [name for name in self._vision.cameras if self._due(self._cameras[name])]
+        if not due:
+            return
+        if self._eye is None:
+            self._eye = mujoco.MjData(self.model), Offscreen(self.model, self._vision.width, self._vision.height)
+        kept, picture = self._eye
+        self._keep(kept)
+        self._pose(kept)
+        for name in due:
+            self._filmed[name] = self.time, {f"{name}.image": picture.render(kept, self._view(name))}
+
+    def _due(self, camera: Camera) -> bool:
+        if camera.name not in self._filmed:
+            return True
+        now, then = (int(t * camera.rate_hz + 1e-6) for t in (self.time, self._filmed[camera.name][0]))
+        return now > then
+
+    def _keep(self, kept: mujoco.MjData) -> None:
+        """Copy what pictures show of the present state."""
+        kept.qpos[:], kept.mocap_pos[:], kept.mocap_quat[:] = self.data.qpos, self.data.mocap_pos, self.data.mocap_quat
+
+    def _pose(self, kept: mujoco.MjData) -> None:
+        """Put bodies, cameras and lights where a kept state has them."""
+        mujoco.mj_kinematics(self.model, kept)
+        mujoco.mj_comPos(self.model, kept)
+        mujoco.mj_camlight(self.model, kept)
+
+    def _view(self, camera: str) -> int:
+        """The MJCF's index of a camera of the spec."""
+        return int(self.model.camera(self._cameras[camera].view or camera).id)
 
     def _limits(self) -> tuple[np.ndarray, np.ndarray]:
         lower = np.array([-np.inf if j.lower is None else j.lower for j in self.spec.joints])

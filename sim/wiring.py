@@ -46,8 +46,9 @@ def wire(robot: RobotSpec, model: mujoco.MjModel, file: Path) -> Wiring:
     for joint in robot.joints:
         faults += _joint_faults(joint, model)
     for camera in robot.cameras:
-        if mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, camera.name) < 0:
-            faults.append(f"camera '{camera.name}': the MJCF has {_names(model, mujoco.mjtObj.mjOBJ_CAMERA)}")
+        view = camera.view or camera.name
+        if mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, view) < 0:
+            faults.append(f"camera '{view}': the MJCF has {_names(model, mujoco.mjtObj.mjOBJ_CAMERA)}")
     for sensor in robot.sensors:
         if sensor.type == POSE:
             faults += _sensor_faults(sensor.name, sensor.site, sensor.frame, model)

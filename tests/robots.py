@@ -8,6 +8,9 @@ import msgspec
 
 from robot_rl.spec import ActionSpec, Goal, PolicySpec, Reward, RobotSpec, Success, Term, policy_spec
 
+CAMERAS = [{"name": name, "topic": f"{name}/image_raw", "width": 8, "height": 6, "rate_hz": 20, "frame": name,
+            "stale_after_s": 0.3} for name in ("front", "wrist")]
+
 
 def robot(interface: str = "position", **changes: Any) -> RobotSpec:
     """Three joints, the last one passive, with a pose sensor."""
@@ -30,9 +33,10 @@ def robot(interface: str = "position", **changes: Any) -> RobotSpec:
     return msgspec.convert(data | changes, RobotSpec)
 
 
-def contract(interface: str = "position", kind: str = "delta", **changes: Any) -> PolicySpec:
-    """Reach with the robot above: every kind of term is in it."""
-    body = robot(interface)
+def contract(interface: str = "position", kind: str = "delta", body: RobotSpec | None = None,
+             **changes: Any) -> PolicySpec:
+    """Reach with the robot above, or with `body`: every kind of term is in it."""
+    body = body or robot(interface)
     distance = Term(name="distance", source="goal.position", minus="tip.position", transform="norm", unit="m")
     given: dict[str, Any] = {
         "task": "triple-reach", "rate_hz": 20, "time_limit_s": 1.0,

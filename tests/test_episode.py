@@ -13,8 +13,8 @@ from robot_rl.episode import Episode
 from robot_rl.observe import Readings
 from robot_rl.reward import shape
 from robot_rl.safety import Reason
-from robot_rl.spec import ActionSpec, Reward, Success, Term
-from tests.robots import contract, robot
+from robot_rl.spec import ActionSpec, Reward, Success, Term, Vision
+from tests.robots import CAMERAS, contract, robot
 
 GOAL = np.array([0.2, 0.0, 0.1])
 
@@ -112,3 +112,60 @@ def test_joints_outside_the_action_keep_their_default() -> None:
 def test_tolerance_by_hand() -> None:
     reward = Reward(term=Term(name="x", source="hold"), weight=1, shape="tolerance", lower=1, upper=2, margin=2)
     np.testing.assert_allclose(shape(reward, np.array([1.5, 2.0, 4.0, 0.0, 3.0])), [1, 1, 0.1, 0.1**0.25, 0.1**0.25])
+
+
+EYES = Vision(cameras=("wrist", "front"), height=6, width=8, stack=3)
+
+
+def seen(step: int, ages: dict[str, float] | None = None) -> Readings:
+    """A step's pictures say which camera took them, when, and which colour is which."""
+    images = {f"{name}.image": np.full((6, 8, 3), 10 * step + 100 * k + np.arange(3), np.uint8)
+              for k, name in enumerate(("front", "wrist"))}
+    return Readings(readings().values | images, ages=ages or {})
+
+
+def test_frames_are_stacked_by_time_then_camera_then_colour_and_filled_at_the_start() -> None:
+    episode = Episode(contract(body=robot(cameras=CAMERAS), vision=EYES))
+    for first in (1, 5):  # the second episode knows nothing of the first
+        episode.begin(GOAL)
+        kept = []
+        for step in range(first, first + 4):
+            observation = episode.observe(seen(step)).observation
+            assert isinstance(observation, dict) and observation["frames"].shape == EYES.shape
+            assert (observation["frames"].dtype, observation["state"].dtype) == (np.uint8, np.float32)
+            times = [max(first, step - back) for back in (2, 1, 0)]
+            wanted = [10 * t + c for t in times for c in (100, 101, 102, 0, 1, 2)]
+            np.testing.assert_array_equal(observation["frames"][:, 3, 5], wanted)
+            np.testing.assert_array_equal(np.ptp(observation["frames"], axis=(1, 2)), 0)
+            kept.append((observation["frames"], observation["frames"].copy()))
+            episode.act(np.zeros(2))
+        for frames, copy in kept:
+            np.testing.assert_array_equal(frames, copy)  # nobody wrote to what was handed out
+
+
+def test_the_state_is_the_one_without_vision() -> None:
+    plain, with_eyes = Episode(contract()), Episode(contract(body=robot(cameras=CAMERAS), vision=EYES))
+    for episode in (plain, with_eyes):
+        episode.begin(GOAL)
+    observation = with_eyes.observe(seen(0)).observation
+    assert isinstance(observation, dict)
+    np.testing.assert_array_equal(observation["state"], plain.observe(readings()).observation)
+
+
+@pytest.mark.parametrize(("now", "fault"), [
+    (seen(1, {"front": 0.31}), Reason.STALE),
+    (Readings({k: v for k, v in seen(1).values.items() if k != "wrist.image"}), Reason.MISSING),
+])
+def test_a_camera_in_use_that_falls_silent_stops_the_robot(now, fault) -> None:
+    episode = Episode(contract(body=robot(cameras=CAMERAS), vision=EYES))
+    episode.begin(GOAL)
+    good = episode.observe(seen(0, {"front": 0.29}))
+    bad = episode.observe(now)
+    assert (good.faults, bad.faults, bad.truncated, bad.valid) == (Reason.NONE, fault, True, False)
+    assert isinstance(good.observation, dict) and bad.observation is good.observation
+
+
+def test_a_camera_that_is_not_in_use_may_be_silent() -> None:
+    episode = Episode(contract(body=robot(cameras=CAMERAS)))
+    episode.begin(GOAL)
+    assert episode.observe(Readings(readings().values, ages={"front": 99.0})).faults == Reason.NONE

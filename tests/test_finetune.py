@@ -48,7 +48,7 @@ def log(spec: PolicySpec) -> EpisodeLog:
         command = None if last else episode.act(np.full(spec.action_size, 0.1))
         nothing = np.full(spec.action_size, np.nan)
         records.append(step_record(
-            robot, tick=step, episode=3, stamp_ns=stamp, stamps={s.name: stamp for s in robot.sensors}, outcome=outcome,
+            spec, tick=step, episode=3, stamp_ns=stamp, stamps={s.name: stamp for s in robot.sensors}, outcome=outcome,
             asked=nothing if command is None else command.asked, action=nothing if command is None else command.action,
             sent=np.full(len(robot.actuated), np.nan) if command is None else command.sent, reasons=Reason.NONE,
             lateness_s=0.0, latency_s=0.0))

@@ -72,7 +72,7 @@ class Recording:
             command = None if outcome.done else episode.act(drift + rng.uniform(-0.02, 0.02, self.spec.action_size))
             nothing = np.full(self.spec.action_size, np.nan)
             self.put(STEP_TOPIC, step_record(
-                self.robot, tick=episode.steps, episode=self.number, stamp_ns=self.now, stamps=self.stamps,
+                self.spec, tick=episode.steps, episode=self.number, stamp_ns=self.now, stamps=self.stamps,
                 outcome=outcome, asked=command.asked if command else nothing, action=command.action if command else
                 nothing, sent=command.sent if command else np.full(6, np.nan),
                 reasons=Reason.RATE if episode.steps == 1 else Reason.NONE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -11,8 +12,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robot_rl.spec import PolicySpec, SpecError, load_robot, mjcf_file
-from tests.robots import contract, robot
+from robot_rl.spec import PolicySpec, SpecError, Vision, load_robot, mjcf_file
+from tests.robots import CAMERAS, contract, robot
 
 
 def test_round_trip_is_exact() -> None:
@@ -103,3 +104,49 @@ def test_goals_lie_in_the_cylinder_and_repeat_under_a_seed() -> None:
     assert radius.min() >= 0.1
     assert radius.max() <= 0.3
     assert np.array_equal(goal.sample(np.random.default_rng(3)), points[3])
+
+
+def seeing(**vision: Any) -> PolicySpec:
+    return contract(body=robot(cameras=CAMERAS), vision=Vision(**({"cameras": ("wrist", "front"), "height": 3,
+                                                                  "width": 4} | vision)))
+
+
+def test_vision_is_part_of_the_contract() -> None:
+    spec = seeing(stack=2)
+    assert PolicySpec.from_json(spec.to_json()) == spec
+    assert spec.vision is not None and spec.robot is not None
+    assert (spec.vision.frame, spec.vision.shape) == ((6, 3, 4), (12, 3, 4))
+    assert [camera.name for camera in spec.cameras] == ["wrist", "front"]
+    assert [part.name for part in spec.inputs] == ["joints", "tip", "wrist", "front"]
+    assert spec.observation_size == contract().observation_size
+
+
+def test_a_contract_from_before_there_was_vision_reads_as_it_did() -> None:
+    old = msgspec.json.decode(contract().to_json())
+    del old["vision"]
+    assert PolicySpec.from_json(msgspec.json.encode(old)) == contract()
+
+
+@pytest.mark.parametrize(("vision", "words"), [
+    ({"cameras": ("front", "top")}, ["camera 'top'", "triple has front, wrist"]),
+    ({"cameras": ("front", "front")}, ["named twice: front"]),
+    ({"cameras": ()}, ["at least one camera"]),
+    ({"stack": 0}, ["stack=0"]),
+    ({"width": 0}, ["width=0"]),
+    ({"height": 7, "width": 7}, ["camera 'wrist'", "8x6", "7x7"]),
+    ({"height": 3, "width": 5}, ["camera 'wrist'", "8x6", "5x3"]),  # wider than what the camera films
+])
+def test_vision_that_the_cameras_do_not_offer_is_refused(vision, words) -> None:
+    with pytest.raises(ValueError) as refused:  # noqa: PT011 (the words are checked)
+        seeing(**vision)
+    for word in words:
+        assert word in str(refused.value)
+
+
+def test_a_robot_without_the_cameras_in_use_is_refused_with_both_sides() -> None:
+    spec, blind = seeing(cameras=("front",)), robot(cameras=CAMERAS[1:])
+    with pytest.raises(SpecError, match=r"camera 'front': the policy sees through it, triple has wrist"):
+        spec.on(blind)
+    with pytest.raises(SpecError, match=r"camera 'front'.*triple has none"):
+        spec.on(robot())
+    assert spec.on(robot(cameras=CAMERAS[:1])).cameras == spec.cameras  # what it does not use may be missing

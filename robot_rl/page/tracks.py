@@ -120,13 +120,13 @@ def _tip(log: EpisodeLog) -> np.ndarray:
 
 def _measure(log: EpisodeLog) -> np.ndarray:
     """The success term at every tick, NaN where a reading that it needs is not in the bag."""
-    success, robot, out = log.spec.success, log.spec.robot, np.full(len(log.records), np.nan)
-    if success is None or robot is None:
+    success, out = log.spec.success, np.full(len(log.records), np.nan)
+    if success is None:
         return out
     quantity, goal = Quantity(success.term, log.spec), log.start.get("goal")
     for i, record in enumerate(log.records):
         try:
-            values = log.values(record, robot) | {"command": record.sent, "action": record.action}
+            values = log.values(record, log.spec, images=False) | {"command": record.sent, "action": record.action}
             out[i] = quantity(values if goal is None else values | {"goal.position": np.array(goal)})[0]
         except (SpecError, KeyError):
             continue

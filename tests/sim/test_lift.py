@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,7 @@ from sim import lift
 from sim.demos import EpisodeWriter, demonstrate, run_episode
 from sim.env import RobotEnv
 from sim.kinematics import Kinematics
+from sim.offscreen import RenderError, backend
 from sim.process import RobotProcess
 from sim.robot import SimRobot
 from sim.wiring import compile_model
@@ -50,6 +52,19 @@ def held(env: RobotEnv) -> np.ndarray:
     axes = np.empty(9)
     mujoco.mju_quat2Mat(axes, values["tip.orientation"][[3, 0, 1, 2]])
     return axes.reshape(3, 3).T @ (values["cube.position"] - values["tip.position"])
+
+
+@pytest.fixture(scope="module")
+def seeing() -> Iterator[RobotEnv]:
+    """The task through cameras."""
+    try:
+        backend()
+    except RenderError as error:
+        pytest.skip(str(error))
+    made = sim.make("so101-lift-camera")
+    assert isinstance(made, RobotEnv)
+    yield made
+    made.close()
 
 
 def test_the_arm_is_the_one_without_a_cube(model: mujoco.MjModel) -> None:
@@ -268,3 +283,91 @@ def test_demonstrations_differ_by_seed_and_teach_the_other_reward_too(tmp_path: 
 def test_a_task_that_nobody_shows_is_named(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"'so101-reach'.*so101-lift"):
         demonstrate("so101-reach", None, 1, tmp_path, seed=0)
+
+
+def frames_of(observation: Any) -> np.ndarray:
+    """(2, H, W, 3) int: what the front and the wrist camera show."""
+    return observation["frames"].reshape(2, 3, 64, 64).transpose(0, 2, 3, 1).astype(int)
+
+
+def cube_pixels(picture: np.ndarray) -> int:
+    red, green, blue = (picture[..., i] for i in range(3))
+    return int(((blue > 90) & (blue > 1.6 * red) & (blue > 1.3 * green)).sum())
+
+
+def test_the_policy_is_told_of_itself_and_sees_the_cube(seeing: RobotEnv) -> None:
+    sources = [t.source for t in seeing.contract.observations] + [t.minus for t in seeing.contract.observations]
+    assert not any(source and source.startswith("cube") for source in sources)
+    for seed in range(20):
+        observation, _ = seeing.reset(seed=seed)
+        assert cube_pixels(frames_of(observation)[0]) >= 25, f"seed {seed}"
+
+
+def test_both_cameras_see_the_grasp(seeing: RobotEnv, model: mujoco.MjModel) -> None:
+    seen: list[list[int]] = []
+    run_episode(seeing, lift.Lifter(seeing.contract, model), 3, lambda readings, outcome, command: seen.append(
+        [cube_pixels(picture) for picture in frames_of(outcome.observation)]))
+    assert seeing.outcome.success
+    held = np.array(seen[-5:])
+    assert (held[:, 0] >= 5).all() and (held[:, 1] >= 300).all()
+
+
+def test_cameras_keep_their_rate_and_show_the_present_state(seeing: RobotEnv) -> None:
+    seeing.reset(seed=1)
+    ages, pictures = [], []
+    for _ in range(6):
+        seeing.step(np.full(6, 0.3))
+        ages.append(seeing.readings.ages["front"])
+        pictures.append(seeing.readings.values["wrist.image"])
+    np.testing.assert_allclose(ages, [0.05, 0.0] * 3, atol=1e-9)  # 10 Hz against 20 decisions a second
+    for k in (0, 2):
+        assert (pictures[k] != pictures[k + 1]).any()
+        np.testing.assert_array_equal(pictures[k + 1], pictures[k + 2])
+    fast = msgspec.structs.replace(seeing.contract.robot, cameras=tuple(
+        msgspec.structs.replace(c, rate_hz=30) for c in seeing.contract.robot.cameras))
+    other = RobotEnv(msgspec.structs.replace(seeing.contract, robot=fast), str(mjcf_file(ROBOT)))
+    other.reset(seed=1)
+    for k in range(6):
+        other.step(np.full(6, 0.3))
+        assert other.readings.ages == {"front": 0.0, "wrist": 0.0}
+        if k % 2:
+            np.testing.assert_array_equal(other.readings.values["wrist.image"], pictures[k])
+    other.close()
+
+
+def test_bags_of_a_demonstration_give_back_every_pixel_that_was_seen(seeing: RobotEnv, model: mujoco.MjModel,
+                                                                     tmp_path: Path) -> None:
+    stacked = msgspec.structs.replace(seeing.contract, vision=msgspec.structs.replace(lift.EYES, stack=3))
+    filmed, told = RobotEnv(stacked, str(mjcf_file(ROBOT))), []
+    filmed.reset(seed=7)
+    writer = EpisodeWriter(tmp_path / "bag", filmed, 0, START_NS)
+
+    def tick(readings, outcome, command):
+        told.append(outcome)
+        writer.tick(readings, outcome, command)
+    run_episode(filmed, lift.Lifter(stacked, model), 7, tick)
+    filmed.close()
+    log = read_episode(tmp_path / "bag")
+    assert log.spec == stacked
+    for (outcome, _), was in zip(log.replayed(), told, strict=True):
+        assert outcome.observation.keys() == was.observation.keys()
+        for key, seen in was.observation.items():
+            np.testing.assert_array_equal(outcome.observation[key], seen)
+        assert outcome.reward == was.reward
+    assert log.records[0].observation.shape == (stacked.observation_size,)  # the frames are not written twice
+    topics = info(tmp_path / "bag").topics
+    assert topics["/front/image_raw"].count == topics["/wrist/image_raw"].count == len(told) // 2 + len(told) % 2
+
+    plain = sim.env_spec(sim.make("so101-lift"), "so101-lift")  # told of the cube, it learns from the same episode
+    replay = Replay(1000, plain.observation_size, plain.action_size)
+    assert add_episode(replay, log, plain) == len(told) - 1
+
+
+def test_an_episode_without_images_cannot_be_seen(env: RobotEnv, model: mujoco.MjModel, tmp_path: Path) -> None:
+    env.reset(seed=7)
+    writer = EpisodeWriter(tmp_path / "bag", env, 0, START_NS)
+    run_episode(env, lift.Lifter(env.contract, model), 7, writer.tick)
+    spec, _ = sim.task_spec("so101-lift-camera")
+    steps, refused = fill(Replay(1000, 1, 6), [tmp_path / "bag"], spec)
+    assert steps == 0
+    assert "so101-lift-camera sees through camera" in refused[0] and "so101-lift ran with none" in refused[0]

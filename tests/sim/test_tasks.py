@@ -10,20 +10,38 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import sim
+from robot_rl.observe import Observation, state_of
 from robot_rl.safety import Reason
 from robot_rl.spec import PolicySpec, SpecError
+from sim.offscreen import RenderError, backend
 
 TASKS = sim.tasks()
+
+
+@pytest.fixture(autouse=True)
+def opengl(request: pytest.FixtureRequest) -> None:
+    """Skip the tasks that see where nothing can be drawn."""
+    name = getattr(request.node, "callspec", None) and request.node.callspec.params.get("name")
+    if name and sim.task_spec(name)[0].vision:
+        try:
+            backend()
+        except RenderError as error:
+            pytest.skip(str(error))
+
+
+def flat(observation: Observation) -> np.ndarray:
+    return np.concatenate([part.ravel() for part in observation.values()]) if isinstance(observation, dict) \
+        else observation
 
 
 def rollout(name: str, seed: int, steps: int = 40) -> np.ndarray:
     env = sim.make(name)
     rng = np.random.default_rng(seed)
     observation, _ = env.reset(seed=seed)
-    rows = [observation]
+    rows = [flat(observation)]
     for _ in range(steps):
         observation, reward, terminated, truncated, _ = env.step(rng.uniform(-1, 1, env.action_space.shape))
-        rows += [observation, np.atleast_1d(reward)]
+        rows += [flat(observation), np.atleast_1d(reward)]
         if terminated or truncated:
             break
     return np.concatenate(rows)
@@ -44,8 +62,12 @@ def test_spec_matches_the_environment(name: str) -> None:
     spec = sim.env_spec(env, name)
     assert PolicySpec.from_json(spec.to_json()) == spec
     observation, info = env.reset(seed=0)
-    assert observation.shape == (spec.observation_size,)
-    assert observation.dtype == np.float32
+    assert state_of(observation).shape == (spec.observation_size,)
+    assert state_of(observation).dtype == np.float32
+    assert isinstance(observation, dict) == (spec.vision is not None)
+    if spec.vision:
+        assert (observation["frames"].shape, observation["frames"].dtype) == (spec.vision.shape, np.uint8)
+    assert env.observation_space.contains(observation)
     assert info["action"].shape == (spec.action_size,)
 
 
