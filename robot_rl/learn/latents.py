@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from robot_rl.learn.critics import TwoHot
 from robot_rl.learn.nets import Mirror, Mlp, Shape
+from robot_rl.replay import Data
 
 
 class Latent(Protocol):
@@ -209,8 +210,9 @@ class Sync:
         self.period, self.pairs, self.besides = period, pairs, besides
 
     @torch.no_grad()
-    def __call__(self) -> None:
+    def __call__(self, data: Data) -> None:
         """See Event."""
+        del data
         for copy, source in self.pairs:
             copy.load_state_dict(source.state_dict())
         for act in self.besides:
