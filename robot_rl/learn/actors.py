@@ -27,6 +27,10 @@ class Actor(nn.Module):
         """(B, O), standard normal (B, A) -> action (B, A) and the log of its density (B,)."""
         raise NotImplementedError
 
+    def mean(self, latent: Tensor) -> Tensor:
+        """(B, O) -> the action without noise (B, A)."""
+        raise NotImplementedError
+
     def mirror(self) -> ActorMirror:
         """(B, O), noise (B, A) -> action (B, A), in numpy over the same memory (on the CPU): quick for few rows."""
         raise NotImplementedError
@@ -66,6 +70,10 @@ class GaussianActor(Actor):
         density = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
         squash = 2 * (math.log(2) - raw - F.softplus(-2 * raw))  # log of tanh's slope, without its overflow
         return raw.tanh(), (density - squash).sum(-1)
+
+    def mean(self, latent: Tensor) -> Tensor:
+        """(B, O) -> the action without noise (B, A)."""
+        return self.moments(latent)[0].tanh()
 
     def mirror(self) -> ActorMirror:
         """(B, O), noise (B, A) -> action (B, A), in numpy over the same memory (on the CPU): quick for few rows."""
@@ -135,6 +143,10 @@ class DeterministicActor(Actor):
         jitter = (self.smooth * noise).clamp(-self.smooth_bound, self.smooth_bound)
         action = (self.raw(latent, training).tanh() + jitter).clamp(-1.0, 1.0)
         return action, torch.zeros_like(action[:, 0])
+
+    def mean(self, latent: Tensor) -> Tensor:
+        """(B, O) -> the action without noise (B, A)."""
+        return self.raw(latent).tanh()
 
     def mirror(self) -> ActorMirror:
         """(B, O), noise (B, A) -> action (B, A), in numpy over the same memory (on the CPU)."""

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from robot_rl.learn.actors import Actor, ActorMirror, Policy
-from robot_rl.learn.backups import Tensors
+from robot_rl.learn.backups import NoScale, Tensors
 from robot_rl.learn.compiled import compiled
 from robot_rl.learn.latents import Latent, LatentMirror
 from robot_rl.learn.nets import Adam, follow
+from robot_rl.learn.noise import Noise, White
 from robot_rl.learn.objectives import Lesson
 from robot_rl.learn.pixels import Pixels
 from robot_rl.observe import Observation
@@ -57,7 +58,15 @@ class Event(Protocol):
     period: int
     """Updates from one time to the next."""
 
-    def __call__(self) -> None: ...
+    def __call__(self, data: Data) -> None: ...
+
+
+class Scale(Protocol):
+    """Units of rewards and values; it is a module too."""
+
+    def observe(self, reward: Tensor) -> None: ...
+
+    def __call__(self, batch: Tensors) -> Tensors: ...
 
 
 class Study(Protocol):
@@ -91,14 +100,17 @@ class Agent:
         events: Sequence[Event] = (),
         studies: Sequence[Study] = (),
         target_latent: Latent | None = None,
+        scale: Scale | None = None,
+        noise: Noise | None = None,
         device: str = "cpu",
         compile: bool | None = None,
     ):
         """`parts` is everything that is saved, by name. `start` made the first weights and seeds the agent's own
-        generator, which all later chance comes from. `target_latent` sees next observations where it is given.
+        generator, which all later chance comes from. `target_latent` sees next observations where it is given;
+        `scale` changes rewards before any lesson sees them, `noise` explores.
         """
         self.latent, self.actor, self.schedule = latent, actor, schedule
-        self.target_latent = target_latent or latent
+        self.target_latent, self.scale, self.noise = target_latent or latent, scale or NoScale(), noise or White()
         self.lessons, self.targets, self.events, self.studies = lessons, targets, events, studies
         self.modules = nn.ModuleDict(parts).to(device)
         for target in targets:
@@ -123,7 +135,7 @@ class Agent:
         shape = len(seen[0]), self.actor.action_size
         noise = np.zeros(shape, np.float32)
         if explore:
-            noise = torch.randn(shape, generator=self.generator, device=self.generator.device).cpu().numpy()
+            noise = self.noise.draw(shape, self.generator).cpu().numpy()
         if self._mirror is None:
             self._mirror = self.latent.mirror(), self.actor.mirror()
         latent, actor = self._mirror
@@ -136,7 +148,7 @@ class Agent:
         for _ in range(plan.updates_per_step):
             for event in self.events:
                 if self.updates % event.period == 0:
-                    event()
+                    event(data)
             for study, step in zip(self.studies, self._study_steps, strict=True):
                 for _ in range(study.repeats if self.updates % study.period == 0 else 0):
                     sampled = data.sample(plan.batch, study.horizon, 1, plan.discount)
@@ -157,8 +169,10 @@ class Agent:
         self.latent.observe(batch["obs"])
         with torch.no_grad():
             following = self.target_latent.look(batch, "next_")
+            metrics = {"critic/reward": batch["reward"].mean()}
+            self.scale.observe(batch["reward"])
+            batch = self.scale(batch)
         batch = batch | {"latent": self.latent.look(batch), "next_latent": following}
-        metrics: Tensors = {}
         for i, draw in zip(due, draws, strict=True):
             lesson = self.lessons[i]
             loss, said, found = lesson.loss(batch, draw)
@@ -216,6 +230,7 @@ class Agent:
             "modules": self.modules.state_dict(),
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
             "generator": self.generator.get_state(),
+            "noise": self.noise.state_dict(),
             "updates": self.updates,
         }
 
@@ -225,6 +240,8 @@ class Agent:
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][name])
         self.generator.set_state(state["generator"].cpu())
+        noise = state.get("noise", {})  # older checkpoints have none
+        self.noise.load_state_dict({name: value.to(self.generator.device) for name, value in noise.items()})
         self.updates = state["updates"]
         self._changed()
 

@@ -5,6 +5,7 @@ Axes: B batch, E ensemble, O observation (latent), A action, V outputs of a valu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from robot_rl.learn.actors import Actor
 from robot_rl.learn.critics import Chance, Critic, Reduction
 from robot_rl.learn.nets import Mlp, Shape
+from robot_rl.replay import Data
 
 Tensors = dict[str, Tensor]
 
@@ -27,7 +29,10 @@ class Draw(NamedTuple):
 
 
 class SoftBackup:
-    """y = reward + discount * (reduced target value of a fresh next action - temperature * its log density)."""
+    """y = reward + discount * (reduced target value of a fresh next action - temperature * its log density).
+
+    Only what a next action is worth beside its value (`bonus`), or how outputs become a target, is another's to change.
+    """
 
     def __init__(
         self, actor: Actor, target: Critic, temperature: nn.Module, reduction: Reduction, entropy_scale: float = 1.0
@@ -42,16 +47,20 @@ class SoftBackup:
 
     @torch.no_grad()
     def target(self, batch: Tensors, draw: Draw) -> Tensor:
-        """reward (B,), discount (B,), next_latent (B, O) -> y (B,)."""
-        action, log_density = self.actor.sample(batch["next_latent"], draw.noise)
-        return self.bootstrap(batch, self.critic(batch["next_latent"], action, draw.critics), log_density)
+        """reward (B,), discount (B,), next_latent (B, O) -> y (B,), or what else the head gives."""
+        latent = batch["next_latent"]
+        action, log_density = self.actor.sample(latent, draw.noise)
+        outputs = self.critic(latent, action, draw.critics)
+        return self.bootstrap(batch, outputs, self.bonus(latent, action, log_density))
 
-    def bootstrap(self, batch: Tensors, outputs: Tensor, log_density: Tensor) -> Tensor:
-        """The critics' outputs (E, B, V) for the next action and its log density (B,) -> y (B,)."""
-        value = self.reduction(self.critic.head.decode(outputs))
-        bonus = self.entropy_scale * self.temperature() * log_density
-        y: Tensor = batch["reward"] + batch["discount"] * (value - bonus)
-        return y
+    def bonus(self, latent: Tensor, action: Tensor, log_density: Tensor) -> Tensor:
+        """What the action (B, A) at a latent (B, O), of this log density (B,), is worth beside its value, (B,)."""
+        worth: Tensor = -self.entropy_scale * self.temperature() * log_density
+        return worth
+
+    def bootstrap(self, batch: Tensors, outputs: Tensor, bonus: Tensor) -> Tensor:
+        """The critics' outputs (E, B, V) for the next action and its bonus (B,) -> y."""
+        return self.critic.head.backup(outputs, self.reduction, batch["reward"], batch["discount"], bonus)
 
 
 class Disagreement(nn.Module):
@@ -100,13 +109,10 @@ class CuriousBackup(SoftBackup):
         super().__init__(actor, target, temperature, reduction)
         self.model, self.curiosity = model, curiosity
 
-    @torch.no_grad()
-    def target(self, batch: Tensors, draw: Draw) -> Tensor:
-        """reward (B,), discount (B,), next_latent (B, O) -> y (B,)."""
-        action, log_density = self.actor.sample(batch["next_latent"], draw.noise)
-        outputs = self.critic(batch["next_latent"], action, draw.critics)
-        gain = self.curiosity() * self.model.gain(batch["next_latent"], action)
-        return self.bootstrap(batch, outputs, log_density) + batch["discount"] * gain
+    def bonus(self, latent: Tensor, action: Tensor, log_density: Tensor) -> Tensor:
+        """See SoftBackup."""
+        worth: Tensor = super().bonus(latent, action, log_density) + self.curiosity() * self.model.gain(latent, action)
+        return worth
 
 
 class TruncatedBackup(SoftBackup):
@@ -119,14 +125,75 @@ class TruncatedBackup(SoftBackup):
             raise ValueError(f"drop is {drop}; it is at least 0 and below the {size} quantiles")
         self.kept = target.members * (size - drop)
 
-    def bootstrap(self, batch: Tensors, outputs: Tensor, log_density: Tensor) -> Tensor:
-        """The critics' outputs (E, B, V) for the next action and its log density (B,) -> y (B, M)."""
+    def bootstrap(self, batch: Tensors, outputs: Tensor, bonus: Tensor) -> Tensor:
+        """The critics' outputs (E, B, V) for the next action and its bonus (B,) -> y (B, M)."""
         atoms = outputs.movedim(0, 1).flatten(1).sort(-1).values[:, : self.kept]
-        bonus = self.temperature() * log_density
-        return batch["reward"][:, None] + batch["discount"][:, None] * (atoms - bonus[:, None])
+        return batch["reward"][:, None] + batch["discount"][:, None] * (atoms + bonus[:, None])
 
 
-class RewardScale(nn.Module):
+class NoScale(nn.Module):
+    """Rewards as they are."""
+
+    def observe(self, reward: Tensor) -> None:
+        """Nothing to learn from rewards."""
+
+    def forward(self, batch: Tensors) -> Tensors:
+        """The batch."""
+        return batch
+
+
+class ReturnScale(NoScale):
+    """The size of discounted returns, by which rewards are divided.
+
+    It is the standard deviation of the returns, or what it takes to have the largest one so far within +-`bound`, if
+    that is more: values then fit a head of fixed support whatever the task's rewards (as in SimbaV2).
+    """
+
+    mean: Tensor
+    square: Tensor
+    largest: Tensor
+    count: Tensor
+
+    def __init__(self, bound: float, memory: float = 0.99):
+        super().__init__()
+        if bound <= 0:
+            raise ValueError(f"returns are to lie within +-{bound}, which must be above 0")
+        self.bound, self.memory = bound, memory
+        for name in ("mean", "square", "largest", "count"):
+            self.register_buffer(name, torch.zeros(()))
+
+    @torch.no_grad()
+    def take(self, returns: Tensor) -> None:
+        """Take the returns (B,) into the statistics, in place."""
+        share = (1 / self.count.add_(1)).clamp(min=1 - self.memory)
+        self.mean.lerp_(returns.mean(), share)
+        self.square.lerp_(returns.square().mean(), share)
+        self.largest.copy_(torch.maximum(self.largest, returns.abs().max()))
+
+    def size(self) -> Tensor:
+        """What rewards are divided by, (); 1 while no reward was seen."""
+        size = torch.maximum((self.square - self.mean.square()).clamp(min=0).sqrt(), self.largest / self.bound)
+        return torch.where(size > 0, size, 1.0)
+
+    def forward(self, batch: Tensors) -> Tensors:
+        """The batch with its rewards scaled."""
+        return batch | {"reward": batch["reward"] / self.size()}
+
+
+class Survey:
+    """Every `period` updates a scale learns from the returns over `steps` steps from where a batch begins."""
+
+    def __init__(self, scale: ReturnScale, batch: int, discount: float, period: int = 100):
+        self.scale, self.batch, self.discount, self.period = scale, batch, discount, period
+        self.steps = min(1000, math.ceil(2 / max(1 - discount, 1e-3)))  # what comes later is below e**-2 of its worth
+
+    def __call__(self, data: Data) -> None:
+        """See Event."""
+        returns = data.sample(self.batch, 1, self.steps, self.discount)["reward"]
+        self.scale.take(torch.as_tensor(returns, device=self.scale.mean.device))
+
+
+class RewardScale(NoScale):
     """The mean size of a reward, by which values are divided; targets keep the scale of their own critics (MR.Q)."""
 
     mean: Tensor
@@ -150,17 +217,7 @@ class RewardScale(nn.Module):
         self.target.copy_(self.value)
         self.value.copy_(self.mean.clamp(min=1e-3))
 
-
-class ScaledBackup(SoftBackup):
-    """A soft backup between critics whose values are in units of a `RewardScale`."""
-
-    def __init__(self, actor: Actor, target: Critic, temperature: nn.Module, reduction: Reduction, scale: RewardScale):
-        super().__init__(actor, target, temperature, reduction)
-        self.scale = scale
-
-    def bootstrap(self, batch: Tensors, outputs: Tensor, log_density: Tensor) -> Tensor:
-        """The critics' outputs (E, B, V) for the next action and its log density (B,) -> y (B,)."""
-        self.scale.observe(batch["reward"])
-        value = self.reduction(self.critic.head.decode(outputs)) * self.scale.target
-        y: Tensor = (batch["reward"] + batch["discount"] * value) / self.scale.value
-        return y
+    def forward(self, batch: Tensors) -> Tensors:
+        """The batch in units of today's critics: rewards, and discounts of values in units of the target critics."""
+        return batch | {"reward": batch["reward"] / self.value,
+                        "discount": batch["discount"] * (self.target / self.value)}

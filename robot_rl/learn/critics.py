@@ -14,17 +14,29 @@ from torch import Tensor, nn
 from robot_rl.learn.nets import Mlp, Shape
 
 
-class Head(Protocol):
-    """What the V outputs of a critic mean. Backups and objectives see scalars or `loss` only."""
+class Head:
+    """What the V outputs of a critic mean. Backups and objectives see scalars, or targets that `loss` understands."""
 
     size: int
 
-    def decode(self, outputs: Tensor) -> Tensor: ...
+    def decode(self, outputs: Tensor) -> Tensor:
+        """Outputs (..., V) -> the values (...)."""
+        raise NotImplementedError
 
-    def loss(self, outputs: Tensor, values: Tensor) -> Tensor: ...
+    def loss(self, outputs: Tensor, values: Tensor) -> Tensor:
+        """Outputs (E, B, V) against targets, (B,) or as `backup` gives them -> (E, B)."""
+        raise NotImplementedError
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Targets as `backup` gives them -> the values that they mean, (B,)."""
+        return values
+
+    def backup(self, outputs: Tensor, reduction: Reduction, reward: Tensor, discount: Tensor, bonus: Tensor) -> Tensor:
+        """Outputs (E, B, V) for what follows, the others (B,) -> targets reward + discount * (value + bonus), (B,)."""
+        return reward + discount * (reduction(self.decode(outputs)) + bonus)
 
 
-class Scalar:
+class Scalar(Head):
     """The output is the value; the loss is half the squared error, or Huber's with its corner at `corner`."""
 
     size = 1
@@ -42,35 +54,74 @@ class Scalar:
         return 0.5 * error.square() if self.corner is None else huber(error, self.corner)
 
 
-class TwoHot:
-    """Logits over `size` values whose symlogs lie evenly in [-bound, bound]; the loss is a cross-entropy.
+class Histogram(Head):
+    """Logits over `size` values that lie evenly in [-bound, bound]; the loss is a cross-entropy.
 
-    A target is shared between its two neighbours so that their mean is its symlog (Hafner et al. 2023; a categorical
-    head bounds the gradient whatever the scale of the rewards: method 457).
+    A target is shared between its two neighbours so that their mean is the target; beyond the bound it is the bound.
+    `projected`: it is the whole distribution of what follows, moved and shared so, not its mean alone (Bellemare et al.
+    2017, method 457).
     """
 
     atoms: Tensor
 
-    def __init__(self, size: int = 101, bound: float = 10.0, device: str = "cpu"):
-        self.size, self.bound = size, bound
+    def __init__(self, size: int = 101, bound: float = 10.0, device: str = "cpu", projected: bool = False):
+        if size < 2 or bound <= 0:
+            raise ValueError(f"{size} categories within +-{bound}: it takes at least 2, and a bound above 0")
+        self.size, self.bound, self.projected = size, bound, projected
         self.atoms = torch.linspace(-bound, bound, size, device=device)
+
+    def squash(self, values: Tensor) -> Tensor:
+        """Values (...) -> where they lie among the atoms (...)."""
+        return values
+
+    def expand(self, places: Tensor) -> Tensor:
+        """The inverse of `squash`."""
+        return places
 
     def decode(self, outputs: Tensor) -> Tensor:
         """(..., V) -> (...)."""
-        return symexp(outputs.softmax(-1) @ self.atoms)
+        return self.expand(outputs.softmax(-1) @ self.atoms)
 
     def encode(self, values: Tensor) -> Tensor:
         """(...) -> probabilities (..., V)."""
-        place = (symlog(values).clamp(-self.bound, self.bound) + self.bound) * ((self.size - 1) / (2 * self.bound))
+        place = (self.squash(values).clamp(-self.bound, self.bound) + self.bound) * ((self.size - 1) / (2 * self.bound))
         order = torch.arange(self.size, device=values.device, dtype=place.dtype)
         return (1 - (place[..., None] - order).abs()).clamp(min=0)
 
     def loss(self, outputs: Tensor, values: Tensor) -> Tensor:
-        """outputs (E, B, V), values (B,) -> (E, B)."""
-        return -(self.encode(values) * outputs.log_softmax(-1)).sum(-1)
+        """outputs (E, B, V), values (B,) or probabilities (B, V) -> (E, B)."""
+        wanted = self.encode(values) if values.dim() == 1 else values
+        return -(wanted * outputs.log_softmax(-1)).sum(-1)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """(B,) or probabilities (B, V) -> (B,)."""
+        return values if values.dim() == 1 else self.expand(values @ self.atoms)
+
+    def backup(self, outputs: Tensor, reduction: Reduction, reward: Tensor, discount: Tensor, bonus: Tensor) -> Tensor:
+        """See Head; (B, V) where the distribution is projected, that of the members that the reduction goes by."""
+        if not self.projected:
+            return super().backup(outputs, reduction, reward, discount, bonus)
+        shares = (reduction.shares(self.decode(outputs))[..., None] * outputs.softmax(-1)).sum(0)
+        moved = reward[:, None] + discount[:, None] * (self.expand(self.atoms) + bonus[:, None])
+        return (shares[:, :, None] * self.encode(moved)).sum(1)
 
 
-class Quantiles:
+class TwoHot(Histogram):
+    """A histogram over values whose symlogs lie evenly in [-bound, bound] (Hafner et al. 2023).
+
+    It bounds the gradient whatever the scale of the rewards.
+    """
+
+    def squash(self, values: Tensor) -> Tensor:
+        """See Histogram."""
+        return symlog(values)
+
+    def expand(self, places: Tensor) -> Tensor:
+        """See Histogram."""
+        return symexp(places)
+
+
+class Quantiles(Head):
     """The quantiles of the return's distribution at (i + 1/2) / V (TQC, Kuznetsov et al. 2020)."""
 
     def __init__(self, size: int = 25, device: str = "cpu"):
@@ -80,6 +131,10 @@ class Quantiles:
     def decode(self, outputs: Tensor) -> Tensor:
         """(E, B, V) -> (E, B), the mean."""
         return outputs.mean(-1)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """(B,) or atoms of a distribution (B, M) -> (B,)."""
+        return values if values.dim() == 1 else values.mean(-1)
 
     def loss(self, outputs: Tensor, values: Tensor) -> Tensor:
         """outputs (E, B, V), values (B,) or atoms of a distribution (B, M) -> (E, B)."""
@@ -114,8 +169,40 @@ class Chance(NamedTuple):
     """Of dropout, see `Mlp.masks`."""
 
 
+class Even(nn.Module):
+    """Errors of either sign weigh the same."""
+
+    def forward(self, gap: Tensor) -> float:
+        """1."""
+        return 1.0
+
+
+class Tilt(nn.Module):
+    """Targets above the value weigh more than those below: 2 * `first` at first, and in `steps` losses as much (413).
+
+    A critic then goes by an expectile of what the next action may bring, at first nearly the best of it as Bellman's
+    optimality operator would, which learns faster but overestimates, and in the end the mean.
+    """
+
+    count: Tensor
+
+    def __init__(self, first: float, steps: int):
+        super().__init__()
+        if not 0.5 < first < 1.0 or steps < 1:
+            raise ValueError(f"optimism is {first} for {steps} steps; it is at least 0.5 and below 1, for at least 1")
+        self.first, self.steps = first, steps
+        self.register_buffer("count", torch.zeros(()))
+
+    @torch.no_grad()
+    def forward(self, gap: Tensor) -> Tensor:
+        """Targets less values (E, B) -> weights (E, B)."""
+        expectile = 0.5 + (self.first - 0.5) * (1 - self.count / self.steps).clamp(min=0)
+        self.count.add_(1)
+        return 2 * torch.where(gap > 0, expectile, 1 - expectile)
+
+
 class Critic(nn.Module):
-    """`members` critics of (latent, action)."""
+    """`members` critics of (latent, action); `tilt` says how much their errors weigh."""
 
     def __init__(
         self,
@@ -126,9 +213,10 @@ class Critic(nn.Module):
         head: Head,
         generator: torch.Generator,
         shape: Shape = Shape(),  # noqa: B008  # frozen
+        tilt: Even | Tilt | None = None,
     ):
         super().__init__()
-        self.head, self.members = head, members
+        self.head, self.members, self.tilt = head, members, tilt or Even()
         self.net = Mlp((obs_size + action_size, *hidden, head.size), members, generator, shape)
 
     def forward(self, latent: Tensor, action: Tensor, chance: Chance = Chance(), training: bool = False) -> Tensor:  # noqa: B008
@@ -158,8 +246,9 @@ class PairCritic(Critic):
         head: Head,
         generator: torch.Generator,
         shape: Shape = Shape(),  # noqa: B008  # frozen
+        tilt: Even | Tilt | None = None,
     ):
-        super().__init__(size, 0, hidden, members, head, generator, shape)
+        super().__init__(size, 0, hidden, members, head, generator, shape, tilt)
         self.pair = pair
 
     def forward(self, latent: Tensor, action: Tensor, chance: Chance = Chance(), training: bool = False) -> Tensor:  # noqa: B008
@@ -224,6 +313,9 @@ class Reduction(Protocol):
 
     def members(self, ensemble: int, generator: torch.Generator) -> Tensor | None: ...
 
+    def shares(self, values: Tensor) -> Tensor:
+        """How much of each member's distribution is in the reduced one, (E, B); they sum to 1 over E."""
+
     def __call__(self, values: Tensor) -> Tensor: ...
 
 
@@ -240,6 +332,10 @@ class Minimum:
         order = torch.rand(ensemble, generator=generator, device=generator.device).argsort()
         return order[: self.subset]
 
+    def shares(self, values: Tensor) -> Tensor:
+        """See Reduction."""
+        return nn.functional.one_hot(values.argmin(0), len(values)).T.to(values.dtype)
+
     def __call__(self, values: Tensor) -> Tensor:
         """(E, B) -> (B,)."""
         return values.amin(0)
@@ -252,6 +348,10 @@ class Mean:
         """None: all."""
         return None
 
+    def shares(self, values: Tensor) -> Tensor:
+        """See Reduction."""
+        return torch.full_like(values, 1 / len(values))
+
     def __call__(self, values: Tensor) -> Tensor:
         """(E, B) -> (B,)."""
         return values.mean(0)
@@ -263,6 +363,10 @@ class First:
     def members(self, ensemble: int, generator: torch.Generator) -> Tensor | None:
         """The first."""
         return torch.zeros(1, dtype=torch.int64, device=generator.device)
+
+    def shares(self, values: Tensor) -> Tensor:
+        """See Reduction."""
+        return torch.cat((torch.ones_like(values[:1]), torch.zeros_like(values[1:])))
 
     def __call__(self, values: Tensor) -> Tensor:
         """(E, B) -> (B,)."""

@@ -17,6 +17,7 @@ from robot_rl.learn.backups import Tensors
 from robot_rl.learn.critics import TwoHot
 from robot_rl.learn.encoders import Convolutions, Pretrained
 from robot_rl.learn.nets import Mlp, Shape
+from robot_rl.replay import Data
 
 LatentMirror = Callable[..., np.ndarray]
 
@@ -294,8 +295,9 @@ class Sync:
         self.period, self.pairs, self.besides = period, pairs, besides
 
     @torch.no_grad()
-    def __call__(self) -> None:
+    def __call__(self, data: Data) -> None:
         """See Event."""
+        del data
         for copy, source in self.pairs:
             copy.load_state_dict(source.state_dict())
         for act in self.besides:

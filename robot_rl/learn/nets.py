@@ -48,7 +48,8 @@ class Shape:
     """How a perceptron is built, apart from its sizes; a recipe says it once for all of its networks."""
 
     norm: str = "none"
-    """Before each activation: "none", "layer", or "batch" (whose statistics are those of the batch while training)."""
+    """Before each activation: "none", "layer", "rms" (layer without taking the mean out) or "batch" (whose statistics
+    are those of the batch while training)."""
     activation: str = "relu"
     """"relu" or "elu"."""
     residual: bool = False
@@ -62,7 +63,7 @@ class Shape:
     an observation or a value rounded to bfloat16's 8 bits would cost a robot its last centimetre."""
 
     def __post_init__(self) -> None:
-        for name, value, choices in (("norm", self.norm, ("none", "layer", "batch")),
+        for name, value, choices in (("norm", self.norm, ("none", "layer", "rms", "batch")),
                                      ("activation", self.activation, ("relu", "elu"))):
             if value not in choices:
                 raise ValueError(f"{name} is {value!r}; it is one of {', '.join(choices)}")
@@ -196,6 +197,8 @@ class Mlp(nn.Module):
             return x
         if self.shape.norm == "layer":
             x = F.layer_norm(x, x.shape[-1:])
+        elif self.shape.norm == "rms":
+            x = x * (x.square().mean(-1, keepdim=True) + NORM_EPS).rsqrt()
         else:
             mean, var = next(kept)
             if training:
@@ -221,6 +224,8 @@ class Mlp(nn.Module):
             scale, shift = layer.scale[0, 0], layer.shift[0, 0]
             if self.shape.norm == "layer":
                 return [_filled(nn.LayerNorm(len(scale)), scale, shift)]
+            if self.shape.norm == "rms":
+                return [Root(), Affine(scale.detach(), shift.detach())]
             mean, var = next(kept)
             factor = scale.detach() * (var + NORM_EPS).rsqrt()
             return [Affine(factor, shift.detach() - mean * factor)]
@@ -249,8 +254,8 @@ class Mlp(nn.Module):
         def normalise(x: np.ndarray, norm: list[np.ndarray], which: int) -> np.ndarray:
             if not norm:
                 return x
-            if shape.norm == "layer":
-                x = x - x.mean(-1, keepdims=True)
+            if shape.norm in ("layer", "rms"):
+                x = x - x.mean(-1, keepdims=True) if shape.norm == "layer" else x
                 return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + NORM_EPS) * norm[0] + norm[1]
             mean, var = kept[which]
             return (x - mean) / np.sqrt(var + np.float32(NORM_EPS)) * norm[0] + norm[1]
@@ -279,8 +284,16 @@ class Mlp(nn.Module):
         return f"{self.members} x {'-'.join(map(str, self.sizes))}, {self.shape}"
 
 
+class Root(nn.Module):
+    """x over the root of its mean square."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, O) -> (B, O)."""
+        return x * (x.square().mean(-1, keepdim=True) + NORM_EPS).rsqrt()
+
+
 class Affine(nn.Module):
-    """x * scale + shift with constants: a batch norm that no longer learns."""
+    """x * scale + shift with constants: what is left of a norm that no longer learns."""
 
     scale: Tensor
     shift: Tensor

@@ -57,13 +57,14 @@ class Bellman:
     def loss(self, batch: Tensors, draw: tuple[Draw, Chance]) -> tuple[Tensor, Tensors, Tensors]:
         """See Lesson."""
         y, outputs = self.sides(batch, draw)
-        loss = (self.critic.head.loss(outputs, y) * batch["weight"]).mean(1).sum()
-        error = (self.critic.head.decode(outputs.detach()) - (y if y.dim() == 1 else y.mean(-1))).abs().amax(0)
-        metrics = {"critic/loss": loss.detach(), "critic/target": y.mean(), "critic/reward": batch["reward"].mean()}
-        return loss, metrics, {"error": error, "latent": batch["latent"].detach()}
+        head, wanted = self.critic.head, self.critic.head.mean(y)
+        gap = wanted - head.decode(outputs.detach())
+        loss = (head.loss(outputs, y) * self.critic.tilt(gap) * batch["weight"]).mean(1).sum()
+        found = {"error": gap.abs().amax(0), "latent": batch["latent"].detach()}
+        return loss, {"critic/loss": loss.detach(), "critic/target": wanted.mean()}, found
 
     def sides(self, batch: Tensors, draw: tuple[Draw, Chance]) -> tuple[Tensor, Tensor]:
-        """The target (B,) or (B, M) and the critics' outputs (E, B, V)."""
+        """The target, (B,) or as the head understands it, and the critics' outputs (E, B, V)."""
         return self.backup.target(batch, draw[0]), self.critic(batch["latent"], batch["action"], draw[1])
 
 
@@ -84,7 +85,8 @@ class JointBellman(Bellman):
         latents = torch.cat((batch["latent"], batch["next_latent"]))
         now, following = self.critic(latents, torch.cat((batch["action"], action)), training=True).chunk(2, 1)
         with torch.no_grad():
-            y = self.backup.bootstrap(batch, following.detach(), log_density)
+            bonus = self.backup.bonus(batch["next_latent"], action, log_density)
+            y = self.backup.bootstrap(batch, following.detach(), bonus)
         return y, now
 
 
@@ -123,8 +125,7 @@ class CoarseBellman:
             targets.append(y.mean())
             here = critic.zoom(here, level, taken)
         loss = (torch.stack(losses).sum(0) * batch["weight"]).mean()
-        metrics = {"critic/loss": loss.detach(), "critic/target": torch.stack(targets).mean(),
-                   "critic/reward": batch["reward"].mean()}
+        metrics = {"critic/loss": loss.detach(), "critic/target": torch.stack(targets).mean()}
         return loss, metrics, {"error": torch.stack(errors).amax(0).detach()}
 
 
@@ -205,6 +206,28 @@ class CuriousValue(SoftValue):
         density = log_density.detach()
         metrics = {"actor/loss": loss.detach(), "actor/entropy": -density.mean(), "actor/gain": gain.detach().mean()}
         return loss, metrics, {"log_density": density, "lack": (usual - gain.detach())}
+
+
+class Smooth:
+    """The lesson of an actor, which also pays `price` times the squared change of its mean action, summed over A.
+
+    The change is that from an observation to the one bootstrapped from, n steps later (CAPS, Mysore et al. 2021).
+    """
+
+    def __init__(self, lesson: SoftValue, price: float):
+        self.lesson, self.price = lesson, price
+        self.part, self.period = lesson.part, lesson.period
+
+    def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Chance]:
+        """The lesson's."""
+        return self.lesson.draw(batch, generator)
+
+    def loss(self, batch: Tensors, draw: tuple[Tensor, Chance]) -> tuple[Tensor, Tensors, Tensors]:
+        """See Lesson."""
+        loss, metrics, found = self.lesson.loss(batch, draw)
+        actor = self.lesson.actor
+        change = (actor.mean(batch["next_latent"]) - actor.mean(batch["latent"])).square().sum(-1).mean()
+        return loss + self.price * change, metrics | {"actor/change": change.detach()}, found
 
 
 class Foresight:

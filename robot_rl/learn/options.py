@@ -5,7 +5,8 @@ A recipe is made of groups and of options of its own; a user sees their fields i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -13,12 +14,14 @@ import torch
 from torch import nn
 
 from robot_rl.learn.actors import Actor, DeterministicActor, GaussianActor
-from robot_rl.learn.agent import Agent, Schedule
-from robot_rl.learn.critics import Critic, Head, Scalar, TwoHot
+from robot_rl.learn.agent import Agent, Schedule, Target
+from robot_rl.learn.backups import ReturnScale, SoftBackup, Survey
+from robot_rl.learn.critics import Critic, Even, Head, Histogram, Scalar, Tilt, TwoHot
 from robot_rl.learn.encoders import Convolutions, Pretrained
 from robot_rl.learn.latents import CameraLatent, Identity, Latent, RunningNorm
 from robot_rl.learn.nets import Shape, compute_dtype
-from robot_rl.learn.objectives import Lesson, Temperature
+from robot_rl.learn.noise import Held, White
+from robot_rl.learn.objectives import Bellman, Lesson, Smooth, SoftValue, Temperature
 
 
 class Sizes(NamedTuple):
@@ -34,8 +37,9 @@ class Sizes(NamedTuple):
 class Options:
     """Of every learner: seed, data, budget, arithmetic, and how camera frames are seen.
 
-    `features` is the size of what is made of frames by convolutions of so many `channels`, or by the file `encoder`
-    (see Pretrained), `shift` how many pixels they are moved by at most while learning.
+    `hold` is the most actions that one exploring noise is for. `features` is the size of what is made of frames by
+    convolutions of so many `channels`, or by the file `encoder` (see Pretrained), `shift` how many pixels they are
+    moved by at most while learning.
     """
 
     seed: int = 0
@@ -49,6 +53,7 @@ class Options:
     updates_per_step: int = 1
     prioritized: float = 0.0
     normalize: bool = True
+    hold: int = 1
     features: int = 64
     channels: int = 32
     encoder: str | None = None
@@ -81,41 +86,94 @@ class Options:
               parts: Mapping[str, nn.Module], **more: Any) -> Agent:
         """The agent of these parts and of the two that every agent has; see Agent."""
         parts = {"latent": latent, "actor": actor, **parts}
+        noise = Held(self.hold) if self.hold != 1 else White()
         plan = Schedule(self.batch, self.n_step, self.discount, self.updates_per_step, self.lr, self.clip,
                         self.prioritized, self.shift)
-        return Agent(latent, actor, parts, lessons, plan, start, device=self.device, compile=self.compile, **more)
+        return Agent(latent, actor, parts, lessons, plan, start, noise=noise, device=self.device,
+                     compile=self.compile, **more)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Values(Options):
-    """Of critics that see the observation: how their networks are built."""
+    """Of critics that see the observation: how their networks are built.
+
+    `returns` above 0 scales rewards until the returns have a standard deviation of 1, and none is beyond +-`returns`.
+    """
 
     norm: str = "none"
     residual: bool = False
     unit: bool = False
+    returns: float = 0.0
 
     def shape(self) -> Shape:
         """Of the critics' networks."""
         return replace(self.plain(), norm=self.norm, residual=self.residual, unit=self.unit)
 
+    def agent(self, latent: Latent, actor: Actor, lessons: Sequence[Lesson], start: torch.Generator,
+              parts: Mapping[str, nn.Module], **more: Any) -> Agent:
+        """See Options."""
+        if self.returns:
+            scale = ReturnScale(self.returns)
+            parts = {**parts, "scale": scale}
+            more |= {"scale": scale, "events": [Survey(scale, self.batch, self.discount)]}
+        return super().agent(latent, actor, lessons, start, parts, **more)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Headed(Options):
-    """Of critics whose value is a number, or with `categories` above 0 a distribution over so many."""
+    """Of critics whose value is a number, or with `categories` above 0 a distribution over so many.
+
+    The categories lie evenly within +-`bound`: the values (`support` linear) or their symlogs (symlog).
+    """
 
     categories: int = 0
+    support: str = "symlog"
+    bound: float = 10.0
 
-    def head(self) -> Head:
+    def head(self, projected: bool = False) -> Head:
         """What the outputs of the critics mean."""
-        return TwoHot(self.categories, device=self.device) if self.categories else Scalar()
+        choices = {"symlog": TwoHot, "linear": Histogram}
+        if self.support not in choices:
+            raise ValueError(f"support is {self.support!r}; it is one of {', '.join(choices)}")
+        if projected and not self.categories:
+            raise ValueError("projected is for critics with categories, which are 0")
+        if not self.categories:
+            return Scalar()
+        return choices[self.support](self.categories, self.bound, self.device, projected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projecting(Headed):
+    """Of heads whose targets can be distributions: with `projected`, of those with categories, they are."""
+
+    projected: bool = False
+
+    def head(self, projected: bool = False) -> Head:
+        """See Headed."""
+        return super().head(projected or self.projected)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Acting(Options):
-    """Of critics beside an actor, which learns in every `actor_period`-th update."""
+    """Of critics beside an actor, which learns in every `actor_period`-th update.
+
+    `smoothness` is the price of a change of its mean. `optimism` above 0.5 is the expectile that critics go by at
+    first; it falls to 0.5, the mean, in `optimism_steps` updates.
+    """
 
     critics: int = 2
     actor_period: int = 1
+    smoothness: float = 0.0
+    optimism: float = 0.5
+    optimism_steps: int = 100_000
+
+    def tilt(self) -> Even | Tilt:
+        """How much the errors of critics weigh."""
+        return Tilt(self.optimism, self.optimism_steps) if self.optimism != 0.5 else Even()
+
+    def smoothed(self, lesson: SoftValue) -> Lesson:
+        """An actor's lesson with the price of change."""
+        return Smooth(lesson, self.smoothness) if self.smoothness else lesson
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,15 +194,56 @@ class Ensemble(Acting, Values):
     def ensemble(self, latent: Latent, sizes: Sizes, head: Head, start: torch.Generator) -> Critic:
         """The critics."""
         hidden = self.critic_hidden or self.hidden
-        return Critic(latent.size, sizes.action, hidden, self.critics, head, start, self.shape())
+        return Critic(latent.size, sizes.action, hidden, self.critics, head, start, self.shape(), self.tilt())
+
+
+class Chain(NamedTuple):
+    """Ensembles of which the first learns from `target`, its slow copy, and each other from the one before it (444).
+
+    The last has seen as many more Bellman updates as there are others.
+    """
+
+    ensembles: list[Critic]
+    target: Critic
+
+    @property
+    def last(self) -> Critic:
+        """The one that actors ask."""
+        return self.ensembles[-1]
+
+    def lessons(self, backup: Callable[[Critic], SoftBackup], latent: Latent) -> list[Lesson]:
+        """One for each, given the backup from a critic of what follows; the first's teaches the latent too."""
+        sources, latents = (self.target, *self.ensembles[:-1]), (latent, *(None,) * (len(self.ensembles) - 1))
+        return [Bellman(critic, backup(source), taught) for critic, source, taught in
+                zip(self.ensembles, sources, latents, strict=True)]
+
+    def parts(self) -> dict[str, nn.Module]:
+        """All, by name."""
+        others = {f"critic_{k}": critic for k, critic in enumerate(self.ensembles[1:], 2)}
+        return {"critic": self.ensembles[0], **others, "target": self.target}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slow(Ensemble):
-    """Of critics with slow copies, `tau` of the way behind, and the share `dropout` of their units left out."""
+    """Of critics with slow copies, `tau` of the way behind, and the share `dropout` of their units left out.
+
+    `chain` ensembles learn at once, each from the one before it.
+    """
 
     tau: float = 0.005
     dropout: float = 0.0
+    chain: int = 1
+
+    def chained(self, latent: Latent, sizes: Sizes, head: Head, start: torch.Generator) -> Chain:
+        """The critics and the slow copy."""
+        if self.chain < 1:
+            raise ValueError(f"chain is {self.chain}; there is at least one ensemble of critics")
+        ensembles = [self.ensemble(latent, sizes, head, start) for _ in range(self.chain)]
+        return Chain(ensembles, copy.deepcopy(ensembles[0]))
+
+    def follow(self, chain: Chain) -> Target:
+        """How the slow copy follows."""
+        return Target(chain.target, chain.ensembles[0], self.tau)
 
     def shape(self) -> Shape:
         """Of the critics' networks."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from robot_rl.learn.actors import CoarseActor
 from robot_rl.learn.agent import Agent, Target
-from robot_rl.learn.backups import CuriousBackup, Disagreement, RewardScale, ScaledBackup, SoftBackup, TruncatedBackup
+from robot_rl.learn.backups import CuriousBackup, Disagreement, RewardScale, SoftBackup, TruncatedBackup
 from robot_rl.learn.critics import CoarseCritic, First, Mean, Minimum, PairCritic, Quantiles, Reduction, Scalar
 from robot_rl.learn.latents import ModelLatent, ModelStudy, Sync
 from robot_rl.learn.nets import Shape
@@ -28,11 +28,11 @@ from robot_rl.learn.objectives import (
     Temperature,
     Tuning,
 )
-from robot_rl.learn.options import Acting, Ensemble, Greedy, Headed, Options, Sizes, Slow, Soft, Values
+from robot_rl.learn.options import Acting, Ensemble, Greedy, Headed, Options, Projecting, Sizes, Slow, Soft, Values
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sac(Slow, Headed, Soft):
+class Sac(Slow, Projecting, Soft):
     """Soft actor-critic: the smallest of two critics, a tuned temperature.
 
     `subset` critics, drawn anew, make a target; `entropy_scale` 0 leaves the entropy out of it. `actor_asks`
@@ -48,19 +48,18 @@ class Sac(Slow, Headed, Soft):
         start, heat = self.start(), self.heat(sizes)
         latent = self.latent(sizes, start)
         actor = self.gaussian(latent, sizes, start)
-        critic = self.ensemble(latent, sizes, self.head(), start)
-        target = copy.deepcopy(critic)
-        lessons: list[Lesson] = [
-            Bellman(critic, SoftBackup(actor, target, heat, Minimum(self.subset), self.entropy_scale), latent),
-            SoftValue(actor, critic, heat, _reduction(self.actor_asks), self.actor_period),
+        chain, reduction = self.chained(latent, sizes, self.head(), start), Minimum(self.subset)
+        lessons = [
+            *chain.lessons(lambda target: SoftBackup(actor, target, heat, reduction, self.entropy_scale), latent),
+            self.smoothed(SoftValue(actor, chain.last, heat, _reduction(self.actor_asks), self.actor_period)),
             Tuning(heat, self.actor_period),
         ]
-        parts = {"critic": critic, "target": target, "temperature": heat}
-        return self.agent(latent, actor, lessons, start, parts, targets=[Target(target, critic, self.tau)])
+        parts = {**chain.parts(), "temperature": heat}
+        return self.agent(latent, actor, lessons, start, parts, targets=[self.follow(chain)])
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaxInfo(Slow, Headed, Soft):
+class MaxInfo(Slow, Projecting, Soft):
     """MaxInfoRL on SAC (method 74): also worth something is what an action would teach an ensemble of models.
 
     `models` predict what comes; `curiosity` is the first price of what an action would teach them.
@@ -74,24 +73,23 @@ class MaxInfo(Slow, Headed, Soft):
         start, heat, price = self.start(), self.heat(sizes), Temperature(self.curiosity, 0.0)
         latent = self.latent(sizes, start)
         actor = self.gaussian(latent, sizes, start)
-        critic = self.ensemble(latent, sizes, self.head(), start)
+        chain = self.chained(latent, sizes, self.head(), start)
         model = Disagreement(latent.size, sizes.action, self.hidden, self.models, start, self.plain())
-        target, slow = copy.deepcopy(critic), copy.deepcopy(actor)
-        lessons: list[Lesson] = [
+        slow = copy.deepcopy(actor)
+        lessons = [
             Foresight(model),
-            Bellman(critic, CuriousBackup(actor, target, heat, Minimum(), model, price), latent),
-            CuriousValue(actor, slow, critic, heat, Minimum(), model, price, self.actor_period),
+            *chain.lessons(lambda target: CuriousBackup(actor, target, heat, Minimum(), model, price), latent),
+            self.smoothed(CuriousValue(actor, slow, chain.last, heat, Minimum(), model, price, self.actor_period)),
             Tuning(heat, self.actor_period),
             Curiosity(price, self.actor_period),
         ]
-        parts = {"slow_actor": slow, "critic": critic, "target": target, "model": model, "temperature": heat,
-                 "curiosity": price}
-        targets = [Target(target, critic, self.tau), Target(slow, actor, self.tau)]
+        parts = {**chain.parts(), "slow_actor": slow, "model": model, "temperature": heat, "curiosity": price}
+        targets = [self.follow(chain), Target(slow, actor, self.tau)]
         return self.agent(latent, actor, lessons, start, parts, targets=targets)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Td3(Slow, Headed, Greedy):
+class Td3(Slow, Projecting, Greedy):
     """Twin delayed DDPG (Fujimoto et al. 2018): a deterministic actor with a slow copy, noise-smoothed targets.
 
     The actor learns in every second update.
@@ -105,14 +103,13 @@ class Td3(Slow, Headed, Greedy):
         start = self.start()
         latent = self.latent(sizes, start)
         actor = self.deterministic(latent, sizes, start, self.actor_shape())
-        critic = self.ensemble(latent, sizes, self.head(), start)
-        target, slow = copy.deepcopy(critic), copy.deepcopy(actor)
-        lessons: list[Lesson] = [
-            Bellman(critic, SoftBackup(slow, target, NoTemperature(), Minimum()), latent),
-            GreedyValue(actor, critic, First(), self.actor_period),
+        chain, slow = self.chained(latent, sizes, self.head(), start), copy.deepcopy(actor)
+        lessons = [
+            *chain.lessons(lambda target: SoftBackup(slow, target, NoTemperature(), Minimum()), latent),
+            self.smoothed(GreedyValue(actor, chain.last, First(), self.actor_period)),
         ]
-        parts = {"critic": critic, "target": target, "slow_actor": slow}
-        targets = [Target(target, critic, self.tau), Target(slow, actor, self.tau)]
+        parts = {**chain.parts(), "slow_actor": slow}
+        targets = [self.follow(chain), Target(slow, actor, self.tau)]
         return self.agent(latent, actor, lessons, start, parts, targets=targets)
 
 
@@ -132,19 +129,18 @@ class Tqc(Slow, Soft):
         start, heat = self.start(), self.heat(sizes)
         latent = self.latent(sizes, start)
         actor = self.gaussian(latent, sizes, start)
-        critic = self.ensemble(latent, sizes, Quantiles(self.quantiles, self.device), start)
-        target = copy.deepcopy(critic)
-        lessons: list[Lesson] = [
-            Bellman(critic, TruncatedBackup(actor, target, heat, Mean(), self.drop), latent),
-            SoftValue(actor, critic, heat, Mean(), self.actor_period),
+        chain = self.chained(latent, sizes, Quantiles(self.quantiles, self.device), start)
+        lessons = [
+            *chain.lessons(lambda target: TruncatedBackup(actor, target, heat, Mean(), self.drop), latent),
+            self.smoothed(SoftValue(actor, chain.last, heat, Mean(), self.actor_period)),
             Tuning(heat, self.actor_period),
         ]
-        parts = {"critic": critic, "target": target, "temperature": heat}
-        return self.agent(latent, actor, lessons, start, parts, targets=[Target(target, critic, self.tau)])
+        parts = {**chain.parts(), "temperature": heat}
+        return self.agent(latent, actor, lessons, start, parts, targets=[self.follow(chain)])
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrossQ(Ensemble, Headed, Soft):
+class CrossQ(Ensemble, Projecting, Soft):
     """CrossQ (Bhatt et al. 2024): wide batch-normalised critics that need no target network.
 
     The norm of a whole batch stands in for the target network.
@@ -164,7 +160,7 @@ class CrossQ(Ensemble, Headed, Soft):
         critic = self.ensemble(latent, sizes, self.head(), start)
         lessons: list[Lesson] = [
             JointBellman(critic, SoftBackup(actor, critic, heat, Minimum()), latent),
-            SoftValue(actor, critic, heat, Minimum(), self.actor_period),
+            self.smoothed(SoftValue(actor, critic, heat, Minimum(), self.actor_period)),
             Tuning(heat, self.actor_period),
         ]
         parts = {"critic": critic, "temperature": heat}
@@ -198,18 +194,19 @@ class MrQ(Acting, Greedy):
         actor = self.deterministic(latent, sizes, start, Shape("layer", dtype=dtype))
         slow, slow_latent, scale = copy.deepcopy(actor), copy.deepcopy(latent), RewardScale()
         shape = Shape("layer", "elu", dtype=dtype)
-        critic, target = (PairCritic(one.pair, self.width, self.hidden, self.critics, Scalar(1.0), start, shape)
-                          for one in (latent, slow_latent))
+        critic, target = (
+            PairCritic(one.pair, self.width, self.hidden, self.critics, Scalar(1.0), start, shape, self.tilt())
+            for one in (latent, slow_latent))
         sync = Sync(self.target_period, [(target, critic), (slow, actor), (slow_latent, latent)], [scale.sync])
         lessons: list[Lesson] = [
-            Bellman(critic, ScaledBackup(slow, target, NoTemperature(), Minimum(), scale)),
-            GreedyValue(actor, critic, Mean(), self.actor_period, price=self.price),
+            Bellman(critic, SoftBackup(slow, target, NoTemperature(), Minimum()), latent),
+            self.smoothed(GreedyValue(actor, critic, Mean(), self.actor_period, price=self.price)),
         ]
         parts = {"critic": critic, "target": target, "slow_actor": slow, "slow_latent": slow_latent,
                  "scale": scale}
         study = ModelStudy(latent, slow_latent, self.target_period, self.horizon, self.model_lr)
         return self.agent(latent, actor, lessons, start, parts, events=[sync], studies=[study],
-                          target_latent=slow_latent)
+                          target_latent=slow_latent, scale=scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,6 +265,11 @@ RECIPES = {
         Sac, "ten layer-normalised critics, 4 updates a step; half of each batch may be prior data (method 316)",
         {"critics": 10, "subset": 2, "norm": "layer", "updates_per_step": 4, "actor_period": 4, "actor_asks": "mean",
          "entropy_share": 0.5}),
+    "scaled": Recipe(
+        Sac, "norm-bounded residual networks, categorical critics of scaled returns (as SimbaV2, XQC and FlashSAC)",
+        {"hidden": (128,), "critic_hidden": (256, 256), "norm": "rms", "residual": True, "unit": True,
+         "actor_alike": True, "categories": 101, "support": "linear", "bound": 5.0, "projected": True, "returns": 5.0,
+         "hold": 16, "entropy_share": 0.5, "temperature": 0.01}),
     "tqc": Recipe(Tqc, "truncated quantile critics", {}),
     "crossq": Recipe(CrossQ, "batch-normalised critics without a target network", {}),
     "maxinfo": Recipe(MaxInfo, "SAC that also seeks what it would learn most from (method 74)", {}),
