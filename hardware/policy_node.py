@@ -189,7 +189,7 @@ class PolicyNode:
     def _use(self, policy: Policy) -> None:
         """Make `policy` the one that acts, and say so on the latched info topic."""
         spec = policy.spec.on(self._robot, f"policy {policy.path}")
-        image.demand(spec)
+        image.prepare(spec)
         policy.warm_up()
         self._policy, self._spec = policy, spec
         info = {"policy": policy.path.name, "sha256": policy.sha256, "contract": json.loads(spec.to_json())}

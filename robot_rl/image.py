@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 
 import numpy as np
 
@@ -24,11 +24,18 @@ def fit(picture: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.ascontiguousarray(picture.transpose(2, 0, 1))
 
 
-def demand(spec: PolicySpec) -> None:
-    """Raise SpecError where a robot's images have to be shrunk for its policy and OpenCV is not installed."""
-    if spec.vision is None or importlib.util.find_spec("cv2") is not None:
+def prepare(spec: PolicySpec) -> None:
+    """Load OpenCV, which takes too long for a tick, where a robot's images have to be shrunk for its policy.
+
+    Raises SpecError where it is not installed.
+    """
+    if spec.vision is None:
         return
+    width, height = spec.vision.width, spec.vision.height
     for camera in spec.cameras:
-        if (camera.height, camera.width) != (spec.vision.height, spec.vision.width):
-            raise SpecError(f"camera '{camera.name}': {camera.width}x{camera.height} pixels, the policy sees "
-                            f"{spec.vision.width}x{spec.vision.height}: pip install 'robot-rl[camera]' to shrink them")
+        if (camera.width, camera.height) != (width, height):
+            try:
+                importlib.import_module("cv2")
+            except ImportError as error:
+                raise SpecError(f"camera '{camera.name}': its {camera.width}x{camera.height} pixels have to be shrunk "
+                                f"to {width}x{height}: pip install 'robot-rl[camera]' ({error})") from error

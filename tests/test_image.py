@@ -45,8 +45,8 @@ def test_the_middle_of_the_wanted_shape_is_kept(shape, size, rows, columns) -> N
 def test_a_missing_opencv_is_named_before_anything_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     small, same = (contract(body=robot(cameras=CAMERAS), vision=Vision(cameras=("front",), height=h, width=w))
                    for h, w in ((3, 4), (6, 8)))
-    monkeypatch.setattr(image.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(SpecError, match=r"front.*8x6.*4x3.*robot-rl\[camera\]"):
-        image.demand(small)
-    image.demand(same)
-    image.demand(msgspec.structs.replace(small, vision=None))
+        image.prepare(small)
+    image.prepare(same)
+    image.prepare(msgspec.structs.replace(small, vision=None))
