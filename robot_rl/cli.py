@@ -47,7 +47,7 @@ def train(
     capacity: Annotated[int, typer.Option(help="Decisions that the replay holds.")] = 1_000_000,
     action_repeat: Annotated[int, typer.Option(help="Simulator steps to a decision (dmc: and gym: tasks).")] = 1,
     prior: Annotated[Path | None, typer.Option(help="Folder of bags to learn from too, of `demos` or a robot.")] = None,
-    prior_ratio: Annotated[float, typer.Option(help="Share of each batch that comes from those bags.")] = 0.5,
+    prior_ratio: Annotated[str, typer.Option(help="Share of each batch from those bags; or START:END:STEPS.")] = "0.5",
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     threads: Threads = 0,
     as_json: Json = False,

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -254,16 +255,49 @@ class Replay:
                 self._ranked = self._head
 
 
+@dataclass(frozen=True)
+class Ratio:
+    """The share of prior data in [0, 1]: `start` at first, `end` after `steps` steps, on a straight line between."""
+
+    start: float
+    end: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        if not (0.0 <= self.start <= 1.0 and 0.0 <= self.end <= 1.0):
+            raise ValueError(f"mixture: ratio is {self}, the share of prior data lies in [0, 1]")
+        if self.steps < 1:
+            raise ValueError(f"mixture: ratio is {self}, it takes at least 1 step to its end")
+
+    @classmethod
+    def parse(cls, text: str) -> Ratio:
+        """From "0.5", which stays, or "start:end:steps" such as "0.5:0:20000". Raises ValueError."""
+        try:
+            start, end, steps = text.split(":") if ":" in text else (text, text, "1")
+            numbers = float(start), float(end), int(steps)
+        except ValueError as error:
+            raise ValueError(f"ratio {text!r}: it is a share of prior data or START:END:STEPS, as 0.5:0:20000"
+                             ) from error
+        return cls(*numbers)
+
+    def at(self, step: int) -> float:
+        """The share at a step."""
+        return self.start + (self.end - self.start) * min(1.0, step / self.steps)
+
+    def __str__(self) -> str:
+        return f"{self.start:g}" if self.start == self.end else f"{self.start:g}:{self.end:g}:{self.steps}"
+
+
 class Mixture:
     """Batches of which the share `ratio` comes from `prior` and the rest from `online`; samples as either does.
 
-    With 0 < ratio < 1, while one of the two is still empty, everything comes from the other.
+    A ratio that changes goes by `step`, the number of steps so far. With 0 < ratio < 1, while one of the two is still
+    empty, everything comes from the other.
     """
 
-    def __init__(self, prior: Data, online: Data, ratio: float):
-        if not 0.0 <= ratio <= 1.0:
-            raise ValueError(f"mixture: ratio is {ratio}, the share of prior data lies in [0, 1]")
-        self.prior, self.online, self.ratio = prior, online, ratio
+    def __init__(self, prior: Data, online: Data, ratio: float | Ratio, step: Callable[[], int] = lambda: 0):
+        self.prior, self.online, self.step = prior, online, step
+        self.ratio = ratio if isinstance(ratio, Ratio) else Ratio(ratio, ratio, 1)
 
     def __len__(self) -> int:
         """Transitions held by both."""
@@ -289,6 +323,7 @@ class Mixture:
                 data.prioritise(index[own], source[own], priority[own])
 
     def _share(self) -> float:
-        if 0.0 < self.ratio < 1.0 and not (len(self.prior) and len(self.online)):
+        ratio = self.ratio.at(self.step())
+        if 0.0 < ratio < 1.0 and not (len(self.prior) and len(self.online)):
             return float(len(self.prior) > 0)
-        return self.ratio
+        return ratio

@@ -53,8 +53,13 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     from robot_rl.collect import Collector
     from robot_rl.learn import checkpoint
     from robot_rl.log import Log
+    from robot_rl.replay import Ratio
     from robot_rl.train import Plan, Training, discount_for
     use_threads(threads)
+    try:
+        ratio = Ratio.parse(str(config.prior_ratio))
+    except ValueError as error:
+        raise SpecError(f"--prior-ratio {config.prior_ratio}: {error}") from error
     env = sim.make(config.task, config.robot, config.action_repeat)
     evaluation = sim.make(config.task, config.robot, config.action_repeat)
     contract = sim.env_spec(env, config.task)
@@ -73,7 +78,7 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     log = Log(run.folder, state["collector"]["steps"] if state else 0)
     training = Training(collector, agent, evaluation, plan, log,
                         lambda state: checkpoint.save(run.checkpoint, state | {"recipe": config.recipe}), prior,
-                        config.prior_ratio)
+                        ratio)
     if state:
         with fitting(run.checkpoint, state, config):
             training.load_state_dict(state)

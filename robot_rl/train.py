@@ -14,7 +14,7 @@ from robot_rl.evaluate import evaluate
 from robot_rl.finite import Watched, demand_finite
 from robot_rl.log import Log, progress
 from robot_rl.observe import alone
-from robot_rl.replay import Mixture, Replay
+from robot_rl.replay import Mixture, Ratio, Replay
 
 if TYPE_CHECKING:
     import gymnasium
@@ -56,8 +56,8 @@ class Training:
     save: Save
     prior: Replay | None = None
     """What is learned from beside what is collected."""
-    prior_ratio: float = 0.5
-    """The share of each batch that comes from there."""
+    prior_ratio: float | Ratio = 0.5
+    """The share of each batch that comes from there; one that changes goes by the steps collected."""
     seconds: float = 0.0
     """Wall time spent in earlier sittings of this run."""
     _metrics: dict[str, Any] = field(default_factory=dict)
@@ -72,7 +72,8 @@ class Training:
         wait) and for the agent before a checkpoint keeps it; the replay raises it for what is collected.
         """
         schedule, collector = self.schedule, self.collector
-        data = collector.replay if self.prior is None else Mixture(self.prior, collector.replay, self.prior_ratio)
+        data = collector.replay if self.prior is None else Mixture(
+            self.prior, collector.replay, self.prior_ratio, lambda: collector.steps)
         self._data = Watched(data)
         began = time.monotonic() - self.seconds
         bar = progress("train", schedule.steps, "step", collector.steps)

@@ -11,7 +11,7 @@ import pytest
 
 from robot_rl.collect import Collector
 from robot_rl.log import Log
-from robot_rl.replay import ONLINE, PRIOR, Replay
+from robot_rl.replay import ONLINE, PRIOR, Ratio, Replay
 from robot_rl.run import Run, RunConfig
 from robot_rl.spec import SpecError
 from robot_rl.train import Plan, Training
@@ -38,7 +38,7 @@ class Watching:
         pass
 
 
-def training(folder: Path, agent: Any, steps: int, filled: bool = True) -> Training:
+def training(folder: Path, agent: Any, steps: int, filled: bool = True, ratio: float | Ratio = 0.25) -> Training:
     prior = Replay(100, 2, 1, seed=5)
     if filled:
         prior.begin(np.array([-1, 0]))
@@ -46,7 +46,7 @@ def training(folder: Path, agent: Any, steps: int, filled: bool = True) -> Train
             prior.step(np.zeros(1), 0.0, np.array([-1, k + 1]), False, k == 19)
     collector = Collector(Counting(), agent, Replay(200, 2, 1), seed=3, random_steps=0)
     plan = Plan(steps, learn_after=LENGTH, evaluate_every=1000, evaluation_episodes=1)
-    return Training(collector, agent, Counting(), plan, Log(folder), lambda state: None, prior, prior_ratio=0.25)
+    return Training(collector, agent, Counting(), plan, Log(folder), lambda state: None, prior, ratio)
 
 
 def test_the_asked_share_of_every_batch_is_prior(tmp_path: Path) -> None:
@@ -59,14 +59,17 @@ def test_the_asked_share_of_every_batch_is_prior(tmp_path: Path) -> None:
 
 def test_the_prior_continues_with_the_run(tmp_path: Path) -> None:
     whole, first, second = Watching(), Watching(), Watching()
-    training(tmp_path / "a", whole, 6 * LENGTH).run()
-    broken = training(tmp_path / "b", first, 3 * LENGTH)
+    ratio = Ratio(0.5, 0.0, 5 * LENGTH)
+    training(tmp_path / "a", whole, 6 * LENGTH, ratio=ratio).run()
+    broken = training(tmp_path / "b", first, 3 * LENGTH, ratio=ratio)
     broken.run()
-    resumed = training(tmp_path / "c", second, 6 * LENGTH, filled=False)
+    resumed = training(tmp_path / "c", second, 6 * LENGTH, filled=False, ratio=ratio)
     resumed.collector.env.episode = 2  # type: ignore[attr-defined]  # it counts its own episodes
     resumed.load_state_dict(broken.state_dict())
     resumed.run()
     assert len(whole.batches) == len(first.batches) + len(second.batches)
+    shares = [round(8 * ratio.at(LENGTH + k)) for k in range(len(whole.batches))]
+    assert [(batch["source"] == PRIOR).sum() for batch in whole.batches] == shares and {0, 3} <= set(shares)
     for ours, theirs in zip(whole.batches, first.batches + second.batches, strict=True):
         for key, value in ours.items():
             np.testing.assert_array_equal(value, theirs[key], key)
@@ -112,5 +115,15 @@ def test_a_prior_that_gives_nothing_is_an_error_and_makes_no_run(tmp_path: Path)
     config = RunConfig(task="furuta-swingup", recipe="sac", steps=10, learn_after=5, evaluate_every=10,
                        evaluation_episodes=1, checkpoint_every=10, prior=str(tmp_path / "bags"))
     with pytest.raises(SpecError, match=r"--prior .*bags: none of its bags.*furuta-swingup"):
+        session.train(Run(tmp_path / "run"), config, "cpu", 1, False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_ratio_that_makes_no_sense_is_an_error_and_makes_no_run(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from robot_rl import session
+    config = RunConfig(task="furuta-swingup", recipe="sac", steps=10, learn_after=5, evaluate_every=10,
+                       evaluation_episodes=1, checkpoint_every=10, prior=str(tmp_path), prior_ratio="0.5:0")
+    with pytest.raises(SpecError, match=r"--prior-ratio 0\.5:0: .*START:END:STEPS"):
         session.train(Run(tmp_path / "run"), config, "cpu", 1, False)
     assert not (tmp_path / "run").exists()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robot_rl.replay import ONLINE, PRIOR, Mixture, NotFinite, Replay
+from robot_rl.replay import ONLINE, PRIOR, Mixture, NotFinite, Ratio, Replay
 
 DISCOUNT = 0.9
 BEGIN, STEP, TERMINATE, TRUNCATE = "begin", "step", "terminate", "truncate"
@@ -174,6 +174,20 @@ def test_mixture_keeps_its_ratio_and_tells_the_source(batch: int, ratio: float, 
 def test_mixture_with_one_side_empty(ratio: float, prior: int, online: int) -> None:
     sample = Mixture(filled(7, prior), filled(3, online), ratio).sample(10)
     assert (sample["obs"][:, 0] == (7 if prior else 3)).all()
+
+
+def test_a_ratio_that_changes_goes_by_the_steps() -> None:
+    ratio, now = Ratio.parse("0.5:0:20000"), 0
+    mixture = Mixture(filled(7, 9), filled(3, 9), ratio, lambda: now)
+    for now, prior in ((0, 5), (8_000, 3), (20_000, 0), (90_000, 0)):  # the mixture asks for it
+        assert (mixture.sample(10)["source"] == PRIOR).sum() == prior == round(10 * ratio.at(now))
+    assert Ratio.parse("0.25").at(7) == 0.25 and (str(ratio), str(Ratio.parse("0.25"))) == ("0.5:0:20000", "0.25")
+
+
+@pytest.mark.parametrize("text", ["half", "0.5:0", "0.5:0:9.5", "0.5:0:0", "1.5", "0.5:-1:9", "nan", "0.1:0.2:3:4"])
+def test_a_ratio_that_makes_no_sense_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="ratio"):
+        Ratio.parse(text)
 
 
 def test_mixture_asked_for_only_prior_data_says_when_there_is_none() -> None:

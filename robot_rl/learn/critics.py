@@ -82,9 +82,13 @@ class Histogram(Head):
         """(..., V) -> (...)."""
         return self.expand(outputs.softmax(-1) @ self.atoms)
 
+    def place(self, values: Tensor) -> Tensor:
+        """(...) -> where they lie among the atoms, counted from the first as 0 to the last as V - 1."""
+        return (self.squash(values).clamp(-self.bound, self.bound) + self.bound) * ((self.size - 1) / (2 * self.bound))
+
     def encode(self, values: Tensor) -> Tensor:
         """(...) -> probabilities (..., V)."""
-        place = (self.squash(values).clamp(-self.bound, self.bound) + self.bound) * ((self.size - 1) / (2 * self.bound))
+        place = self.place(values)
         order = torch.arange(self.size, device=values.device, dtype=place.dtype)
         return (1 - (place[..., None] - order).abs()).clamp(min=0)
 
@@ -103,7 +107,10 @@ class Histogram(Head):
             return super().backup(outputs, reduction, reward, discount, bonus)
         shares = (reduction.shares(self.decode(outputs))[..., None] * outputs.softmax(-1)).sum(0)
         moved = reward[:, None] + discount[:, None] * (self.expand(self.atoms) + bonus[:, None])
-        return (shares[:, :, None] * self.encode(moved)).sum(1)
+        place = self.place(moved)
+        below = place.floor().clamp(max=self.size - 2)
+        above, index = shares * (place - below), below.long()
+        return torch.zeros_like(shares).scatter_add(1, index, shares - above).scatter_add(1, index + 1, above)
 
 
 class TwoHot(Histogram):

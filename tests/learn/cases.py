@@ -26,10 +26,11 @@ def small(recipe: str, frames: tuple[int, int, int] | None = None, **configurati
     return recipes.make(recipe, OBS, ACTION, frames, **sizes | configuration)
 
 
-def random_replay(steps: int = 500, seed: int = 0, obs_size: int = OBS, action_size: int = ACTION) -> Replay:
+def random_replay(steps: int = 500, seed: int = 0, obs_size: int = OBS, action_size: int = ACTION,
+                  prioritized: float = 0.0) -> Replay:
     """Transitions between random observations; every tenth ends its episode, half of those in truncation."""
     random = np.random.default_rng(seed)
-    replay = Replay(10_000, obs_size, action_size, seed)
+    replay = Replay(10_000, obs_size, action_size, seed, prioritized)
     replay.begin(random.normal(size=obs_size))
     for step in range(steps):
         ends = step % 10 == 9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 
 import numpy as np
@@ -11,11 +12,43 @@ import torch
 from torch import nn
 
 from robot_rl.learn.actors import DeterministicActor, GaussianActor
-from robot_rl.learn.backups import Disagreement, Draw, RewardScale, ScaledBackup, SoftBackup, TruncatedBackup
-from robot_rl.learn.critics import Chance, CoarseCritic, Critic, First, Mean, Minimum, Quantiles, Scalar, TwoHot
+from robot_rl.learn.backups import (
+    Disagreement,
+    Draw,
+    ReturnScale,
+    RewardScale,
+    SoftBackup,
+    Survey,
+    TruncatedBackup,
+)
+from robot_rl.learn.critics import (
+    Chance,
+    CoarseCritic,
+    Critic,
+    First,
+    Histogram,
+    Mean,
+    Minimum,
+    Quantiles,
+    Scalar,
+    Tilt,
+    TwoHot,
+)
 from robot_rl.learn.latents import RunningNorm
 from robot_rl.learn.nets import Adam, Mlp, Shape, compute_dtype, follow
-from robot_rl.learn.objectives import CoarseBellman, GreedyValue, JointBellman, NoTemperature, SoftValue, Temperature
+from robot_rl.learn.noise import Held
+from robot_rl.learn.objectives import (
+    Bellman,
+    CoarseBellman,
+    GreedyValue,
+    JointBellman,
+    NoTemperature,
+    Smooth,
+    SoftValue,
+    Temperature,
+)
+from robot_rl.learn.options import Chain
+from robot_rl.replay import Replay
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -108,6 +141,115 @@ def test_two_hot_shares_a_target_between_its_neighbours() -> None:
     torch.testing.assert_close(loss, torch.full((2, 3), math.log(5)))
 
 
+def test_a_histogram_shares_a_target_between_its_neighbours() -> None:
+    head = Histogram(5, 2.0)  # -2, -1, 0, 1, 2
+    coded = head.encode(torch.tensor([0.25, -1.0, 9.0]))
+    torch.testing.assert_close(coded, torch.tensor([[0, 0, 0.75, 0.25, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 1.0]]))
+    assert head.decode(coded.clamp(min=1e-30).log()).tolist() == pytest.approx([0.25, -1.0, 2.0])
+    assert head.mean(coded).tolist() == [0.25, -1.0, 2.0]
+    # cross-entropy of (3/4, 1/4) against logits that give (1/2, 1/4) to these two: 0.75 log 2 + 0.25 log 4
+    outputs = torch.tensor([0.0625, 0.0625, 0.5, 0.25, 0.125]).log()
+    torch.testing.assert_close(head.loss(outputs[None, None], torch.tensor([0.25])),
+                               torch.full((1, 1), 0.75 * math.log(2) + 0.25 * math.log(4)))
+    with pytest.raises(ValueError, match="at least 2"):
+        Histogram(1)
+
+
+def test_projected_target_worked_out_by_hand() -> None:
+    # atoms -1, 0, 1; the members give (1/2, 1/2, 0), mean -1/2, and (0, 1/2, 1/2), mean 1/2; reward 1/4, discount 1/2
+    # the atoms move to -1/4, 1/4, 3/4, which are shared as (1/4, 3/4, 0), (0, 3/4, 1/4), (0, 1/4, 3/4)
+    head = Histogram(3, 1.0, projected=True)
+    critic = Critic(1, 1, (), 2, head, generator())
+    shares = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.5, 0.5]])
+    critic.net.flat.data.copy_(torch.cat((torch.zeros(12), shares.clamp(min=1e-30).log().flatten())))
+    batch = {"next_latent": torch.ones(1, 1), "reward": torch.tensor([0.25]), "discount": torch.tensor([0.5])}
+    targets = []
+    for reduction in (Minimum(), Mean(), First()):
+        backup = SoftBackup(linear_actor(0.0, 0.0), critic, NoTemperature(), reduction)
+        targets.append(backup.target(batch, Draw(torch.zeros(1, 1))))
+    torch.testing.assert_close(targets[0], torch.tensor([[0.125, 0.75, 0.125]]))  # half of the first two
+    torch.testing.assert_close(targets[1], torch.tensor([[0.0625, 0.625, 0.3125]]))  # a quarter, a half, a quarter
+    torch.testing.assert_close(targets[2], targets[0])
+    assert [float(head.mean(y)) for y in targets] == pytest.approx([0.0, 0.25, 0.0])  # 1/4 + 1/2 of the member's mean
+    torch.testing.assert_close(head.loss(torch.zeros(2, 1, 3), targets[0]), torch.full((2, 1), math.log(3)))
+
+
+def test_a_projected_symlog_target_keeps_the_place_of_a_sure_value() -> None:
+    # all probability on symexp(1) = e - 1: y = 1 + 0.5 (e - 1), of which the symlog is log(2 + (e - 1) / 2) = 1.050521
+    head = TwoHot(5, 2.0, projected=True)
+    outputs = torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0]).clamp(min=1e-30).log()[None, None]
+    y = head.backup(outputs, Minimum(), torch.tensor([1.0]), torch.tensor([0.5]), torch.tensor([0.0]))
+    torch.testing.assert_close(y, torch.tensor([[0.0, 0.0, 0.0, 0.949479, 0.050521]]), rtol=0, atol=2e-6)
+
+
+def test_tilted_errors_become_even() -> None:
+    tilt, gap = Tilt(0.9, 2), torch.tensor([[1.0, -1.0]])
+    for expected in ([1.8, 0.2], [1.4, 0.6], [1.0, 1.0], [1.0, 1.0]):
+        torch.testing.assert_close(tilt(gap), torch.tensor([expected]))
+    with pytest.raises(ValueError, match="optimism is 1"):
+        Tilt(1.0, 2)
+
+
+def test_an_optimistic_critic_weighs_what_is_above_it() -> None:
+    # value 3, targets 5 and 2: half squares 2 and 0.5, weights 1.8 and 0.2 at first: (3.6 + 0.1) / 2; 0.5 half way down
+    critic = linear_critic((0.0, 0.0, 3.0))
+    critic.tilt = Tilt(0.9, 1)
+    lesson = Bellman(critic, SoftBackup(linear_actor(0.0, 0.0), critic, NoTemperature(), Minimum()))
+    batch = {"latent": torch.ones(2, 1), "next_latent": torch.ones(2, 1), "action": torch.zeros(2, 1),
+             "reward": torch.tensor([5.0, 2.0]), "discount": torch.zeros(2), "weight": torch.ones(2)}
+    for expected in (1.85, 1.25):
+        loss, _, found = lesson.loss(batch, (Draw(torch.zeros(2, 1)), Chance()))
+        assert float(loss.detach()) == pytest.approx(expected) and found["error"].tolist() == [2.0, 1.0]
+
+
+def test_each_critic_of_a_chain_learns_from_the_one_before_it() -> None:
+    # the values are 1, 2, 4 and 10 for the slow copy: y = 1 + 0.5 * (10, 1, 2)
+    first, second, third, slow = (linear_critic((0.0, 0.0, value)) for value in (1.0, 2.0, 4.0, 10.0))
+    chain, actor = Chain([first, second, third], slow), linear_actor(0.0, 0.0)
+    batch = {"latent": torch.ones(1, 1), "next_latent": torch.ones(1, 1), "action": torch.zeros(1, 1),
+             "reward": torch.tensor([1.0]), "discount": torch.tensor([0.5]), "weight": torch.ones(1)}
+    lessons = chain.lessons(lambda target: SoftBackup(actor, target, NoTemperature(), Minimum()))
+    found = [lesson.loss(batch, (Draw(torch.zeros(1, 1)), Chance()))[1] for lesson in lessons]
+    assert [float(metrics["critic/target"]) for metrics in found] == [6.0, 1.5, 2.0]
+    assert [lesson.part for lesson in lessons] == [first, second, third] and chain.last is third
+    assert list(chain.parts()) == ["critic", "critic_2", "critic_3", "target"]
+
+
+def test_smoothness_worked_out_by_hand() -> None:
+    # mean actions tanh(0) and tanh(0.5) = 0.462117: change 0.213552, at a price of 2
+    actor = DeterministicActor(1, 1, (), generator())
+    actor.net.flat.data.copy_(torch.tensor([1.0, 0.0]))
+    plain = GreedyValue(actor, linear_critic((0.0, 2.0, 0.0)), First())
+    batch, draw = {"latent": torch.zeros(1, 1), "next_latent": torch.full((1, 1), 0.5)}, (torch.zeros(1, 1), Chance())
+    loss, metrics, _ = Smooth(plain, 2.0).loss(batch, draw)
+    torch.testing.assert_close(loss - plain.loss(batch, draw)[0], torch.tensor(0.427104), rtol=0, atol=1e-5)
+    assert float(metrics["actor/change"]) == pytest.approx(0.213552, abs=1e-5)
+    # of the weight: 4 * 0.462117 * 0.5 * (1 - 0.213552), the value's gradient at an observation of 0 being 0
+    (gradient,) = torch.autograd.grad(loss, [actor.net.flat])
+    assert float(gradient[0]) == pytest.approx(4 * 0.462117 * 0.5 * (1 - 0.213552), abs=1e-5)
+    assert linear_actor(0.5, 3.0).mean(torch.zeros(1, 1)).item() == pytest.approx(0.462117, abs=1e-5)
+
+
+def test_noise_is_held_for_as_long_as_it_should_be() -> None:
+    held, random, runs = Held(3), generator(), [0]
+    noise = [held.draw((1, 2), random) for _ in range(4000)]
+    for before, now in itertools.pairwise(noise):
+        runs.append(1) if not torch.equal(before, now) else runs.append(runs.pop() + 1)
+    lengths = np.bincount(runs[1:-1], minlength=4)
+    np.testing.assert_allclose(lengths[1:] / lengths.sum(), np.array([36, 9, 4]) / 49, atol=0.03)  # 1, 1/4, 1/9
+    assert torch.stack(noise).std() == pytest.approx(1.0, abs=0.05)
+    with pytest.raises(ValueError, match="hold is 0"):
+        Held(0)
+
+
+def test_rows_hold_noise_of_their_own_and_another_number_of_them_starts_anew() -> None:
+    held, random = Held(16), generator()
+    before = held.draw((200, 1), random)
+    kept = (held.draw((200, 1), random) == before)[:, 0]
+    assert 0.2 < kept.float().mean() < 0.55  # that of a run longer than 1, 1 - 1 / 1.584
+    assert held.draw((3, 1), random).shape == (3, 1)
+
+
 def test_quantile_loss_worked_out_by_hand() -> None:
     # shares 1/4 and 3/4, outputs 0 and 1, target 3: errors 3 and 2, Huber 2.5 and 1.5; mean of 0.625 and 1.125
     head = Quantiles(2)
@@ -139,9 +281,38 @@ def test_targets_keep_the_scale_of_their_own_critics() -> None:
         scale.sync()
     assert (float(scale.target), float(scale.value)) == (2.0, 4.0)
     actor = DeterministicActor(1, 1, (), generator())
-    backup = ScaledBackup(actor, linear_critic((0.0, 0.0, 3.0), (0.0, 0.0, 7.0)), NoTemperature(), Minimum(), scale)
+    backup = SoftBackup(actor, linear_critic((0.0, 0.0, 3.0), (0.0, 0.0, 7.0)), NoTemperature(), Minimum())
     batch = {"next_latent": torch.ones(1, 1), "reward": torch.tensor([8.0]), "discount": torch.tensor([0.5])}
-    torch.testing.assert_close(backup.target(batch, Draw(torch.zeros(1, 1))), torch.tensor([2.75]))
+    torch.testing.assert_close(backup.target(scale(batch), Draw(torch.zeros(1, 1))), torch.tensor([2.75]))
+
+
+def test_returns_are_scaled_by_their_spread_or_by_the_largest() -> None:
+    # returns 0 and 10: spread 5, and 10 / 5 = 2 within a bound of 5; 10 within a bound of 1
+    batch = {"reward": torch.tensor([3.0])}
+    for bound, size in ((5.0, 5.0), (1.0, 10.0)):
+        scale = ReturnScale(bound)
+        assert scale(batch)["reward"].tolist() == [3.0]  # nothing is known yet
+        scale.take(torch.zeros(2))
+        assert scale(batch)["reward"].tolist() == [3.0]  # a sparse reward was not found yet
+        scale = ReturnScale(bound)
+        scale.take(torch.tensor([0.0, 10.0]))
+        assert float(scale.size()) == pytest.approx(size)
+        assert scale(batch)["reward"].tolist() == pytest.approx([3.0 / size])
+    scale = ReturnScale(5.0)
+    for returns in ([0.0, 10.0], [0.0, 0.0]):  # mean 2.5, mean square 25
+        scale.take(torch.tensor(returns))
+    assert float(scale.size()) == pytest.approx(math.sqrt(25 - 2.5**2))
+
+
+def test_a_survey_tells_the_scale_discounted_returns() -> None:
+    # two horizons of a discount of 0.5 are 4 steps: 1 + 0.5 + 0.25 + 0.125 from where the segment goes on for so long
+    replay = Replay(100, 1, 1)
+    replay.begin(np.zeros(1))
+    for _ in range(50):
+        replay.step(np.zeros(1), 1.0, np.zeros(1), False, False)
+    scale = ReturnScale(5.0)
+    Survey(scale, 64, 0.5)(replay)
+    assert float(scale.largest) == 1.875 and 1.7 < float(scale.mean) < 1.875
 
 
 def test_smoothing_noise_is_bounded_and_the_target_is_td3s() -> None:
@@ -215,8 +386,8 @@ def test_reductions() -> None:
     np.testing.assert_allclose(np.bincount(drawn), 1200, rtol=0.1)
 
 
-SHAPES = [Shape(norm, activation, residual) for norm in ("none", "layer", "batch") for activation in ("relu", "elu")
-          for residual in (False, True)]
+SHAPES = [Shape(norm, activation, residual) for norm in ("none", "layer", "rms", "batch")
+          for activation in ("relu", "elu") for residual in (False, True)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -248,6 +419,14 @@ def test_batch_norm_is_torchs() -> None:
     torch.testing.assert_close(net(x, training=True)[0], expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(net.mean, norm.running_mean)
     torch.testing.assert_close(net.var, norm.running_var, rtol=0.02, atol=1e-3)  # torch keeps the unbiased one
+
+
+def test_rms_norm_is_torchs() -> None:
+    net = Mlp((3, 5, 1), 1, generator(), Shape("rms"))
+    x, layer = torch.randn(64, 3, generator=generator(1)), net.layers()
+    norm = nn.RMSNorm(5, eps=1e-5)
+    hidden = norm(x @ layer[0].weight[0] + layer[0].bias[0]).relu()
+    torch.testing.assert_close(net(x)[0], hidden @ layer[1].weight[0] + layer[1].bias[0])
 
 
 def test_unit_weights_stay_so_while_learning() -> None:

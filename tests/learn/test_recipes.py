@@ -17,6 +17,22 @@ from robot_rl.replay import Batch, Mixture, Replay
 from tests.learn.cases import ACTION, OBS, random_replay, small
 
 every_recipe = pytest.mark.parametrize("recipe", list(recipes.RECIPES))
+KINDS = {recipes.RECIPES[name].kind: name for name in reversed(recipes.RECIPES)}.values()  # one recipe of each
+PARTS: dict[str, dict[str, Any]] = {
+    "prioritized": {"prioritized": 0.6},
+    "hold": {"hold": 8},
+    "returns": {"returns": 5.0},
+    "linear": {"categories": 21, "support": "linear", "bound": 5.0},
+    "projected": {"categories": 21, "projected": True},
+    "optimism": {"optimism": 0.9, "optimism_steps": 8},
+    "smoothness": {"smoothness": 0.5},
+    "chain": {"chain": 3},
+    "rms": {"norm": "rms", "residual": True, "unit": True},
+    "alike": {"norm": "rms", "residual": True, "actor_alike": True},
+}
+every_part = pytest.mark.parametrize(
+    "recipe, part", [(recipe, part) for recipe in KINDS for part, chosen in PARTS.items()
+                     if chosen.keys() <= recipes.options(recipe).keys()])
 
 
 class OneBatch:
@@ -86,13 +102,42 @@ def test_same_seed_same_weights(recipe: str) -> None:
 
 @every_recipe
 def test_saved_loaded_and_continued_equals_never_stopped(recipe: str) -> None:
-    straight, replay = small(recipe, seed=1), random_replay()
+    continues(recipe)
+
+
+@every_part
+def test_every_part_learns_continues_and_leaves_acting_to_the_policy(recipe: str, part: str) -> None:
+    agent = continues(recipe, **PARTS[part])
+    assert torch.isfinite(weights(agent)).all()
+    policy, obs = agent.policy(), np.random.default_rng(0).normal(size=(6, OBS)).astype(np.float32)
+    expected = policy(torch.as_tensor(obs), torch.zeros(6, ACTION)).numpy()
+    np.testing.assert_allclose(agent.act(obs, explore=False)[0], expected, atol=1e-6)
+    assert {name.split(".")[0] for name in policy.state_dict()} <= {"latent", "actor"}
+
+
+@every_part
+def test_every_part_makes_a_difference(recipe: str, part: str) -> None:
+    results = []
+    for chosen in ({}, PARTS[part]):
+        agent, replay = small(recipe, seed=1, **chosen), random_replay(prioritized=chosen.get("prioritized", 0.0))
+        learn(agent, 3, replay)
+        obs = np.ones((1, OBS), np.float32)
+        results.append((weights(agent), np.array([agent.act(obs)[0] for _ in range(8)])))
+    same = results[0][0].shape == results[1][0].shape and torch.equal(results[0][0], results[1][0])
+    assert not same or not np.array_equal(results[0][1], results[1][1])
+
+
+def continues(recipe: str, **chosen: Any) -> Agent:
+    """An agent that was saved, loaded and continued is the one that was not, bit for bit, which it returns."""
+    prioritized = chosen.get("prioritized", 0.0)
+    straight, replay = small(recipe, seed=1, **chosen), random_replay(prioritized=prioritized)
     learn(straight, 3, replay)
-    straight.act(np.ones((1, OBS), np.float32))
+    for _ in range(5):
+        straight.act(np.ones((4, OBS), np.float32))
     file = io.BytesIO()
     torch.save({"agent": straight.state_dict(), "replay": replay.state_dict()["counters"].tolist()}, file)
     kept = {key: value.copy() for key, value in replay.state_dict().items()}
-    resumed, again = small(recipe, seed=9), Replay(10_000, OBS, ACTION)
+    resumed, again = small(recipe, seed=9, **chosen), Replay(10_000, OBS, ACTION, 0, prioritized)
     file.seek(0)
     resumed.load_state_dict(torch.load(file, weights_only=True)["agent"])
     again.load_state_dict(kept)
@@ -100,7 +145,9 @@ def test_saved_loaded_and_continued_equals_never_stopped(recipe: str) -> None:
         learn(agent, 3, data)
     assert torch.equal(weights(straight), weights(resumed)) and straight.updates == resumed.updates
     obs = np.ones((4, OBS), np.float32)
-    assert np.array_equal(straight.act(obs)[0], resumed.act(obs)[0])
+    for _ in range(20):
+        assert np.array_equal(straight.act(obs)[0], resumed.act(obs)[0])
+    return straight
 
 
 @every_recipe
@@ -184,6 +231,16 @@ def test_unknown_names_are_answered_with_the_choices() -> None:
         recipes.make("sca", OBS, ACTION)
     with pytest.raises(ValueError, match=r"no option lrate.*discount"):
         recipes.make("sac", OBS, ACTION, lrate=1)
+
+
+@pytest.mark.parametrize("chosen, message", [
+    ({"norm": "lyer"}, "norm is 'lyer'.*none, layer, rms, batch"),
+    ({"support": "log"}, "support is 'log'.*symlog, linear"),
+    ({"projected": True}, "projected.*categories"), ({"chain": 0}, "chain is 0"), ({"hold": 0}, "hold is 0"),
+    ({"optimism": 1.5}, r"optimism is 1\.5"), ({"returns": -1.0}, r"returns.*-1\.0")])
+def test_values_that_make_no_sense_are_refused(chosen: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small("sac", **chosen)
 
 
 def test_configuration_is_the_keyword_arguments() -> None:
