@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from robot_rl.learn.actors import Actor, ActorMirror, Policy
 from robot_rl.learn.backups import Tensors
+from robot_rl.learn.chunks import Execute, Execution, Steps
 from robot_rl.learn.compiled import compiled
 from robot_rl.learn.latents import Latent
 from robot_rl.learn.nets import Adam, Mirror, follow
 from robot_rl.learn.objectives import Lesson
 from robot_rl.replay import Batch, Data
 
-USED = ("obs", "action", "reward", "discount", "next_obs", "weight")
+USED = ("obs", "action", "reward", "discount", "next_obs", "weight", "held")
 
 
 @dataclasses.dataclass
@@ -87,14 +88,16 @@ class Agent:
         events: Sequence[Event] = (),
         studies: Sequence[Study] = (),
         target_latent: Latent | None = None,
+        execution: Execution = Steps(),  # noqa: B008  # holds nothing
         device: str = "cpu",
         compile: bool | None = None,
     ):
         """`parts` is everything that is saved, by name. `start` made the first weights and seeds the agent's own
         generator, which all later chance comes from. `target_latent` sees next observations where it is given.
+        `execution` is the way from the actor's output to the action of a step.
         """
         self.latent, self.actor, self.schedule = latent, actor, schedule
-        self.target_latent = target_latent or latent
+        self.target_latent, self.execution = target_latent or latent, execution
         self.lessons, self.targets, self.events, self.studies = lessons, targets, events, studies
         self.modules = nn.ModuleDict(parts).to(device)
         for target in targets:
@@ -107,22 +110,25 @@ class Agent:
         seed = int(torch.randint(2**62, (), generator=start))
         self.generator = torch.Generator(device).manual_seed(seed)
         self.updates = 0
-        self._mirror: tuple[Mirror, ActorMirror] | None = None
+        self._mirror: tuple[Mirror, ActorMirror, Execute] | None = None
         self._device, self._compile = device, compile
         every = tuple(range(len(lessons)))
         self._steps = {every: compiled(self._step_of(every), compile, device)}  # warns early, if at all
         self._study_steps = [compiled(self._study_of(study), compile, device) for study in studies]
 
     def act(self, obs: np.ndarray, carry: Any = None, explore: bool = True) -> tuple[np.ndarray, Any]:
-        """obs (B, O) float32 -> action (B, A) float32 in [-1, 1], and the carry, which is None here."""
+        """obs (B, O) float32 -> action (B, A) float32 in [-1, 1], and the carry for the next step of the episode.
+
+        The carry is None at an episode's start, and stays so where the actor gives one action at a time.
+        """
         shape = len(obs), self.actor.action_size
         noise = np.zeros(shape, np.float32)
         if explore:
             noise = torch.randn(shape, generator=self.generator, device=self.generator.device).cpu().numpy()
         if self._mirror is None:
-            self._mirror = self.latent.mirror(), self.actor.mirror()
-        latent, actor = self._mirror
-        return actor(latent(np.asarray(obs, np.float32)), noise), carry
+            self._mirror = self.latent.mirror(), self.actor.mirror(), self.execution.mirror()
+        latent, actor, execute = self._mirror
+        return execute(actor(latent(np.asarray(obs, np.float32)), noise), carry)
 
     def update(self, data: Data) -> Tensors:
         """Learn from `updates_per_step` batches of `data`; returns the last one's metrics, () each, on the device."""
@@ -136,7 +142,7 @@ class Agent:
                 for _ in range(study.repeats if self.updates % study.period == 0 else 0):
                     metrics |= step(self._tensors(data.sample(plan.batch, study.horizon, 1, plan.discount)))
             self.updates += 1
-            sampled = data.sample(plan.batch, 1, plan.n_step, plan.discount)
+            sampled = self.execution.cut(data.sample(plan.batch, self.execution.length, plan.n_step, plan.discount))
             due = tuple(i for i, lesson in enumerate(self.lessons) if self.updates % lesson.period == 0)
             draws = [self.lessons[i].draw(plan.batch, self.generator) for i in due]
             metrics |= self._step(due)(self._tensors(sampled), draws)
@@ -187,7 +193,7 @@ class Agent:
         return step
 
     def _tensors(self, sampled: Batch) -> Tensors:
-        return {key: torch.as_tensor(sampled[key], device=self.generator.device) for key in USED}
+        return {key: torch.as_tensor(sampled[key], device=self.generator.device) for key in USED if key in sampled}
 
     def _changed(self) -> None:
         """On the CPU what acts shares memory with what learns; from elsewhere it is copied before it next acts."""
@@ -213,5 +219,5 @@ class Agent:
         self._changed()
 
     def policy(self) -> Policy:
-        """A frozen copy, on the CPU, of what acts: forward(obs (B, O), noise (B, A)) -> action (B, A)."""
-        return Policy(self.latent.frozen(), self.actor.frozen())
+        """A frozen copy, on the CPU, of what acts."""
+        return Policy(self.latent.frozen(), self.actor.frozen(), self.execution, self.actor.action_size)

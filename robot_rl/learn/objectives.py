@@ -100,7 +100,7 @@ class CoarseBellman:
         """See Lesson."""
         critic, head = self.critic, self.critic.head
         here, there = torch.zeros_like(batch["action"]), torch.zeros_like(batch["action"])
-        losses, errors, targets = [], [], []
+        losses, errors, targets, weights = [], [], [], self.weights(batch)
         for level in range(critic.levels):
             with torch.no_grad():
                 best = head.decode(critic(batch["next_latent"], level, there)).argmax(-1)  # the online critic chooses
@@ -111,14 +111,27 @@ class CoarseBellman:
                 taken = critic.place(here, level, batch["action"])
             outputs = critic(batch["latent"], level, here)
             chosen = outputs.gather(-2, taken[..., None, None].expand(*taken.shape, 1, head.size))[..., 0, :]
-            losses.append(head.loss(chosen.flatten(0, 1)[None], y.flatten()).view(y.shape).mean(-1))
-            errors.append((head.decode(chosen[None])[0] - y).abs().mean(-1))
+            losses.append((head.loss(chosen.flatten(0, 1)[None], y.flatten()).view(y.shape) * weights).mean(-1))
+            errors.append(((head.decode(chosen[None])[0] - y).abs() * weights).mean(-1))
             targets.append(y.mean())
             here = critic.zoom(here, level, taken)
-        loss = (torch.stack(losses).sum(0) * batch["weight"]).mean()
+        loss = torch.stack(losses).sum(0).mean()
         metrics = {"critic/loss": loss.detach(), "critic/target": torch.stack(targets).mean(),
                    "critic/reward": batch["reward"].mean()}
         return loss, metrics, {"error": torch.stack(errors).amax(0).detach()}
+
+    def weights(self, batch: Tensors) -> Tensor:
+        """How much the loss of each number of the action counts, (B, A) or (B, 1)."""
+        return batch["weight"][:, None]
+
+
+class SequenceBellman(CoarseBellman):
+    """The same for sequences of actions, but nothing is learned of the actions after an episode's end (method 341)."""
+
+    def weights(self, batch: Tensors) -> Tensor:
+        """See CoarseBellman; (B, K * A)."""
+        held = batch["held"]
+        return held.repeat_interleave(batch["action"].shape[1] // held.shape[1], 1)
 
 
 class SoftValue:

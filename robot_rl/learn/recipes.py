@@ -12,6 +12,7 @@ import torch
 from robot_rl.learn.actors import CoarseActor, DeterministicActor, GaussianActor
 from robot_rl.learn.agent import Agent, Schedule, Target
 from robot_rl.learn.backups import CuriousBackup, Disagreement, RewardScale, ScaledBackup, SoftBackup, TruncatedBackup
+from robot_rl.learn.chunks import Chunks, Ensemble, OpenLoop, Steps
 from robot_rl.learn.critics import (
     CoarseCritic,
     Critic,
@@ -23,6 +24,7 @@ from robot_rl.learn.critics import (
     Quantiles,
     Reduction,
     Scalar,
+    SequenceCritic,
     TwoHot,
 )
 from robot_rl.learn.latents import Identity, ModelLatent, ModelStudy, RunningNorm, Sync
@@ -37,6 +39,7 @@ from robot_rl.learn.objectives import (
     JointBellman,
     Lesson,
     NoTemperature,
+    SequenceBellman,
     SoftValue,
     Temperature,
     Tuning,
@@ -58,6 +61,8 @@ def sac(
     clip: float = 0.0,
     discount: float = 0.99,
     n_step: int = 1,
+    chunk: int = 1,
+    execute: str = "open_loop",
     tau: float = 0.005,
     updates_per_step: int = 1,
     actor_period: int = 1,
@@ -78,9 +83,13 @@ def sac(
 
     `target_entropy` is -A times `entropy_share` unless given. `subset` critics, drawn anew, make a target;
     `entropy_scale` 0 leaves the entropy out of it. `norm`, `dropout`, `residual` and `categories` (above 0: so many,
-    categorical) shape the critics, `actor_asks` (minimum or mean) is the actor's view of them.
+    categorical) shape the critics, `actor_asks` (minimum or mean) is the actor's view of them. `chunk` above 1: the
+    actor gives so many actions at once, of which `execute` (open_loop or ensemble) makes steps; returns then are of as
+    many steps at least, and A is that of a chunk.
     """
     start, plain = torch.Generator().manual_seed(seed), Shape(dtype=compute_dtype(dtype, device))
+    execution = Steps() if chunk == 1 else _chunks(execute, chunk, action_size)
+    action_size, n_step = action_size * chunk, max(n_step, chunk)
     shape = Shape(norm, residual=residual, dropout=dropout, dtype=plain.dtype)
     latent = _latent(obs_size, normalize)
     actor = GaussianActor(obs_size, action_size, hidden, start, plain)
@@ -93,8 +102,8 @@ def sac(
     ]
     parts = {"latent": latent, "actor": actor, "critic": critic, "target": target, "temperature": heat}
     plan = Schedule(batch, n_step, discount, updates_per_step, lr, clip, prioritized)
-    return Agent(latent, actor, parts, lessons, plan, start, targets=[Target(target, critic, tau)], device=device,
-                 compile=compile)
+    return Agent(latent, actor, parts, lessons, plan, start, targets=[Target(target, critic, tau)],
+                 execution=execution, device=device, compile=compile)
 
 
 def maxinfo(
@@ -355,6 +364,46 @@ def cqn(
                  targets=[Target(target, critic, tau)], device=device, compile=compile)
 
 
+def cqn_as(
+    obs_size: int,
+    action_size: int,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    hidden: Sequence[int] = (256, 256),
+    levels: int = 3,
+    bins: int = 5,
+    categories: int = 101,
+    chunk: int = 4,
+    execute: str = "ensemble",
+    batch: int = 256,
+    lr: float = 3e-4,
+    clip: float = 0.0,
+    discount: float = 0.99,
+    n_step: int = 4,
+    tau: float = 0.02,
+    updates_per_step: int = 1,
+    explore: float = 0.1,
+    normalize: bool = True,
+    norm: str = "layer",
+    dtype: str = "auto",
+    compile: bool | None = None,
+) -> Agent:
+    """Coarse-to-fine Q-network with action sequences (method 341): CQN whose critic values the next `chunk` actions.
+
+    What the chunks of the last steps say of this one is averaged (`execute` ensemble), or each is executed to its end
+    (open_loop). The noise of `explore` is in each prediction, so an ensemble averages some of it away.
+    """
+    start, shape = torch.Generator().manual_seed(seed), Shape(norm, dtype=compute_dtype(dtype, device))
+    execution, latent = _chunks(execute, chunk, action_size), _latent(obs_size, normalize)
+    critic = SequenceCritic(obs_size, action_size, chunk, hidden, levels, bins, _head(categories, device), start, shape)
+    target, actor = copy.deepcopy(critic), CoarseActor(critic, explore)
+    parts = {"latent": latent, "critic": critic, "target": target}
+    plan = Schedule(batch, n_step, discount, updates_per_step, lr, clip)
+    return Agent(latent, actor, parts, [SequenceBellman(critic, target)], plan, start,
+                 targets=[Target(target, critic, tau)], execution=execution, device=device, compile=compile)
+
+
 class Recipe(NamedTuple):
     """How an agent is built: a function, and the options in which this recipe differs from the function's defaults."""
 
@@ -389,6 +438,7 @@ RECIPES = {
     "crossq": Recipe(crossq, "batch-normalised critics without a target network", {}),
     "maxinfo": Recipe(maxinfo, "SAC that also seeks what it would learn most from (method 74)", {}),
     "cqn": Recipe(cqn, "coarse-to-fine critic without an actor (method 284)", {}),
+    "cqn_as": Recipe(cqn_as, "coarse-to-fine critic of the next few actions at once (method 341)", {}),
     "mrq": Recipe(mrq, "MR.Q: values of latents that a model trains (method 24)", {}),
 }
 
@@ -415,6 +465,13 @@ def _latent(obs_size: int, normalize: bool) -> Identity | RunningNorm:
 
 def _head(categories: int, device: str) -> Head:
     return TwoHot(categories, device=device) if categories else Scalar()
+
+
+def _chunks(execute: str, chunk: int, action_size: int) -> Chunks:
+    choices = {"open_loop": OpenLoop, "ensemble": Ensemble}
+    if execute not in choices:
+        raise ValueError(f"execute is {execute!r}; it is one of {', '.join(choices)}")
+    return choices[execute](chunk, action_size)
 
 
 def _reduction(name: str) -> Reduction:
