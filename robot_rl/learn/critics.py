@@ -195,6 +195,11 @@ class CoarseCritic(nn.Module):
         """(B, O), the level, the interval's centre (B, A) -> outputs of the head (B, A, N, V)."""
         return self.outputs(self.net(self.inputs(latent, level, centre))[0])
 
+    def every(self, latent: Tensor, centres: Sequence[Tensor]) -> Tensor:
+        """(B, O), the centres (B, A) of each level -> outputs of the head (L, B, A, N, V), in one go."""
+        inputs = torch.cat([self.inputs(latent, level, centre) for level, centre in enumerate(centres)])
+        return self.outputs(self.net(inputs)[0]).unflatten(0, (len(centres), -1))
+
     def inputs(self, latent: Tensor, level: int, centre: Tensor) -> Tensor:
         """What the network sees at a level, (B, O + L + A)."""
         which = torch.eye(self.levels, device=latent.device)[level]
