@@ -80,6 +80,7 @@ def _tick(io: RobotIO, episode: Episode, policy: Policy, spec: Any) -> Callable[
         outcome = episode.observe(io.read())
         if outcome.done:
             episode.begin(goal)
+            policy.reset()
             outcome = episode.observe(io.read())
         io.send(episode.act(policy(outcome.observation)).sent)
         return time.perf_counter() - taken

@@ -129,6 +129,7 @@ class PolicyNode:
         """The control loop of one episode: returns its last outcome, its steps and its return."""
         episode, total = Episode(self._spec), 0.0
         episode.begin(goal)
+        self._policy.reset()
         idle = np.full(self._spec.action_size, np.nan)
         self.ticker.start()
         while True:
@@ -170,7 +171,7 @@ class PolicyNode:
             self._io.send(command)
 
     def _draw(self) -> np.ndarray | None:
-        return self._noise.standard_normal(self._spec.action_size) if self.explore else None
+        return self._noise.standard_normal(self._policy.noise_size) if self.explore else None
 
     def _reset_robot(self) -> None:
         done, said = self.bus.call(self._robot.reset_service, self._robot.reset_timeout_s)

@@ -21,7 +21,7 @@ class Agent(Protocol):
     """The four verbs of a learner; everything that trains or acts here knows no more of it than this."""
 
     def act(self, obs: Observation, carry: Any = None, explore: bool = True) -> tuple[np.ndarray, Any]:
-        """Observations (B, O) → actions (B, A)."""
+        """Observations (B, O) → actions (B, A), and the carry of the next call; None begins an episode."""
 
     def update(self, data: Any) -> dict[str, Any]:
         """Learn from `data.sample`."""
@@ -31,6 +31,23 @@ class Agent(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from there."""
+
+
+class Greedy:
+    """An agent without its exploration noise, one observation (O,) at a time: what evaluations run."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+        self.reset()
+
+    def reset(self) -> None:
+        """An episode begins."""
+        self._carry: Any = None
+
+    def __call__(self, observation: np.ndarray) -> np.ndarray:
+        """Action (A,) in [-1, 1]."""
+        actions, self._carry = self.agent.act(observation[None], self._carry, explore=False)
+        return actions[0]
 
 
 @dataclass(frozen=True)
@@ -56,6 +73,7 @@ class Collector:
         self._rng = np.random.default_rng([seed, 7])
         self._drawn: list[np.ndarray] = []  # random actions to come, the next one last: drawn together, 20 times faster
         self._observation: Observation | None = None
+        self._carry: Any = None
         self._return, self._length = 0.0, 0
 
     def step(self) -> EpisodeEnd | None:
@@ -94,7 +112,7 @@ class Collector:
 
     def _begin(self) -> Observation:
         observation, _ = self.env.reset(seed=episode_seed(self.seed, self.episodes))
-        self._return, self._length = 0.0, 0
+        self._return, self._length, self._carry = 0.0, 0, None
         self.replay.begin(observation)
         return observation
 
@@ -105,4 +123,5 @@ class Collector:
         return self._drawn.pop()
 
     def _act(self, observation: Observation) -> np.ndarray:
-        return self.agent.act(alone(observation), None, explore=True)[0][0]
+        actions, self._carry = self.agent.act(alone(observation), self._carry, explore=True)
+        return actions[0]

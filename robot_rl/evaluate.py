@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from robot_rl.log import progress
-from robot_rl.observe import Observation
 
 if TYPE_CHECKING:
     import gymnasium
 
-Act = Callable[[Observation], np.ndarray]
-"""Observation → action (A,) in [-1, 1]."""
 Z95 = 1.959963984540054
+
+
+class Act(Protocol):
+    """What is evaluated."""
+
+    def reset(self) -> None:
+        """An episode begins: nothing of the one before may be kept."""
+
+    def __call__(self, observation: np.ndarray) -> np.ndarray:
+        """Observation (O,) float32 → action (A,) in [-1, 1]."""
 
 
 def evaluate(env: gymnasium.Env, act: Act, episodes: int, seed: int, show: bool = True) -> dict[str, Any]:
@@ -25,6 +32,7 @@ def evaluate(env: gymnasium.Env, act: Act, episodes: int, seed: int, show: bool 
     for k in progress("evaluate", unit="episode", items=range(episodes)) if show else range(episodes):
         total, done, taken = 0.0, False, []
         observation, info = env.reset(seed=episode_seed(seed, k))
+        act.reset()
         while not done:
             taken.append(np.array(act(observation)))  # a copy: it may be a view of what the next call writes
             observation, reward, terminated, truncated, info = env.step(taken[-1])

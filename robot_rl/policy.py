@@ -1,9 +1,13 @@
-"""Observation → action (stage 3 of a step): one ONNX file that carries network, normaliser and contract."""
+"""Observation → action (stage 3 of a step): one ONNX file that carries network, normaliser and contract.
+
+A file with an input `carry` and an output `carry_out` hands the one, (1, ...), to the next step's other.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -37,36 +41,51 @@ class Policy:
         _verify(data, metadata, str(path))
         self.spec = PolicySpec.from_json(metadata[CONTRACT_KEY], f"policy {path}")
         self.sha256 = hashlib.sha256(data).hexdigest()
-        self._check_sizes()
-        self._feed = {"obs": np.zeros((1, self.spec.observation_size), np.float32),
-                      "noise": np.zeros((1, self.spec.action_size), np.float32)}
-        if self.spec.vision:
-            self._feed["frames"] = np.zeros((1, *self.spec.vision.shape), np.uint8)
+        shapes = {one.name: one.shape for one in self._session.get_inputs()}
+        self._check_sizes(shapes)
+        self._feed = {name: np.zeros((1, *shape[1:]), np.uint8 if name == "frames" else np.float32)
+                      for name, shape in shapes.items()}
+        self._outputs = ["action", "carry_out"] if "carry" in shapes else ["action"]
 
     def __call__(self, observation: Observation, noise: np.ndarray | None = None) -> np.ndarray:
         """Action (A,) float32 in [-1, 1] for an observation of the contract.
 
-        Standard normal `noise` (A,) gives the action that the learner would explore with; None the best one.
+        Standard normal `noise` (`noise_size`,) gives the action that the learner would explore with; None the best one.
         """
         self._feed["obs"][0] = state_of(observation)
         if isinstance(observation, dict):
             self._feed["frames"][0] = observation["frames"]
         self._feed["noise"][0] = 0.0 if noise is None else noise
-        return self._session.run(["action"], self._feed)[0][0]
+        action, *carry = self._session.run(self._outputs, self._feed)
+        self._feed |= zip(("carry",), carry, strict=False)
+        return action[0]
+
+    @property
+    def noise_size(self) -> int:
+        """Numbers of noise that a step takes: one for each that the actor gives, several actions' where it does so."""
+        return self._feed["noise"].shape[1]
+
+    def reset(self) -> None:
+        """An episode begins: nothing is carried over from the one before."""
+        if "carry" in self._feed:
+            self._feed["carry"] = np.zeros_like(self._feed["carry"])
 
     def warm_up(self, calls: int = 50) -> None:
-        """Run the network so that the first control tick is not the slow one."""
+        """Run the network so that the first control tick is not the slow one, which is an episode's first."""
         for _ in range(calls):
             self(blank(self.spec))
+        self.reset()
 
-    def _check_sizes(self) -> None:
-        inputs = {i.name: tuple(i.shape) for i in self._session.get_inputs()}
+    def _check_sizes(self, shapes: dict[str, list[Any]]) -> None:
+        """The contract says obs and frames; noise is of one action or of several, and what is carried is free."""
         wanted: dict[str, tuple[int, ...]] = {"obs": (self.spec.observation_size,), "noise": (self.spec.action_size,)}
         if self.spec.vision:
             wanted["frames"] = self.spec.vision.shape
-        for name in sorted({*wanted, *inputs}):
-            if name not in inputs or inputs[name][1:] != wanted.get(name):
-                raise SpecError(f"policy {self.path}: input '{name}' is {inputs.get(name, 'absent')} in the network, "
+        for name in sorted({*wanted, *shapes} - {"carry"}):
+            found = tuple(shapes.get(name, [])[1:])
+            chunk = name == "noise" and len(found) == 1 and found[0] % self.spec.action_size == 0
+            if name not in shapes or (found != wanted.get(name) and not chunk):
+                raise SpecError(f"policy {self.path}: input '{name}' is {shapes.get(name, 'absent')} in the network, "
                                 f"{('B', *wanted[name]) if name in wanted else 'absent'} in its contract")
 
 

@@ -25,6 +25,7 @@ from robot_rl.spec import PolicySpec, SpecError
 
 if TYPE_CHECKING:
     from hardware.deploy import BusOptions
+    from robot_rl.evaluate import Act
     from robot_rl.learn.agent import Agent
     from robot_rl.replay import Replay
 
@@ -125,21 +126,22 @@ def evaluate(policy: Path, episodes: int, robot: str | None, seed: int, gap: str
              ) -> dict[str, Any]:
     """Evaluate an exported policy, or a run's newest checkpoint, in simulation."""
     import sim
+    from robot_rl.collect import Greedy
     from robot_rl.evaluate import evaluate as run_episodes
-    from robot_rl.observe import alone
     extra: dict[str, Any] = {}
+    act: Act
     if gap:
         from sim.randomize import Gap
         extra["gap"] = replace(Gap.parse(gap), seed=seed)
     if policy.is_dir():
         run = Run(policy)
         agent, config, _ = load_agent(run)
-        contract, act = run.contract, lambda o: agent.act(alone(o), None, explore=False)[0][0]
+        contract, act = run.contract, Greedy(agent)
         robot, action_repeat = robot or config.robot, config.action_repeat
     else:
         from robot_rl.policy import Policy
         loaded = Policy(policy)
-        contract, act = loaded.spec, lambda o: loaded(o)
+        contract, act = loaded.spec, loaded
         action_repeat = loaded.spec.trained.get("action_repeat", action_repeat)
     env = sim.make(contract.task, robot, action_repeat, **extra)
     return {"task": contract.task} | run_episodes(env, act, episodes, seed)
@@ -155,8 +157,9 @@ def export(folder: Path, out: Path) -> dict[str, Any]:
 def write_policy(agent: Agent, contract: PolicySpec, out: Path) -> dict[str, Any]:
     """One ONNX file from an agent, checked against torch, renamed into place."""
     from robot_rl.learn.export import export as write
-    difference = write(agent.policy(), contract.observation_size, contract.action_size, contract.to_json(), out,
-                       contract.vision.shape if contract.vision else None)
+    policy = agent.policy()
+    difference = write(policy, contract.observation_size, policy.noise_size, contract.to_json(), out,
+                       contract.vision.shape if contract.vision else None, carry=policy.carry)
     return {"largest_difference": difference, "bytes": out.stat().st_size}
 
 

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robot_rl.collect import Agent, Collector, EpisodeEnd
+from robot_rl.collect import Agent, Collector, EpisodeEnd, Greedy
 from robot_rl.evaluate import evaluate
 from robot_rl.finite import Watched, demand_finite
 from robot_rl.log import Log, progress
-from robot_rl.observe import alone
 from robot_rl.replay import Mixture, Ratio, Replay
 
 if TYPE_CHECKING:
@@ -122,8 +121,8 @@ class Training:
         demand_finite(state, f"step {step}", self._data.newest if self._data else {})
 
     def _evaluate(self, step: int) -> dict[str, Any]:
-        figures = evaluate(self.evaluation, lambda o: self.agent.act(alone(o), None, explore=False)[0][0],
-                           self.schedule.evaluation_episodes, EVALUATION_SEED, show=False)
+        figures = evaluate(self.evaluation, Greedy(self.agent), self.schedule.evaluation_episodes, EVALUATION_SEED,
+                           show=False)
         numbers = {f"evaluate/{k}": v for k, v in figures.items() if isinstance(v, int | float)}
         self._demand_finite(step, numbers)
         self.log.write(step, numbers | {"time/seconds": self.seconds})

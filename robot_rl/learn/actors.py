@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robot_rl.learn.chunks import Execution
 from robot_rl.learn.critics import CoarseCritic
 from robot_rl.learn.nets import Mlp, Shape, split_rows
 
@@ -174,6 +175,9 @@ class FrozenDeterministic(nn.Module):
         action: Tensor = (self.net(latent).tanh() + self.explore * noise).clamp(-1.0, 1.0)
         return action
 
+    def extra_repr(self) -> str:
+        return f"explore={self.explore}"
+
 
 class CoarseActor(Actor):
     """The best interval at each level of a coarse-to-fine critic, plus exploring noise of a fixed size.
@@ -222,20 +226,28 @@ class FrozenCoarse(nn.Module):
             centre = self.critic.zoom(centre, level, self.critic.head.decode(outputs).argmax(-1))
         return (centre + self.explore * noise).clamp(-1.0, 1.0)
 
+    def extra_repr(self) -> str:
+        return f"{self.critic.levels} levels, {self.critic.bins} bins, explore={self.explore}"
+
 
 class Policy(nn.Module):
-    """A frozen copy, on the CPU, of a latent and an actor: what is exported."""
+    """A frozen copy, on the CPU, of a latent, an actor and the way its output is executed: what is exported.
 
-    def __init__(self, latent: nn.Module, actor: nn.Module):
+    Noise is (B, `noise_size`), a number for each that the actor gives; `carry` is the shape of a row's carry.
+    """
+
+    def __init__(self, latent: nn.Module, actor: nn.Module, execution: Execution, noise_size: int):
         super().__init__()
-        self.latent, self.actor = latent, actor
+        self.latent, self.actor, self.execution = latent, actor, copy.deepcopy(execution)
+        self.noise_size, self.carry = noise_size, execution.carry
         self.cpu().eval().requires_grad_(False)
 
-    def forward(self, obs: Tensor, noise: Tensor, frames: Tensor | None = None) -> Tensor:
-        """obs (B, O), noise (B, A), perhaps frames (B, C, H, W) uint8 -> action (B, A) in [-1, 1].
+    def forward(self, obs: Tensor, noise: Tensor, frames: Tensor | None = None, carry: Tensor | None = None
+                ) -> Tensor | tuple[Tensor, Tensor]:
+        """obs (B, O), noise, perhaps frames (B, C, H, W) uint8 -> action (B, A) in [-1, 1].
 
-        Noise of zeros gives the deterministic action.
+        Noise of zeros gives the deterministic action. Where the execution carries something, that goes in, zeros at
+        first, and comes out after the action.
         """
         latent = self.latent(obs) if frames is None else self.latent(obs, frames / 255.0)
-        action: Tensor = self.actor(latent, noise)
-        return action
+        return self.execution(self.actor(latent, noise), carry)

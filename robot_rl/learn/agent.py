@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robot_rl.learn.actors import Actor, ActorMirror, Policy
 from robot_rl.learn.backups import NoScale, Tensors
+from robot_rl.learn.chunks import Execute, Execution, Steps
 from robot_rl.learn.compiled import compiled
 from robot_rl.learn.latents import Latent, LatentMirror
 from robot_rl.learn.nets import Adam, follow
@@ -21,7 +22,7 @@ from robot_rl.learn.pixels import Pixels
 from robot_rl.observe import Observation
 from robot_rl.replay import Batch, Data
 
-USED = ("obs", "action", "reward", "discount", "next_obs", "weight")
+USED = ("obs", "action", "reward", "discount", "next_obs", "weight", "held")
 
 
 @dataclasses.dataclass
@@ -102,14 +103,16 @@ class Agent:
         target_latent: Latent | None = None,
         scale: Scale | None = None,
         noise: Noise | None = None,
+        execution: Execution = Steps(),  # noqa: B008  # holds nothing
         device: str = "cpu",
         compile: bool | None = None,
     ):
         """`parts` is everything that is saved, by name. `start` made the first weights and seeds the agent's own
         generator, which all later chance comes from. `target_latent` sees next observations where it is given;
-        `scale` changes rewards before any lesson sees them, `noise` explores.
+        `scale` changes rewards before any lesson sees them, `noise` explores, `execution` is the way from the actor's
+        output to the action of a step.
         """
-        self.latent, self.actor, self.schedule = latent, actor, schedule
+        self.latent, self.actor, self.schedule, self.execution = latent, actor, schedule, execution
         self.target_latent, self.scale, self.noise = target_latent or latent, scale or NoScale(), noise or White()
         self.lessons, self.targets, self.events, self.studies = lessons, targets, events, studies
         self.modules = nn.ModuleDict(parts).to(device)
@@ -122,7 +125,7 @@ class Agent:
         seed = int(torch.randint(2**62, (), generator=start))
         self.generator = torch.Generator(device).manual_seed(seed)
         self.updates = 0
-        self._mirror: tuple[LatentMirror, ActorMirror] | None = None
+        self._mirror: tuple[LatentMirror, ActorMirror, Execute] | None = None
         self._pixels = Pixels(schedule.shift, device=device)
         self._device, self._compile = device, compile
         every = tuple(range(len(lessons)))
@@ -130,16 +133,19 @@ class Agent:
         self._study_steps = [compiled(self._study_of(study), compile, device) for study in studies]
 
     def act(self, obs: Observation, carry: Any = None, explore: bool = True) -> tuple[np.ndarray, Any]:
-        """obs (B, O) float32, or {"state", "frames"} of B, -> action (B, A) float32 in [-1, 1], and the carry: None."""
+        """obs (B, O) float32, or {"state", "frames"} of B, -> action (B, A) float32 in [-1, 1], and the next carry.
+
+        The carry is None at an episode's start, and stays so where the actor gives one action at a time.
+        """
         seen = (obs["state"], obs["frames"]) if isinstance(obs, dict) else (np.asarray(obs, np.float32),)
         shape = len(seen[0]), self.actor.action_size
         noise = np.zeros(shape, np.float32)
         if explore:
             noise = self.noise.draw(shape, self.generator).cpu().numpy()
         if self._mirror is None:
-            self._mirror = self.latent.mirror(), self.actor.mirror()
-        latent, actor = self._mirror
-        return actor(latent(*seen), noise), carry
+            self._mirror = self.latent.mirror(), self.actor.mirror(), self.execution.mirror()
+        latent, actor, execute = self._mirror
+        return execute(actor(latent(*seen), noise), carry)
 
     def update(self, data: Data) -> Tensors:
         """Learn from `updates_per_step` batches of `data`; returns the last one's metrics, () each, on the device."""
@@ -154,7 +160,7 @@ class Agent:
                     sampled = data.sample(plan.batch, study.horizon, 1, plan.discount)
                     metrics |= step(self._tensors(sampled))
             self.updates += 1
-            sampled = data.sample(plan.batch, 1, plan.n_step, plan.discount)
+            sampled = self.execution.cut(data.sample(plan.batch, self.execution.length, plan.n_step, plan.discount))
             due = tuple(i for i, lesson in enumerate(self.lessons) if self.updates % lesson.period == 0)
             draws = [self.lessons[i].draw(plan.batch, self.generator) for i in due]
             metrics |= self._step(due)(self._tensors(sampled), draws)
@@ -214,7 +220,7 @@ class Agent:
 
     def _tensors(self, sampled: Batch) -> Tensors:
         """A batch on the device."""
-        tensors = {key: torch.as_tensor(sampled[key], device=self.generator.device) for key in USED}
+        tensors = {key: torch.as_tensor(sampled[key], device=self.generator.device) for key in USED if key in sampled}
         if "frames" in sampled:
             tensors |= self._pixels(sampled, self.generator)
         return tensors
@@ -246,5 +252,5 @@ class Agent:
         self._changed()
 
     def policy(self) -> Policy:
-        """A frozen copy, on the CPU, of what acts: forward(obs (B, O), noise (B, A)) -> action (B, A)."""
-        return Policy(self.latent.frozen(), self.actor.frozen())
+        """A frozen copy, on the CPU, of what acts."""
+        return Policy(self.latent.frozen(), self.actor.frozen(), self.execution, self.actor.action_size)

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from robot_rl.learn.nets import Mlp, Shape
+from robot_rl.learn.nets import Mlp, Recurrent, Shape
 
 
 class Head:
@@ -285,11 +285,16 @@ class CoarseCritic(nn.Module):
         super().__init__()
         self.action_size, self.levels, self.bins, self.head = action_size, levels, bins, head
         sizes = (obs_size + levels + action_size, *hidden, action_size * bins * head.size)
-        self.net = Mlp(sizes, 1, generator, shape)
+        self.net: Mlp | Recurrent = Mlp(sizes, 1, generator, shape)
 
     def forward(self, latent: Tensor, level: int, centre: Tensor) -> Tensor:
         """(B, O), the level, the interval's centre (B, A) -> outputs of the head (B, A, N, V)."""
         return self.outputs(self.net(self.inputs(latent, level, centre))[0])
+
+    def every(self, latent: Tensor, centres: Sequence[Tensor]) -> Tensor:
+        """(B, O), the centres (B, A) of each level -> outputs of the head (L, B, A, N, V), in one go."""
+        inputs = torch.cat([self.inputs(latent, level, centre) for level, centre in enumerate(centres)])
+        return self.outputs(self.net(inputs)[0]).unflatten(0, (len(centres), -1))
 
     def inputs(self, latent: Tensor, level: int, centre: Tensor) -> Tensor:
         """What the network sees at a level, (B, O + L + A)."""
@@ -313,6 +318,39 @@ class CoarseCritic(nn.Module):
         """The bin (B, A) int64 of the interval around `centre` (B, A) that `action` (B, A) lies in."""
         half = self.span(level)
         return ((action - centre + half) * (self.bins / (2 * half))).floor().clamp(0, self.bins - 1).long()
+
+
+class SequenceCritic(CoarseCritic):
+    """A coarse-to-fine critic of the next `steps` actions at once, (B, K * A) (CQN-AS, method 341).
+
+    Each step's intervals are valued by the same network, which knows the step and, through a recurrent unit, the steps
+    before it. Axes: K steps.
+    """
+
+    def __init__(
+        self,
+        obs_size: int,
+        action_size: int,
+        steps: int,
+        hidden: Sequence[int],
+        levels: int,
+        bins: int,
+        head: Head,
+        generator: torch.Generator,
+        shape: Shape = Shape(),  # noqa: B008  # frozen
+    ):
+        nn.Module.__init__(self)
+        self.steps, self.action_size, self.levels, self.bins, self.head = steps, steps * action_size, levels, bins, head
+        sizes = (obs_size + levels + steps + action_size, *hidden, action_size * bins * head.size)
+        self.net = Recurrent(steps, sizes, generator, shape)
+
+    def inputs(self, latent: Tensor, level: int, centre: Tensor) -> Tensor:
+        """What the network sees at a level, (B, K * (O + L + K + A))."""
+        rows = latent.shape[0]
+        which = torch.eye(self.levels, device=latent.device)[level]
+        order = torch.eye(self.steps, device=latent.device).expand(rows, -1, -1)
+        shared = torch.cat((latent, which.expand(rows, -1)), -1)[:, None].expand(-1, self.steps, -1)
+        return torch.cat((shared, order, centre.unflatten(-1, (self.steps, -1))), -1).flatten(1)
 
 
 class Reduction(Protocol):

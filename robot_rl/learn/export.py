@@ -1,7 +1,9 @@
 """Export: a policy module as one ONNX file that carries its contract, checked against torch each time it is written.
 
-File: inputs `obs` (B, O) and `noise` (B, A) float32, of a policy that sees also `frames` (B, C, H, W) uint8; output
-`action` (B, A) float32, B free; metadata `robot_rl` (the contract, JSON), a digest of both and `weights_sha256`.
+File: inputs `obs` (B, O) and `noise` (B, N) float32, of a policy that sees also `frames` (B, C, H, W) uint8; output
+`action` (B, A) float32, B free; where something is carried from step to step also an input `carry`, zeros at an
+episode's start, and an output `carry_out`, (B, ...) float32 both; metadata `robot_rl` (the contract, JSON), a digest of
+both and `weights_sha256`.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from robot_rl.policy import seal
 
 TOLERANCE = 1e-5  # largest allowed difference of an action between torch and ONNX Runtime
 SEEING_TOLERANCE = 1e-4  # of a policy with convolutions
+OUTPUTS = ["action", "carry_out"]
 OPSET = 18  # read by the ONNX Runtime of every Python from 3.10 on
 Inputs = dict[str, Tensor]
 _traced: dict[str, onnx.ModelProto] = {}  # graphs of earlier exports: tracing takes seconds, new weights do not
@@ -35,20 +38,22 @@ class ExportError(RuntimeError):
 def export(
     policy: nn.Module,
     obs_size: int,
-    action_size: int,
+    noise_size: int,
     contract_json: str,
     path: str | os.PathLike[str],
     frames: tuple[int, int, int] | None = None,
     examples: Mapping[str, np.ndarray] | None = None,
+    carry: tuple[int, ...] = (),
 ) -> float:
     """Write `policy` to `path` atomically and return the largest difference to torch that was found.
 
     The two are compared on random observations, with `frames` (C, H, W) where the policy sees, and on `examples`, a
     batch's obs (B, O) and frames, with and without noise. A difference above TOLERANCE (SEEING_TOLERANCE with frames)
-    is an ExportError, and a file that was at `path` stays.
+    is an ExportError, and a file that was at `path` stays. `carry` is the shape, without the batch, of what a step
+    hands to the next; () for nothing.
     """
     policy = policy.cpu().eval()
-    tests = _tests(obs_size, action_size, frames, examples)
+    tests = _tests(obs_size, noise_size, frames, examples, carry)
     key = repr((policy, [(name, value.shape) for name, value in policy.state_dict().items()]))
     model = _traced.get(key) or _trace(policy, tests[-1])
     _set_weights(model, policy.state_dict())
@@ -72,24 +77,31 @@ def weights_hash(policy: nn.Module) -> str:
 
 
 def parity(policy: nn.Module, content: bytes, tests: list[Inputs]) -> float:
-    """The largest absolute difference of an action between `policy` and the ONNX file `content` on `tests`."""
+    """The largest absolute difference of an output between `policy` and the ONNX file `content` on `tests`.
+
+    Where something is carried, each test is of two steps: the first of an episode and one after it.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     worst = 0.0
     for inputs in tests:
-        with torch.inference_mode():
-            expected = policy(**inputs).numpy()
-        (action,) = session.run(["action"], {name: value.numpy() for name, value in inputs.items()})
-        if action.shape != expected.shape:
-            raise ExportError(f"ONNX Runtime returned actions {action.shape}, torch {expected.shape}")
-        difference = float(np.abs(action - expected).max())
-        worst = max(worst, difference) if np.isfinite(difference) else float("inf")
+        for _ in range(2 if "carry" in inputs else 1):
+            with torch.inference_mode():
+                outputs = policy(**inputs)
+            expected = outputs if isinstance(outputs, tuple) else (outputs,)
+            feed = {name: value.numpy() for name, value in inputs.items()}
+            for name, wanted, found in zip(OUTPUTS, expected, session.run(None, feed), strict=False):
+                if found.shape != tuple(wanted.shape):
+                    raise ExportError(f"ONNX Runtime returned {name} {found.shape}, torch {tuple(wanted.shape)}")
+                difference = float(np.abs(found - wanted.numpy()).max())
+                worst = max(worst, difference) if np.isfinite(difference) else float("inf")
+            inputs = inputs | dict(zip(("carry",), expected[1:], strict=False))
     return worst
 
 
-def _tests(obs_size: int, action_size: int, frames: tuple[int, int, int] | None,
-           examples: Mapping[str, np.ndarray] | None) -> list[Inputs]:
+def _tests(obs_size: int, noise_size: int, frames: tuple[int, int, int] | None,
+           examples: Mapping[str, np.ndarray] | None, carry: tuple[int, ...]) -> list[Inputs]:
     """Inputs of several sizes, random ones of small and large scale and the examples, each with and without noise."""
     generator = torch.Generator().manual_seed(0)
     batches = []
@@ -101,9 +113,10 @@ def _tests(obs_size: int, action_size: int, frames: tuple[int, int, int] | None,
         batches.insert(0, (obs, torch.as_tensor(examples.get("frames", np.zeros(len(obs), np.uint8)))))
     tests = []
     for obs, seen in batches:
-        noise = torch.randn(len(obs), action_size, generator=generator)
-        for scale in (0.0, 1.0):
-            tests.append({"obs": obs, "noise": noise * scale} | ({} if frames is None else {"frames": seen}))
+        noise = torch.randn(len(obs), noise_size, generator=generator)
+        more = ({} if frames is None else {"frames": seen}) | (
+            {"carry": torch.zeros(len(obs), *carry)} if carry else {})
+        tests += [{"obs": obs, "noise": noise * scale} | more for scale in (0.0, 1.0)]
     return tests
 
 
@@ -120,7 +133,7 @@ def _trace(policy: nn.Module, example: Inputs) -> onnx.ModelProto:
             optimize=False,  # folding would bake weights into constants that a later export could not replace
             verbose=False,
             input_names=list(example),
-            output_names=["action"],
+            output_names=OUTPUTS[: 2 if "carry" in example else 1],
             dynamic_shapes={name: {0: "batch"} for name in example},
         )
     assert program is not None

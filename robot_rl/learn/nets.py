@@ -292,6 +292,76 @@ class Root(nn.Module):
         return x * (x.square().mean(-1, keepdim=True) + NORM_EPS).rsqrt()
 
 
+class Recurrent(nn.Module):
+    """The same net for each of `steps`: a perceptron, a gated recurrent unit (Cho et al. 2014) along them, a head.
+
+    It takes the steps' inputs and gives their outputs side by side, as an Mlp with one member would; `sizes` are those
+    of a step. The unit is as wide as the last hidden layer, whose product with the unit's own weights is the
+    perceptron's last.
+    """
+
+    def __init__(self, steps: int, sizes: Sequence[int], generator: torch.Generator, shape: Shape = Shape()):  # frozen
+        super().__init__()
+        if len(sizes) < 3:
+            raise ValueError(f"a recurrent net needs a hidden layer: its sizes are {tuple(sizes)}")
+        self.steps, width = steps, sizes[-2]
+        self.before = Mlp((*sizes[:-1], 3 * width), 1, generator, shape)
+        self.along = Mlp((width, 3 * width), 1, generator)
+        self.head = Mlp((width, sizes[-1]), 1, generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, K * I) -> (1, B, K * O)."""
+        return unrolled(x, self.steps, *(lambda x, net=net: net(x)[0] for net in (self.before, self.along, self.head))
+                        )[None]
+
+    def frozen(self) -> nn.Module:
+        """A copy in plain layers: (B, K * I) -> (B, K * O)."""
+        return FrozenRecurrent(self.steps, self.before.frozen(), self.along.frozen(), self.head.frozen())
+
+    def mirror(self) -> Mirror:
+        """In numpy over the same memory (on the CPU): (B, K * I) -> (B, K * O), quick for few rows."""
+        before, along, head = self.before.mirror(), self.along.mirror(), self.head.mirror()
+
+        def forward(x: np.ndarray) -> np.ndarray:
+            rows = len(x)
+            gates = before(x.reshape(rows * self.steps, -1)).reshape(rows, self.steps, -1)
+            states = [np.zeros((rows, gates.shape[-1] // 3), np.float32)]
+            for k in range(self.steps):
+                (reset, keep, new), (reset_h, keep_h, new_h) = (
+                    np.split(part, 3, -1) for part in (gates[:, k], along(states[-1])))
+                reset, keep = (0.5 + 0.5 * np.tanh(0.5 * part) for part in (reset + reset_h, keep + keep_h))  # sigmoid
+                new = np.tanh(new + reset * new_h)
+                states.append(new + keep * (states[-1] - new))
+            return head(np.stack(states[1:], 1).reshape(rows * self.steps, -1)).reshape(rows, -1)
+
+        return forward
+
+
+class FrozenRecurrent(nn.Module):
+    """A recurrent net in plain layers."""
+
+    def __init__(self, steps: int, before: nn.Module, along: nn.Module, head: nn.Module):
+        super().__init__()
+        self.steps, self.before, self.along, self.head = steps, before, along, head
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, K * I) -> (B, K * O)."""
+        return unrolled(x, self.steps, self.before, self.along, self.head)
+
+
+def unrolled(x: Tensor, steps: int, before: Callable[[Tensor], Tensor], along: Callable[[Tensor], Tensor],
+             head: Callable[[Tensor], Tensor]) -> Tensor:
+    """(B, K * I) -> (B, K * O) of a recurrent net with these layers; see `Recurrent`."""
+    gates = before(x.unflatten(-1, (steps, -1)).flatten(0, 1)).unflatten(0, (-1, steps))  # (B, K, 3 H)
+    states = [torch.zeros_like(gates[:, 0, : gates.shape[-1] // 3])]
+    for k in range(steps):
+        (reset, keep, new), (reset_h, keep_h, new_h) = gates[:, k].chunk(3, -1), along(states[-1]).chunk(3, -1)
+        keep = (keep + keep_h).sigmoid()
+        new = (new + (reset + reset_h).sigmoid() * new_h).tanh()
+        states.append(new + keep * (states[-1] - new))
+    return head(torch.stack(states[1:], 1).flatten(0, 1)).unflatten(0, (-1, steps)).flatten(1)
+
+
 class Affine(nn.Module):
     """x * scale + shift with constants: what is left of a norm that no longer learns."""
 

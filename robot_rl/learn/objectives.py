@@ -108,25 +108,39 @@ class CoarseBellman:
     def loss(self, batch: Tensors, draw: None) -> tuple[Tensor, Tensors, Tensors]:
         """See Lesson."""
         critic, head = self.critic, self.critic.head
-        here, there = torch.zeros_like(batch["action"]), torch.zeros_like(batch["action"])
-        losses, errors, targets = [], [], []
-        for level in range(critic.levels):
-            with torch.no_grad():
-                best = head.decode(critic(batch["next_latent"], level, there)).argmax(-1)  # the online critic chooses
-                values = head.decode(self.target(batch["next_latent"], level, there))
-                value = values.gather(-1, best[..., None])[..., 0]
-                y = batch["reward"][:, None] + batch["discount"][:, None] * value  # (B, A)
-                there = critic.zoom(there, level, best)
-                taken = critic.place(here, level, batch["action"])
-            outputs = critic(batch["latent"], level, here)
-            chosen = outputs.gather(-2, taken[..., None, None].expand(*taken.shape, 1, head.size))[..., 0, :]
-            losses.append(head.loss(chosen.flatten(0, 1)[None], y.flatten()).view(y.shape).mean(-1))
-            errors.append((head.decode(chosen[None])[0] - y).abs().mean(-1))
-            targets.append(y.mean())
-            here = critic.zoom(here, level, taken)
-        loss = (torch.stack(losses).sum(0) * batch["weight"]).mean()
-        metrics = {"critic/loss": loss.detach(), "critic/target": torch.stack(targets).mean()}
-        return loss, metrics, {"error": torch.stack(errors).amax(0).detach()}
+        zero = torch.zeros_like(batch["action"])
+        here, there, taken, best = [zero], [zero], [], []  # centres and choices of each level
+        with torch.no_grad():
+            for level in range(critic.levels):
+                taken.append(critic.place(here[-1], level, batch["action"]))
+                here.append(critic.zoom(here[-1], level, taken[-1]))
+                values = head.decode(critic(batch["next_latent"], level, there[-1]))  # the online critic chooses
+                best.append(values.argmax(-1))
+                there.append(critic.zoom(there[-1], level, best[-1]))
+            value = head.decode(self.of(self.target.every(batch["next_latent"], there[:-1]), best))
+            y = batch["reward"][:, None] + batch["discount"][:, None] * value  # (L, B, A)
+        chosen, weights = self.of(critic.every(batch["latent"], here[:-1]), taken), self.weights(batch)
+        loss = (head.loss(chosen.flatten(0, 2)[None], y.flatten()).view(y.shape) * weights).mean((1, 2)).sum()
+        error = ((head.decode(chosen.detach()) - y).abs() * weights).mean(-1).amax(0)
+        return loss, {"critic/loss": loss.detach(), "critic/target": y.mean()}, {"error": error}
+
+    def of(self, outputs: Tensor, bins: list[Tensor]) -> Tensor:
+        """Outputs (L, B, A, N, V) of these bins, (B, A) int64 for each level -> (L, B, A, V)."""
+        index = torch.stack(bins)[..., None, None]
+        return outputs.gather(-2, index.expand(*index.shape[:-1], outputs.shape[-1]))[..., 0, :]
+
+    def weights(self, batch: Tensors) -> Tensor:
+        """How much the loss of each number of the action counts, (B, A) or (B, 1)."""
+        return batch["weight"][:, None]
+
+
+class SequenceBellman(CoarseBellman):
+    """The same for sequences of actions, but nothing is learned of the actions after an episode's end (method 341)."""
+
+    def weights(self, batch: Tensors) -> Tensor:
+        """See CoarseBellman; (B, K * A)."""
+        held = batch["held"]
+        return held.repeat_interleave(batch["action"].shape[1] // held.shape[1], 1)
 
 
 class SoftValue:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from robot_rl.learn import chunks
 from robot_rl.learn.actors import Actor, DeterministicActor, GaussianActor
 from robot_rl.learn.agent import Agent, Schedule, Target
 from robot_rl.learn.backups import ReturnScale, SoftBackup, Survey
@@ -78,6 +79,10 @@ class Options:
                    Pretrained(self.encoder, sizes.frames))
         return CameraLatent(state, encoder, self.features, start)
 
+    def steps(self) -> int:
+        """Rewards in a return."""
+        return self.n_step
+
     def build(self, sizes: Sizes) -> Agent:
         """The agent that learns what these options say."""
         raise NotImplementedError
@@ -87,10 +92,39 @@ class Options:
         """The agent of these parts and of the two that every agent has; see Agent."""
         parts = {"latent": latent, "actor": actor, **parts}
         noise = Held(self.hold) if self.hold != 1 else White()
-        plan = Schedule(self.batch, self.n_step, self.discount, self.updates_per_step, self.lr, self.clip,
+        plan = Schedule(self.batch, self.steps(), self.discount, self.updates_per_step, self.lr, self.clip,
                         self.prioritized, self.shift)
         return Agent(latent, actor, parts, lessons, plan, start, noise=noise, device=self.device,
                      compile=self.compile, **more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunked(Options):
+    """Of actors that give the next `chunk` actions at once.
+
+    `execute` (open_loop or ensemble) makes steps of them; returns are of as many steps at least.
+    """
+
+    chunk: int = 1
+    execute: str = "open_loop"
+
+    def whole(self, sizes: Sizes) -> Sizes:
+        """The sizes with a chunk as the action."""
+        return sizes._replace(action=sizes.action * self.chunk)
+
+    def steps(self) -> int:
+        """See Options."""
+        return max(self.n_step, self.chunk)
+
+    def agent(self, latent: Latent, actor: Actor, lessons: Sequence[Lesson], start: torch.Generator,
+              parts: Mapping[str, nn.Module], **more: Any) -> Agent:
+        """See Options."""
+        choices = {"open_loop": chunks.OpenLoop, "ensemble": chunks.Ensemble}
+        if self.execute not in choices:
+            raise ValueError(f"execute is {self.execute!r}; it is one of {', '.join(choices)}")
+        if self.chunk != 1:
+            more |= {"execution": choices[self.execute](self.chunk, actor.action_size // self.chunk)}
+        return super().agent(latent, actor, lessons, start, parts, **more)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,17 @@ from typing import Any, NamedTuple
 from robot_rl.learn.actors import CoarseActor
 from robot_rl.learn.agent import Agent, Target
 from robot_rl.learn.backups import CuriousBackup, Disagreement, RewardScale, SoftBackup, TruncatedBackup
-from robot_rl.learn.critics import CoarseCritic, First, Mean, Minimum, PairCritic, Quantiles, Reduction, Scalar
+from robot_rl.learn.critics import (
+    CoarseCritic,
+    First,
+    Mean,
+    Minimum,
+    PairCritic,
+    Quantiles,
+    Reduction,
+    Scalar,
+    SequenceCritic,
+)
 from robot_rl.learn.latents import ModelLatent, ModelStudy, Sync
 from robot_rl.learn.nets import Shape
 from robot_rl.learn.objectives import (
@@ -24,15 +34,28 @@ from robot_rl.learn.objectives import (
     JointBellman,
     Lesson,
     NoTemperature,
+    SequenceBellman,
     SoftValue,
     Temperature,
     Tuning,
 )
-from robot_rl.learn.options import Acting, Ensemble, Greedy, Headed, Options, Projecting, Sizes, Slow, Soft, Values
+from robot_rl.learn.options import (
+    Acting,
+    Chunked,
+    Ensemble,
+    Greedy,
+    Headed,
+    Options,
+    Projecting,
+    Sizes,
+    Slow,
+    Soft,
+    Values,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sac(Slow, Projecting, Soft):
+class Sac(Chunked, Slow, Projecting, Soft):
     """Soft actor-critic: the smallest of two critics, a tuned temperature.
 
     `subset` critics, drawn anew, make a target; `entropy_scale` 0 leaves the entropy out of it. `actor_asks`
@@ -45,6 +68,7 @@ class Sac(Slow, Projecting, Soft):
 
     def build(self, sizes: Sizes) -> Agent:
         """See Options."""
+        sizes = self.whole(sizes)
         start, heat = self.start(), self.heat(sizes)
         latent = self.latent(sizes, start)
         actor = self.gaussian(latent, sizes, start)
@@ -236,6 +260,30 @@ class Cqn(Values, Headed):
                           targets=[Target(target, critic, self.tau)])
 
 
+@dataclass(frozen=True, kw_only=True)
+class CqnAs(Chunked, Cqn):
+    """Coarse-to-fine Q-network with action sequences (method 341): CQN whose critic values the next actions together.
+
+    What the chunks of the last steps say of this one is averaged, or each is executed to its end. The noise of
+    `explore` is in each prediction, so an ensemble averages some of it away.
+    """
+
+    chunk: int = 4
+    execute: str = "ensemble"
+    n_step: int = 4
+
+    def build(self, sizes: Sizes) -> Agent:
+        """See Options."""
+        start = self.start()
+        latent = self.latent(sizes, start)
+        critic = SequenceCritic(latent.size, sizes.action, self.chunk, self.hidden, self.levels, self.bins, self.head(),
+                                start, self.shape())
+        target, actor = copy.deepcopy(critic), CoarseActor(critic, self.explore)
+        parts = {"critic": critic, "target": target}
+        return self.agent(latent, actor, [SequenceBellman(critic, target, latent)], start, parts,
+                          targets=[Target(target, critic, self.tau)])
+
+
 class Recipe(NamedTuple):
     """How an agent is built: a class of options, and those in which this recipe differs from its defaults."""
 
@@ -274,6 +322,7 @@ RECIPES = {
     "crossq": Recipe(CrossQ, "batch-normalised critics without a target network", {}),
     "maxinfo": Recipe(MaxInfo, "SAC that also seeks what it would learn most from (method 74)", {}),
     "cqn": Recipe(Cqn, "coarse-to-fine critic without an actor (method 284)", {}),
+    "cqn_as": Recipe(CqnAs, "the same of chunks of actions (method 341)", {}),
     "mrq": Recipe(MrQ, "MR.Q: values of latents that a model trains (method 24)", {}),
 }
 

@@ -41,6 +41,17 @@ class Wave(torch.nn.Module):
         return torch.tanh(self.gain * obs[:, :5] + 0.3 * noise)
 
 
+class Count(torch.nn.Module):
+    """Asks for a hundredth of the steps that it has seen, which it carries from one to the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = torch.nn.Parameter(torch.tensor(0.01))
+
+    def forward(self, obs: Any, noise: Any, carry: Any) -> Any:
+        return self.size * carry + 0.0 * (obs[:, :5] + noise[:, :5]), carry + 1.0
+
+
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from robot_rl.learn.export import export
@@ -95,6 +106,19 @@ def test_episodes_run_and_are_read_back_as_the_policy_saw_them(policy, robot, do
         assert np.abs(np.diff(asked, axis=0)).max() > 0.01  # it explored
         moved = np.ptp([o.observation[:5] for (o, _), _ in pairs], axis=0)
         assert moved.max() > 0.01  # and the arm moved
+
+
+def test_what_a_policy_carries_goes_through_an_episode_and_no_further(robot, domain, tmp_path) -> None:
+    from robot_rl.learn.export import export
+    spec, _ = sim.task_spec("so101-reach")
+    path = tmp_path / "count.onnx"
+    export(Count(), spec.observation_size, 2 * spec.action_size, spec.to_json(), path, carry=(1,))
+    figures(deploy(path, domain, "--episodes", 2, "--record", tmp_path / "bags", "--explore"))
+    bags = bags_in(tmp_path / "bags")
+    assert len(bags) == 2
+    for bag in bags:
+        asked = np.array([r.asked[0] for r in read_episode(bag).records[:-1]])
+        np.testing.assert_allclose(asked, 0.01 * np.arange(len(asked)), atol=1e-6)
 
 
 def test_the_same_seed_gives_the_same_goals(policy, robot, domain, tmp_path) -> None:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from robot_rl.collect import Greedy
 from robot_rl.learn import recipes
+from robot_rl.learn.actors import Policy
 from robot_rl.learn.agent import Agent
 from robot_rl.replay import Mixture, Replay
 
@@ -24,6 +28,15 @@ def small(recipe: str, frames: tuple[int, int, int] | None = None, **configurati
     known = recipes.options(recipe)
     sizes = {name: value for name, value in SMALL.items() if name in known}
     return recipes.make(recipe, OBS, ACTION, frames, **sizes | configuration)
+
+
+def first_action(policy: Policy, obs: Tensor, noise: Tensor | None = None) -> Tensor:
+    """What `policy` does at an episode's start, (B, A), without noise unless it is given."""
+    noise = torch.zeros(len(obs), policy.noise_size) if noise is None else noise
+    carry = torch.zeros(len(obs), *policy.carry) if policy.carry else None
+    executed = policy(obs, noise, carry=carry)
+    action: Tensor = executed[0] if policy.carry else executed
+    return action
 
 
 def random_replay(steps: int = 500, seed: int = 0, obs_size: int = OBS, action_size: int = ACTION,
@@ -78,14 +91,18 @@ def train(agent: Agent, steps: int, seed: int = 0, prior: Replay | None = None) 
     task, random = Corridor(seed), np.random.default_rng(seed)
     replay = Replay(steps + steps // 2 + 2, task.obs_size, task.action_size, seed)
     data = replay if prior is None else Mixture(prior, replay, 0.5)
-    obs = task.reset()
+    obs, carry = task.reset(), None
     replay.begin(obs)
     for step in range(steps):
-        action = random.uniform(-1, 1, 1) if step < 100 else agent.act(obs[None])[0][0]
+        if step < 100:
+            action = random.uniform(-1, 1, 1)
+        else:
+            actions, carry = agent.act(obs[None], carry)
+            action = actions[0]
         obs, reward, terminated, truncated = task.step(float(action[0]))
         replay.step(action, reward, obs, terminated, truncated)
         if terminated or truncated:
-            obs = task.reset()
+            obs, carry = task.reset(), None
             replay.begin(obs)
         if step >= 100:
             agent.update(data)
@@ -93,12 +110,12 @@ def train(agent: Agent, steps: int, seed: int = 0, prior: Replay | None = None) 
 
 def mean_cost(agent: Agent) -> float:
     """Steps to the mark without noise, on average over starts along the corridor; at best 5.5, at worst 30."""
-    task = Corridor(0)
+    task, act = Corridor(0), Greedy(agent)
     starts, total = [x for x in np.linspace(-1, 1, 21) if abs(x - task.mark) > 0.1], 0.0
     for start in starts:
         obs, ended = task.reset(float(start)), False
+        act.reset()
         while not ended:
-            action, _ = agent.act(obs[None], explore=False)
-            obs, reward, terminated, truncated = task.step(float(action[0, 0]))
+            obs, reward, terminated, truncated = task.step(float(act(obs)[0]))
             total, ended = total - reward, terminated or truncated
     return total / len(starts)

@@ -67,12 +67,15 @@ def test_every_recipe_learns_from_frames_and_exports(recipe: str, tmp_path: Path
     seen = [observation(random) for _ in range(5)]
     batch = {key: np.stack([one[key] for one in seen]) for key in ("state", "frames")}
     examples = {"obs": batch["state"], "frames": batch["frames"]}
-    assert export(agent.policy(), OBS, ACTION, "{}", path, SHAPE, examples) <= SEEING_TOLERANCE
+    policy = agent.policy()
+    assert export(policy, OBS, policy.noise_size, "{}", path, SHAPE, examples, policy.carry) <= SEEING_TOLERANCE
     session = onnxruntime.InferenceSession(path)
-    assert {one.name: one.type for one in session.get_inputs()} == {
-        "obs": "tensor(float)", "frames": "tensor(uint8)", "noise": "tensor(float)"}
+    feed = examples | {"noise": np.zeros((5, policy.noise_size), np.float32)}
+    feed |= {"carry": np.zeros((5, *policy.carry), np.float32)} if policy.carry else {}
+    types = {"frames": "tensor(uint8)"}
+    assert {one.name: one.type for one in session.get_inputs()} == {n: types.get(n, "tensor(float)") for n in feed}
     action, _ = agent.act(batch, explore=False)
-    (exported,) = session.run(None, examples | {"noise": np.zeros((5, ACTION), np.float32)})
+    exported, *_ = session.run(None, feed)
     np.testing.assert_allclose(action, exported, atol=SEEING_TOLERANCE)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robot_rl.learn import recipes
 from robot_rl.learn.export import TOLERANCE, ExportError, export, weights_hash
-from tests.learn.cases import ACTION, OBS, random_replay, small
+from tests.learn.cases import ACTION, OBS, first_action, random_replay, small
 
 
 @pytest.mark.parametrize("recipe", list(recipes.RECIPES))
@@ -25,16 +25,19 @@ def test_file_does_what_the_policy_does(recipe: str, tmp_path: Path) -> None:
             agent.update(replay)
         policy = agent.policy()
         examples = replay.sample(50)["obs"] * 3
-        difference = export(policy, OBS, ACTION, '{"seed": 1}', path, examples={"obs": examples})
+        difference = export(policy, OBS, policy.noise_size, '{"seed": 1}', path, examples={"obs": examples},
+                            carry=policy.carry)
         assert difference <= TOLERANCE
         session = onnxruntime.InferenceSession(path)
-        inputs = [(one.name, one.type) for one in session.get_inputs()]
-        assert inputs == [("obs", "tensor(float)"), ("noise", "tensor(float)")]
-        assert [one.name for one in session.get_outputs()] == ["action"]
+        shapes = {"obs": (OBS,), "noise": (policy.noise_size,)} | ({"carry": policy.carry} if policy.carry else {})
+        assert {one.name: tuple(one.shape[1:]) for one in session.get_inputs()} == shapes
+        assert {one.type for one in session.get_inputs()} == {"tensor(float)"}
+        assert [one.name for one in session.get_outputs()] == ["action", "carry_out"][: len(shapes) - 1]
         for count in (1, 3, 50):
-            noise = np.random.default_rng(count).normal(size=(count, ACTION)).astype(np.float32)
-            (action,) = session.run(None, {"obs": examples[:count], "noise": noise})
-            expected = policy(torch.as_tensor(examples[:count]), torch.as_tensor(noise)).numpy()
+            noise = np.random.default_rng(count).normal(size=(count, policy.noise_size)).astype(np.float32)
+            feed = {"obs": examples[:count], "noise": noise, "carry": np.zeros((count, *policy.carry), np.float32)}
+            action, *_ = session.run(None, {name: feed[name] for name in shapes})
+            expected = first_action(policy, torch.as_tensor(examples[:count]), torch.as_tensor(noise)).numpy()
             np.testing.assert_allclose(action, expected, atol=TOLERANCE)
         metadata = session.get_modelmeta().custom_metadata_map
         assert metadata["robot_rl"] == '{"seed": 1}' and metadata["weights_sha256"] == weights_hash(policy)

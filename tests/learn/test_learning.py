@@ -27,6 +27,8 @@ def learner(recipe: str, seed: int) -> Agent:
     }
     if recipe == "tqc":
         configuration["critics"] = 2
+    if recipe == "cqn_as":
+        configuration["categories"] = 0
     known = recipes.options(recipe)
     chosen = {name: value for name, value in configuration.items() if name in known}
     return recipes.make(recipe, Corridor.obs_size, Corridor.action_size, seed=seed, compile=False, **chosen)

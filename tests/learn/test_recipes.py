@@ -14,7 +14,7 @@ import torch
 from robot_rl.learn import compiled, recipes
 from robot_rl.learn.agent import Agent
 from robot_rl.replay import Batch, Mixture, Replay
-from tests.learn.cases import ACTION, OBS, random_replay, small
+from tests.learn.cases import ACTION, OBS, first_action, random_replay, small
 
 every_recipe = pytest.mark.parametrize("recipe", list(recipes.RECIPES))
 KINDS = {recipes.RECIPES[name].kind: name for name in reversed(recipes.RECIPES)}.values()  # one recipe of each
@@ -73,16 +73,17 @@ def test_shapes_and_finiteness(recipe: str) -> None:
     for count in (1, 7):
         for explore in (False, True):
             action, carry = agent.act(np.zeros((count, OBS), np.float32), explore=explore)
-            assert action.shape == (count, ACTION) and action.dtype == np.float32 and carry is None
+            assert action.shape == (count, ACTION) and action.dtype == np.float32
+            assert carry is None if agent.execution.length == 1 else carry.shape == (count, *agent.execution.carry)
             assert (np.abs(action) <= 1).all()
 
 
 @every_recipe
 def test_loss_falls_on_a_fixed_batch(recipe: str) -> None:
     agent = small(recipe, lr=1e-3)
-    batch = OneBatch(random_replay().sample(64))
+    batch = OneBatch(random_replay().sample(64, agent.execution.length))
     agent.studies, agent._study_steps = (), []  # what the critics see stays too
-    batch.batch["discount"] = np.zeros(64, np.float32)  # the target then is the reward, which stays
+    batch.batch["discount"] = np.zeros_like(batch.batch["discount"])  # the target then is the reward, which stays
     first = float(agent.update(batch)["critic/loss"])
     for _ in range(200):
         last = float(agent.update(batch)["critic/loss"])
@@ -164,11 +165,10 @@ def test_acting_and_the_policy_are_the_same_function(recipe: str) -> None:
     learn(agent, 3)
     policy, obs = agent.policy(), np.random.default_rng(0).normal(size=(6, OBS)).astype(np.float32)
     action, _ = agent.act(obs, explore=False)
-    expected = policy(torch.as_tensor(obs), torch.zeros(6, ACTION)).numpy()
-    np.testing.assert_allclose(action, expected, atol=1e-6)
-    noise = torch.randn(6, ACTION, generator=copy_of(agent.generator))
+    np.testing.assert_allclose(action, first_action(policy, torch.as_tensor(obs)).numpy(), atol=1e-6)
+    noise = torch.randn(6, policy.noise_size, generator=copy_of(agent.generator))
     action, _ = agent.act(obs, explore=True)
-    np.testing.assert_allclose(action, policy(torch.as_tensor(obs), noise).numpy(), atol=1e-6)
+    np.testing.assert_allclose(action, first_action(policy, torch.as_tensor(obs), noise).numpy(), atol=1e-6)
 
 
 def copy_of(generator: torch.Generator) -> torch.Generator:
@@ -181,9 +181,9 @@ def copy_of(generator: torch.Generator) -> torch.Generator:
 def test_a_policy_is_frozen(recipe: str) -> None:
     agent = small(recipe)
     policy, obs = agent.policy(), torch.ones(1, OBS)
-    before = policy(obs, torch.zeros(1, ACTION))
+    before = first_action(policy, obs)
     learn(agent, 3)
-    assert torch.equal(policy(obs, torch.zeros(1, ACTION)), before)
+    assert torch.equal(first_action(policy, obs), before)
     assert not any(parameter.requires_grad for parameter in policy.parameters())
 
 
