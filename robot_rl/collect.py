@@ -34,7 +34,7 @@ class Agent(Protocol):
 
 
 class Greedy:
-    """An agent without its exploration noise, one observation (O,) at a time: what evaluations run."""
+    """An agent without its exploration noise, one observation at a time: what evaluations run."""
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
@@ -44,9 +44,9 @@ class Greedy:
         """An episode begins."""
         self._carry: Any = None
 
-    def __call__(self, observation: np.ndarray) -> np.ndarray:
+    def __call__(self, observation: Observation) -> np.ndarray:
         """Action (A,) in [-1, 1]."""
-        actions, self._carry = self.agent.act(observation[None], self._carry, explore=False)
+        actions, self._carry = self.agent.act(alone(observation), self._carry, explore=False)
         return actions[0]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from robot_rl.log import progress
+from robot_rl.observe import Observation
 
 if TYPE_CHECKING:
     import gymnasium
@@ -22,8 +23,8 @@ class Act(Protocol):
     def reset(self) -> None:
         """An episode begins: nothing of the one before may be kept."""
 
-    def __call__(self, observation: np.ndarray) -> np.ndarray:
-        """Observation (O,) float32 → action (A,) in [-1, 1]."""
+    def __call__(self, observation: Observation) -> np.ndarray:
+        """Observation → action (A,) in [-1, 1]."""
 
 
 def evaluate(env: gymnasium.Env, act: Act, episodes: int, seed: int, show: bool = True) -> dict[str, Any]:

@@ -223,7 +223,7 @@ class MrQ(Acting, Greedy):
             for one in (latent, slow_latent))
         sync = Sync(self.target_period, [(target, critic), (slow, actor), (slow_latent, latent)], [scale.sync])
         lessons: list[Lesson] = [
-            Bellman(critic, SoftBackup(slow, target, NoTemperature(), Minimum()), latent),
+            Bellman(critic, SoftBackup(slow, target, NoTemperature(), Minimum())),
             self.smoothed(GreedyValue(actor, critic, Mean(), self.actor_period, price=self.price)),
         ]
         parts = {"critic": critic, "target": target, "slow_actor": slow, "slow_latent": slow_latent,
