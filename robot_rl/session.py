@@ -223,13 +223,17 @@ def use_threads(threads: int) -> None:
 
 
 class ServedRobot:
-    """A policy process that runs an episode when asked, on whatever robot is on the bus. A context manager."""
+    """A policy process that runs an episode when asked, on whatever robot is on the bus. A context manager.
 
-    def __init__(self, policy: Path, robot: str, bags: Path, where: BusOptions, seed: int) -> None:
+    `cameras` are recorded where the policy learns from them.
+    """
+
+    def __init__(self, policy: Path, robot: str, bags: Path, where: BusOptions, seed: int, cameras: bool) -> None:
         from hardware.bus import EVENTS
         from robot_rl.steplog import TEXT_TYPE
         command = [sys.executable, "-m", "robot_rl.cli", "deploy", str(policy), "--robot", robot, "--serve",
-                   "--explore", "--record", str(bags), "--seed", str(seed), "--no-cameras", *where.arguments()]
+                   "--explore", "--record", str(bags), "--seed", str(seed), *where.arguments()]
+        command += [] if cameras else ["--no-cameras"]
         self._bus = where.connect("learner")
         self._bags = self._bus.reader("recorder/bag", TEXT_TYPE, EVENTS)
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -318,7 +322,8 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
         print(f"finetune: left out: {line}", file=sys.stderr)
     write()
     began = time.monotonic()
-    with ServedRobot(policy, robot, run.folder / "bags", where, seed) as served, rescue(run.folder):
+    served_by = ServedRobot(policy, robot, run.folder / "bags", where, seed, bool(contract.vision))
+    with served_by as served, rescue(run.folder):
         tuning.robot = served
         figures = tuning.run(episodes, minutes * 60)
     log.close()
