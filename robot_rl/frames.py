@@ -16,6 +16,7 @@ import numpy as np
 from robot_rl import memory
 from robot_rl.observe import Observation
 from robot_rl.replay import Batch, Replay
+from robot_rl.spec import PolicySpec
 
 EXACT = 2**24  # below this every whole number is a float32
 PLACE = 2  # columns of a row before the state: the frame's place, and its age in the segment
@@ -113,6 +114,14 @@ class FrameReplay(Replay):
         """Where the frames of the newest so many rows lie, and those that their stacks reach back to."""
         first = max(0, self._head + 1 - rows - (self.stack - 1))
         return np.arange(first, self._head + 1) % len(self._frames)
+
+
+def memory_for(contract: PolicySpec, capacity: int, seed: int = 0, prioritized: float = 0.0) -> Replay:
+    """A memory of `capacity` rows for what a contract's policy observes."""
+    state, action, vision = contract.observation_size, contract.action_size, contract.vision
+    if vision is None:
+        return Replay(capacity, state, action, seed, prioritized)
+    return FrameReplay(capacity, vision.frame, vision.stack, state, action, seed, prioritized)
 
 
 def shared(batch: Batch) -> np.ndarray | None:

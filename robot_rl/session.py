@@ -52,6 +52,7 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     """Train or continue a run; returns the last evaluation."""
     import sim
     from robot_rl.collect import Collector
+    from robot_rl.frames import memory_for
     from robot_rl.learn import checkpoint
     from robot_rl.log import Log
     from robot_rl.replay import Ratio
@@ -67,7 +68,7 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     state = checkpoint.load(run.checkpoint) if resume and run.checkpoint.exists() else None
     prior = _prior(config, contract, read=state is None)  # a checkpoint holds what the bags said when the run began
     capacity = min(config.capacity, 2 * config.steps + 1_000)
-    replay = memory_for(contract, config, capacity, config.seed)
+    replay = memory_for(contract, capacity, config.seed, _power(config))
     if not resume:
         horizon = discount_for(round(contract.time_limit_s * contract.rate_hz))
         config = msgspec.structs.replace(config, options={"discount": horizon} | config.options)
@@ -97,22 +98,13 @@ def _power(config: RunConfig) -> float:
     return float((recipes.options(config.recipe) | config.options).get("prioritized", 0.0))
 
 
-def memory_for(contract: PolicySpec, config: RunConfig, capacity: int, seed: int) -> Replay:
-    """A memory of `capacity` rows for what a contract's policy observes, drawn from as the recipe wants it."""
-    from robot_rl.frames import FrameReplay
-    from robot_rl.replay import Replay
-    state, action, power, vision = contract.observation_size, contract.action_size, _power(config), contract.vision
-    if vision is None:
-        return Replay(capacity, state, action, seed, power)
-    return FrameReplay(capacity, vision.frame, vision.stack, state, action, seed, power)
-
-
 def _prior(config: RunConfig, contract: PolicySpec, read: bool = True) -> Replay | None:
     """The memory of a configuration's bags; empty, for a checkpoint to fill, unless they are to be `read`."""
     from robot_rl.finetune import bags_in, fill
+    from robot_rl.frames import memory_for
     if config.prior is None:
         return None
-    prior = memory_for(contract, config, SEEN_CAPACITY if contract.vision else PRIOR_CAPACITY, config.seed + 1)
+    prior = memory_for(contract, SEEN_CAPACITY if contract.vision else PRIOR_CAPACITY, config.seed + 1, _power(config))
     if read:
         steps, refused = fill(prior, bags_in(Path(config.prior)), contract)
         for line in refused:
@@ -286,6 +278,7 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
              threads: int) -> dict[str, Any]:
     """Fine-tune a run on a robot; the new run in `out` continues where it broke off when it exists."""
     from robot_rl.finetune import Finetuning, bags_in
+    from robot_rl.frames import memory_for
     from robot_rl.learn import checkpoint
     from robot_rl.log import Log
     from robot_rl.spec import load_robot
@@ -295,7 +288,7 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
     base = run.config if resuming else origin.config
     config = msgspec.structs.replace(base, options=base.options | options(base.recipe, changes))
     contract = origin.contract.on(load_robot(robot), f"run {source}")
-    prior, online = (memory_for(contract, config, SEEN_CAPACITY if contract.vision else capacity, seed + k)
+    prior, online = (memory_for(contract, SEEN_CAPACITY if contract.vision else capacity, seed + k, _power(config))
                      for k, capacity in enumerate((PRIOR_CAPACITY, 200_000)))
     agent = make_agent(config, contract)
     start = run.checkpoint if resuming else origin.checkpoint

@@ -18,8 +18,8 @@ import gymnasium
 import numpy as np
 
 from robot_rl.collect import Agent, Collector
-from robot_rl.replay import Replay
-from sim import make
+from robot_rl.frames import memory_for
+from sim import env_spec, make
 
 CAPACITY = 100_000  # rows of each replay
 ACTIONS = 1_000  # drawn for the bare environment
@@ -105,8 +105,7 @@ def _bare_dmc(known: gymnasium.Env, name: str) -> Callable[[], object]:
 def collector(task: str, agent: Agent | None = None) -> Collector:
     """A collector into a replay of its own; without an agent it acts at random for ever."""
     env = make(task)
-    sizes = (int(np.prod(space.shape or ())) for space in (env.observation_space, env.action_space))
-    replay = Replay(CAPACITY, *sizes)
+    replay = memory_for(env_spec(env, task), CAPACITY)
     return Collector(env, agent, replay, 0, FOREVER if agent is None else 0)  # type: ignore[arg-type]
 
 
