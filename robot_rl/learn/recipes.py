@@ -274,6 +274,8 @@ class CqnAs(Chunked, Cqn):
 
     def build(self, sizes: Sizes) -> Agent:
         """See Options."""
+        if self.chunk < 2:
+            raise ValueError(f"chunk is {self.chunk}; cqn_as values at least 2 actions together")
         start = self.start()
         latent = self.latent(sizes, start)
         critic = SequenceCritic(latent.size, sizes.action, self.chunk, self.hidden, self.levels, self.bins, self.head(),

@@ -23,7 +23,7 @@ from tests.learn.cases import ACTION, OBS, random_replay, small
 
 CHUNKED: dict[str, dict[str, Any]] = {
     "cqn_as": {}, "cqn_as open loop": {"execute": "open_loop"}, "sac": {"chunk": 3},
-    "default": {"chunk": 2, "execute": "ensemble"},
+    "default": {"chunk": 2, "execute": "ensemble", "hold": 1},
 }
 CONTRACT = PolicySpec(task="test", rate_hz=20.0, time_limit_s=1.0, observation_size=OBS, action_size=ACTION)
 
@@ -176,7 +176,7 @@ def test_a_file_whose_noise_is_not_that_of_whole_actions_is_refused(tmp_path: Pa
     policy, path = small("sac", chunk=3).policy(), tmp_path / "policy.onnx"
     other = PolicySpec(task="test", rate_hz=20.0, time_limit_s=1.0, observation_size=OBS, action_size=4)
     export(policy, OBS, policy.noise_size, other.to_json(), path, carry=policy.carry)
-    with pytest.raises(SpecError, match=r"'noise' is .*6.*size 4 in its contract"):
+    with pytest.raises(SpecError, match=r"'noise' is .*6.*\('B', 4\) in its contract"):
         Policy(path)
 
 

@@ -34,7 +34,7 @@ from robot_rl.learn.critics import (
     Tilt,
     TwoHot,
 )
-from robot_rl.learn.latents import RunningNorm
+from robot_rl.learn.latents import Identity, RunningNorm
 from robot_rl.learn.nets import Adam, Mlp, Shape, compute_dtype, follow
 from robot_rl.learn.noise import Held
 from robot_rl.learn.objectives import (
@@ -208,7 +208,7 @@ def test_each_critic_of_a_chain_learns_from_the_one_before_it() -> None:
     chain, actor = Chain([first, second, third], slow), linear_actor(0.0, 0.0)
     batch = {"latent": torch.ones(1, 1), "next_latent": torch.ones(1, 1), "action": torch.zeros(1, 1),
              "reward": torch.tensor([1.0]), "discount": torch.tensor([0.5]), "weight": torch.ones(1)}
-    lessons = chain.lessons(lambda target: SoftBackup(actor, target, NoTemperature(), Minimum()))
+    lessons = chain.lessons(lambda target: SoftBackup(actor, target, NoTemperature(), Minimum()), Identity(1))
     found = [lesson.loss(batch, (Draw(torch.zeros(1, 1)), Chance()))[1] for lesson in lessons]
     assert [float(metrics["critic/target"]) for metrics in found] == [6.0, 1.5, 2.0]
     assert [lesson.part for lesson in lessons] == [first, second, third] and chain.last is third

@@ -111,9 +111,9 @@ def test_every_part_learns_continues_and_leaves_acting_to_the_policy(recipe: str
     agent = continues(recipe, **PARTS[part])
     assert torch.isfinite(weights(agent)).all()
     policy, obs = agent.policy(), np.random.default_rng(0).normal(size=(6, OBS)).astype(np.float32)
-    expected = policy(torch.as_tensor(obs), torch.zeros(6, ACTION)).numpy()
+    expected = first_action(policy, torch.as_tensor(obs)).numpy()
     np.testing.assert_allclose(agent.act(obs, explore=False)[0], expected, atol=1e-6)
-    assert {name.split(".")[0] for name in policy.state_dict()} <= {"latent", "actor"}
+    assert {name.split(".")[0] for name in policy.state_dict()} <= {"latent", "actor", "execution"}
 
 
 @every_part
