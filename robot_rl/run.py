@@ -29,8 +29,8 @@ class RunConfig(Data, kw_only=True):
     capacity: int = 1_000_000
     prior: str | None = None
     """Folder of bags that part of each batch comes from."""
-    prior_ratio: float | str = 0.5
-    """Which part; or START:END:STEPS, as `Ratio.parse` reads it."""
+    prior_ratio: float | str = "0.5"
+    """Which part, as `Ratio.parse` reads it; older runs wrote a number."""
 
 
 class Run:

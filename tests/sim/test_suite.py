@@ -155,7 +155,7 @@ def test_actions_span_the_range_of_the_suite() -> None:
     ("gym:Pendulim-v1", "gym:Pendulim-v1 is unknown; did you mean Pendulum-v1"),
     ("gym:CartPole-v1", "action space Discrete"),
     ("dmc:lqr-lqr_2_1", "only bounded boxes"),
-    ("cheetah-run", "suites are dmc:<domain>-<task> and gym:<id>"),
+    ("cheetah-run", "suites are dmc:<domain>-<task>, dmc-pixels:<domain>-<task> and gym:<id>"),
 ])
 def test_names_and_spaces_that_cannot_be_used(task: str, said: str) -> None:
     with pytest.raises(SpecError, match=said):
