@@ -104,15 +104,17 @@ class Agent:
         scale: Scale | None = None,
         noise: Noise | None = None,
         execution: Execution = Steps(),  # noqa: B008  # holds nothing
+        shown: Actor | None = None,
         device: str = "cpu",
         compile: bool | None = None,
     ):
         """`parts` is everything that is saved, by name. `start` made the first weights and seeds the agent's own
         generator, which all later chance comes from. `target_latent` sees next observations where it is given;
         `scale` changes rewards before any lesson sees them, `noise` explores, `execution` is the way from the actor's
-        output to the action of a step.
+        output to the action of a step, `shown` the actor that is exported and acts without exploring, if it is another.
         """
         self.latent, self.actor, self.schedule, self.execution = latent, actor, schedule, execution
+        self.shown = shown or actor
         self.target_latent, self.scale, self.noise = target_latent or latent, scale or NoScale(), noise or White()
         self.lessons, self.targets, self.events, self.studies = lessons, targets, events, studies
         self.modules = nn.ModuleDict(parts).to(device)
@@ -125,7 +127,7 @@ class Agent:
         seed = int(torch.randint(2**62, (), generator=start))
         self.generator = torch.Generator(device).manual_seed(seed)
         self.updates = 0
-        self._mirror: tuple[LatentMirror, ActorMirror, Execute] | None = None
+        self._mirror: tuple[LatentMirror, dict[bool, ActorMirror], Execute] | None = None
         self._pixels = Pixels(schedule.shift, device=device)
         self._device, self._compile = device, compile
         every = tuple(range(len(lessons)))
@@ -143,9 +145,10 @@ class Agent:
         if explore:
             noise = self.noise.draw(shape, self.generator).cpu().numpy()
         if self._mirror is None:
-            self._mirror = self.latent.mirror(), self.actor.mirror(), self.execution.mirror()
-        latent, actor, execute = self._mirror
-        return execute(actor(latent(*seen), noise), carry)
+            actors = {True: self.actor.mirror(), False: self.shown.mirror()}
+            self._mirror = self.latent.mirror(), actors, self.execution.mirror()
+        latent, actors, execute = self._mirror
+        return execute(actors[explore](latent(*seen), noise), carry)
 
     def update(self, data: Data) -> Tensors:
         """Learn from `updates_per_step` batches of `data`; returns the last one's metrics, () each, on the device."""
@@ -252,5 +255,5 @@ class Agent:
         self._changed()
 
     def policy(self) -> Policy:
-        """A frozen copy, on the CPU, of what acts."""
-        return Policy(self.latent.frozen(), self.actor.frozen(), self.execution, self.actor.action_size)
+        """A frozen copy, on the CPU, of what acts without exploring."""
+        return Policy(self.latent.frozen(), self.shown.frozen(), self.execution, self.actor.action_size)

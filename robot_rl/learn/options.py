@@ -192,11 +192,13 @@ class Acting(Options):
     """Of critics beside an actor, which learns in every `actor_period`-th update.
 
     `smoothness` is the price of a change of its mean. `optimism` above 0.5 is the expectile that critics go by at
-    first; it falls to 0.5, the mean, in `optimism_steps` updates.
+    first; it falls to 0.5, the mean, in `optimism_steps` updates. With `average` above 0 an average of the actor acts
+    without exploring and is exported; it moves by that share in each update, which evens out what an actor unlearns.
     """
 
     critics: int = 2
     actor_period: int = 1
+    average: float = 0.0
     smoothness: float = 0.0
     optimism: float = 0.5
     optimism_steps: int = 100_000
@@ -208,6 +210,15 @@ class Acting(Options):
     def smoothed(self, lesson: SoftValue) -> Lesson:
         """An actor's lesson with the price of change."""
         return Smooth(lesson, self.smoothness) if self.smoothness else lesson
+
+    def agent(self, latent: Latent, actor: Actor, lessons: Sequence[Lesson], start: torch.Generator,
+              parts: Mapping[str, nn.Module], *, targets: Sequence[Target] = (), **more: Any) -> Agent:
+        """See Options."""
+        if self.average:
+            shown = copy.deepcopy(actor)
+            parts, targets = {**parts, "average": shown}, [*targets, Target(shown, actor, self.average)]
+            more |= {"shown": shown}
+        return super().agent(latent, actor, lessons, start, parts, targets=targets, **more)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,6 +49,7 @@ from robot_rl.learn.objectives import (
 )
 from robot_rl.learn.options import Chain
 from robot_rl.replay import Replay
+from tests.learn.cases import OBS, first_action, small
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -505,3 +506,22 @@ def test_bfloat16_stays_close_to_float32() -> None:
     assert not torch.equal(outputs, exact(x))
     with pytest.raises(ValueError, match="float16"):
         compute_dtype("float16", "cpu")
+
+
+def test_an_average_of_the_actor_is_what_is_shown() -> None:
+    agent, batch = small("sac", average=0.5), {"error": torch.zeros(8)}
+    for name, size in (("obs", OBS), ("next_obs", OBS)):
+        batch[name] = torch.zeros(8, size)
+    batch["reward"] = torch.zeros(8)
+    actor, shown = agent.actor, agent.shown
+    assert isinstance(actor, GaussianActor) and isinstance(shown, GaussianActor)
+    first = actor.net.flat.detach().clone()
+    for _ in range(2):
+        agent.learn((), batch, [])
+        actor.net.flat.data += 4.0
+    # after the first the average is what the actor was; the second takes it half way to the actor 4 above
+    torch.testing.assert_close(shown.net.flat, first + 2.0)
+    obs = np.ones((2, OBS), np.float32)
+    expected = shown.mean(agent.latent(torch.from_numpy(obs))).detach().numpy()
+    np.testing.assert_allclose(agent.act(obs, explore=False)[0], expected, atol=1e-6)
+    np.testing.assert_allclose(first_action(agent.policy(), torch.from_numpy(obs)).numpy(), expected, atol=1e-6)

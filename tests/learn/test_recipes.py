@@ -26,6 +26,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "projected": {"categories": 21, "projected": True},
     "optimism": {"optimism": 0.9, "optimism_steps": 8},
     "smoothness": {"smoothness": 0.5},
+    "average": {"average": 0.2},
     "chain": {"chain": 3},
     "rms": {"norm": "rms", "residual": True, "unit": True},
     "alike": {"norm": "rms", "residual": True, "actor_alike": True},
