@@ -48,8 +48,9 @@ def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("install")
     skip = ignore_patterns(".*", "__pycache__", "build", "dist", "install", "log", "*.egg-info", "runs", "bags")
     copytree(ROOT, folder / "source", ignore=skip)
-    _run(sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--no-deps", "--no-build-isolation",
-         "--no-index", "--quiet", "--prefix", str(folder / "prefix"), str(folder / "source"))
+    # without --ignore-installed pip takes this environment's own robot-rl away first
+    _run(sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--ignore-installed", "--no-deps",
+         "--no-build-isolation", "--no-index", "--quiet", "--prefix", str(folder / "prefix"), str(folder / "source"))
     return folder / "prefix"
 
 
