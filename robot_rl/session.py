@@ -72,8 +72,9 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     if not resume:
         horizon = discount_for(round(contract.time_limit_s * contract.rate_hz))
         config = msgspec.structs.replace(config, options={"discount": horizon} | config.options)
-        run.create(config, contract)
     agent = make_agent(config, contract, device)
+    if not resume:
+        run.create(config, contract)  # once nothing of it can be refused any more
     collector = Collector(env, agent, replay, config.seed, config.learn_after)
     plan = Plan(config.steps, config.learn_after, config.evaluate_every, config.evaluation_episodes,
                 config.checkpoint_every)

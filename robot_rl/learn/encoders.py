@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,8 @@ class Pretrained(nn.Module):
         """`shape` is (C, H, W). Raises ValueError for a file that does not do this."""
         super().__init__()
         self.images = shape[0] // 3
+        if not Path(path).is_file():
+            raise ValueError(f"encoder {path}: no such file")
         try:
             self.inner = torch.export.load(path).module()
             with torch.no_grad():

@@ -136,6 +136,8 @@ def test_an_encoder_from_a_file_sees_and_does_not_learn(tmp_path: Path) -> None:
     assert torch.equal(weights(encoder), before) and encoder.size == 2 * 5
     assert not torch.equal(weights(agent.latent.project), project)  # type: ignore[attr-defined]
     assert export(agent.policy(), OBS, ACTION, "{}", tmp_path / "policy.onnx", SHAPE) <= SEEING_TOLERANCE
+    with pytest.raises(ValueError, match=r"encoder .*absent.pt2: no such file"):
+        small("sac", frames=SHAPE, encoder=str(tmp_path / "absent.pt2"))
     (tmp_path / "none.pt2").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"encoder .*none.pt2: not a torch.export file that takes \(B, 3, 32, 36\)"):
         small("sac", frames=SHAPE, encoder=str(tmp_path / "none.pt2"))
