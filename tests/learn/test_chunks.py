@@ -23,7 +23,7 @@ from tests.learn.cases import ACTION, OBS, random_replay, small
 
 CHUNKED: dict[str, dict[str, Any]] = {
     "cqn_as": {}, "cqn_as open loop": {"execute": "open_loop"}, "sac": {"chunk": 3},
-    "default": {"chunk": 2, "execute": "ensemble", "hold": 1},
+    "default": {"chunk": 2, "execute": "ensemble"},
 }
 CONTRACT = PolicySpec(task="test", rate_hz=20.0, time_limit_s=1.0, observation_size=OBS, action_size=ACTION)
 
