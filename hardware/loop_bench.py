@@ -31,6 +31,9 @@ def bench(rate_hz: float, seconds: float, policy: str, kind: str = "auto", domai
     spec = msgspec.structs.replace(loaded.spec, rate_hz=rate_hz, time_limit_s=seconds + 60.0)
     if spec.robot is None:
         raise SpecError(f"policy {policy}: it declares no robot to run on")
+    if spec.vision:
+        raise SpecError(f"policy {policy}: it sees through {', '.join(spec.vision.cameras)}, which the robot of this "
+                        "benchmark does not have")
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
     robot = context.Process(target=_robot, args=(msgspec.json.encode(spec.robot), kind, domain, ready), daemon=True)

@@ -24,11 +24,13 @@ class RobotIO:
             (s, bus.reader(s.topic, _type(s), SENSOR)) for s in inputs]
         self._command = bus.publisher(robot.command.topic, robot.command.type, COMMAND)
         self._decoded: dict[str, tuple[Sample, Values]] = {}
+        self.refused: dict[str, str] = {}
+        """Why the newest image of a camera is none, by the camera's name."""
 
     def read(self) -> Readings:
         """The newest message of every sensor and camera in use, decoded once; what has not spoken is absent.
 
-        Raises SpecError for an image that is not one.
+        So is a camera whose newest image is none, which `refused` then tells of: the episode stops as for a silent one.
         """
         readings = Readings({})
         for sensor, reader in self._sensors:
@@ -37,7 +39,12 @@ class RobotIO:
                 continue
             known = self._decoded.get(sensor.name)
             if known is None or known[0] is not sample:
-                known = self._decoded[sensor.name] = (sample, decode(sensor, sample.data, self.robot))
+                try:
+                    known = self._decoded[sensor.name] = (sample, decode(sensor, sample.data, self.robot))
+                    self.refused.pop(sensor.name, None)
+                except SpecError as error:
+                    self.refused[sensor.name] = str(error)
+                    continue
             readings.values |= known[1]
             readings.stamps[sensor.name] = sample.stamp_ns
             readings.ages[sensor.name] = (time.monotonic_ns() - sample.arrival_ns) * 1e-9
@@ -50,11 +57,13 @@ class RobotIO:
     def wait(self, timeout_s: float) -> None:
         """Wait until every sensor and camera in use has spoken and somebody takes commands.
 
-        Raises TimeoutError naming who is silent.
+        Raises TimeoutError naming who is silent, and SpecError for an image that is none.
         """
         end = time.monotonic() + timeout_s
         while True:
             heard = self.read().stamps
+            for reason in self.refused.values():
+                raise SpecError(reason)
             silent = [f"{s.name} on {s.topic} ({_type(s)})" for s, _ in self._sensors if s.name not in heard]
             if not self._command.matched():
                 silent.append(f"no subscriber on {self.robot.command.topic} ({self.robot.command.type})")

@@ -74,6 +74,7 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
         config = msgspec.structs.replace(config, options={"discount": horizon} | config.options)
     agent = make_agent(config, contract, device)
     if not resume:
+        env.reset(seed=config.seed)  # the first picture, where there is one, may have nothing to draw it
         run.create(config, contract)  # once nothing of it can be refused any more
     collector = Collector(env, agent, replay, config.seed, config.learn_after)
     plan = Plan(config.steps, config.learn_after, config.evaluate_every, config.evaluation_episodes,
@@ -180,7 +181,8 @@ def acting(task: str, recipe: str) -> Agent:
     from robot_rl.learn import recipes
     use_threads(1)
     contract = sim.env_spec(sim.make(task), task)
-    return recipes.make(recipe, contract.observation_size, contract.action_size)
+    frames = contract.vision.shape if contract.vision else None
+    return recipes.make(recipe, contract.observation_size, contract.action_size, frames)
 
 
 def load_agent(run: Run) -> tuple[Agent, RunConfig, int]:
@@ -296,7 +298,7 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
     state = checkpoint.load(start)
     with fitting(start, state, config):
         agent.load_state_dict(state["agent"])
-    policy, log = run.folder / "policy.onnx", Log(run.folder, state.get("episodes", 0) if resuming else 0)
+    policy = run.folder / "policy.onnx"
 
     def write() -> None:
         write_policy(agent, stamped(contract, config, tuning.episodes), policy)
@@ -304,7 +306,7 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
     def save(state: dict[str, Any]) -> None:
         checkpoint.save(run.checkpoint, state | {"recipe": config.recipe})
 
-    tuning = Finetuning(agent, prior, online, None, write, save, log,  # type: ignore[arg-type]
+    tuning = Finetuning(agent, prior, online, None, write, save, None,  # type: ignore[arg-type]
                         ratio, repeats, warm_updates, hindsight, seed)
     loaded, refused = 0, list[str]()
     if resuming:
@@ -312,6 +314,7 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
     else:
         loaded, refused = tuning.load(bags_in(data) if data else [], contract)
         run.create(config, contract)
+    log = tuning.log = Log(run.folder, tuning.episodes)
     for line in refused:
         print(f"finetune: left out: {line}", file=sys.stderr)
     write()

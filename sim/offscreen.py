@@ -13,13 +13,15 @@ from typing import Any
 import mujoco
 import numpy as np
 
+from robot_rl.spec import SpecError
+
 INSTALL = "on Debian or Ubuntu: apt-get install libegl1 libgl1 (or, software only: libosmesa6)"
 _LIBRARIES = {"egl": "EGL", "osmesa": "OSMesa"}
 _open: weakref.WeakSet[Offscreen] = weakref.WeakSet()
 _making = threading.Lock()
 
 
-class RenderError(RuntimeError):
+class RenderError(SpecError):
     """No picture can be drawn here; the message names the library and the packages that bring it."""
 
 

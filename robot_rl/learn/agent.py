@@ -239,6 +239,7 @@ class Agent:
             "modules": self.modules.state_dict(),
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
             "generator": self.generator.get_state(),
+            "device": self.generator.device.type,
             "noise": self.noise.state_dict(),
             "updates": self.updates,
         }
@@ -248,7 +249,8 @@ class Agent:
         self.modules.load_state_dict(state["modules"])
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][name])
-        self.generator.set_state(state["generator"].cpu())
+        if state.get("device", self.generator.device.type) == self.generator.device.type:
+            self.generator.set_state(state["generator"].cpu())  # elsewhere chance goes on from the seed
         noise = state.get("noise", {})  # older checkpoints have none
         self.noise.load_state_dict({name: value.to(self.generator.device) for name, value in noise.items()})
         self.updates = state["updates"]

@@ -80,7 +80,7 @@ class Histogram(Head):
 
     def decode(self, outputs: Tensor) -> Tensor:
         """(..., V) -> (...)."""
-        return self.expand(outputs.softmax(-1) @ self.atoms)
+        return self.expand(outputs.softmax(-1) @ self.atoms.to(outputs.device))
 
     def place(self, values: Tensor) -> Tensor:
         """(...) -> where they lie among the atoms, counted from the first as 0 to the last as V - 1."""

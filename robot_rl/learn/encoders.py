@@ -83,6 +83,6 @@ class Pretrained(nn.Module):
         return self
 
     def frozen(self) -> Pretrained:
-        """Itself: it does not change."""
-        return self
+        """A copy that is exported."""
+        return copy.deepcopy(self)
 

@@ -159,8 +159,11 @@ class CameraLatent(Latent):
     def mirror(self) -> LatentMirror:
         """Torch itself: what a convolution costs, numpy would not save."""
         def forward(obs: np.ndarray, frames: np.ndarray) -> np.ndarray:
+            device = self.project.flat.device
             with torch.inference_mode():
-                return self(torch.from_numpy(obs), torch.from_numpy(frames) / 255.0).numpy()
+                seen = torch.from_numpy(frames).to(device) / 255.0
+                latent: np.ndarray = self(torch.from_numpy(obs).to(device), seen).cpu().numpy()
+            return latent
 
         return forward
 

@@ -72,6 +72,10 @@ class Options:
 
     def latent(self, sizes: Sizes, start: torch.Generator) -> Latent:
         """What the actor and the critics see of an observation: chosen here only."""
+        if self.shift < 0:
+            raise ValueError(f"shift is {self.shift}; frames are moved by at least 0 pixels")
+        if self.encoder is not None and sizes.frames is None:
+            raise ValueError(f"encoder {self.encoder}: the task shows no camera frames")
         state = RunningNorm(sizes.obs) if self.normalize and sizes.obs else Identity(sizes.obs)
         if sizes.frames is None:
             return state
@@ -110,6 +114,8 @@ class Chunked(Options):
 
     def whole(self, sizes: Sizes) -> Sizes:
         """The sizes with a chunk as the action."""
+        if self.chunk < 1:
+            raise ValueError(f"chunk is {self.chunk}; an actor gives at least 1 action")
         return sizes._replace(action=sizes.action * self.chunk)
 
     def steps(self) -> int:
@@ -169,8 +175,9 @@ class Headed(Options):
         choices = {"symlog": TwoHot, "linear": Histogram}
         if self.support not in choices:
             raise ValueError(f"support is {self.support!r}; it is one of {', '.join(choices)}")
-        if projected and not self.categories:
-            raise ValueError("projected is for critics with categories, which are 0")
+        if projected and (not self.categories or self.support != "linear"):
+            raise ValueError(f"projected is for critics with categories and support linear, not {self.categories} and "
+                             f"{self.support}: a distribution keeps its mean there only")
         if not self.categories:
             return Scalar()
         return choices[self.support](self.categories, self.bound, self.device, projected)
@@ -193,7 +200,8 @@ class Acting(Options):
 
     `smoothness` is the price of a change of its mean. `optimism` above 0.5 is the expectile that critics go by at
     first; it falls to 0.5, the mean, in `optimism_steps` updates. With `average` above 0 an average of the actor acts
-    without exploring and is exported; it moves by that share in each update, which evens out what an actor unlearns.
+    without exploring and is exported (a robot explores by it too); it moves by that share in each update, which evens
+    out what an actor unlearns.
     """
 
     critics: int = 2
@@ -214,6 +222,8 @@ class Acting(Options):
     def agent(self, latent: Latent, actor: Actor, lessons: Sequence[Lesson], start: torch.Generator,
               parts: Mapping[str, nn.Module], *, targets: Sequence[Target] = (), **more: Any) -> Agent:
         """See Options."""
+        if not 0.0 <= self.average <= 1.0:
+            raise ValueError(f"average is {self.average}; it is a share in [0, 1]")
         if self.average:
             shown = copy.deepcopy(actor)
             parts, targets = {**parts, "average": shown}, [*targets, Target(shown, actor, self.average)]
@@ -292,6 +302,8 @@ class Slow(Ensemble):
 
     def shape(self) -> Shape:
         """Of the critics' networks."""
+        if self.norm == "batch":
+            raise ValueError("norm is batch, which crossq alone learns with; others take none, layer or rms")
         return replace(super().shape(), dropout=self.dropout)
 
 

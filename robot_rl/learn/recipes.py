@@ -69,6 +69,8 @@ class Sac(Chunked, Slow, Projecting, Soft):
     def build(self, sizes: Sizes) -> Agent:
         """See Options."""
         sizes = self.whole(sizes)
+        if self.subset is not None and not 1 <= self.subset <= self.critics:
+            raise ValueError(f"subset is {self.subset}; it is between 1 and the {self.critics} critics")
         start, heat = self.start(), self.heat(sizes)
         latent = self.latent(sizes, start)
         actor = self.gaussian(latent, sizes, start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -111,8 +112,12 @@ def test_images_are_read_once_with_stamp_and_age_and_silent_cameras_are_named(sm
     message = messages.image(8, "front", picture)
     message.encoding = "mono16"
     wire.say(camera.topic, messages.encode(message), 8)
-    with pytest.raises(SpecError, match=r"camera 'front' on front/image_raw: image encoding 'mono16'"):
-        io.read()
+    said = r"camera 'front' on front/image_raw: image encoding 'mono16'"
+    assert "front.image" not in io.read().values and re.match(said, io.refused["front"])
+    with pytest.raises(SpecError, match=said):
+        io.wait(0.0)
+    wire.say(camera.topic, encode(camera, {"front.image": picture}, 9, body), 9)
+    assert io.read().stamps["front"] == 9 and not io.refused
 
 
 def test_row_padding_and_order_of_colours_are_undone(small: PolicySpec) -> None:

@@ -23,7 +23,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "hold": {"hold": 8},
     "returns": {"returns": 5.0},
     "linear": {"categories": 21, "support": "linear", "bound": 5.0},
-    "projected": {"categories": 21, "projected": True},
+    "projected": {"categories": 21, "support": "linear", "bound": 5.0, "projected": True},
     "optimism": {"optimism": 0.9, "optimism_steps": 8},
     "smoothness": {"smoothness": 0.5},
     "average": {"average": 0.2},
@@ -237,7 +237,10 @@ def test_unknown_names_are_answered_with_the_choices() -> None:
 @pytest.mark.parametrize("chosen, message", [
     ({"norm": "lyer"}, "norm is 'lyer'.*none, layer, rms, batch"),
     ({"support": "log"}, "support is 'log'.*symlog, linear"),
-    ({"projected": True}, "projected.*categories"), ({"chain": 0}, "chain is 0"), ({"hold": 0}, "hold is 0"),
+    ({"projected": True}, "projected.*categories"), ({"projected": True, "categories": 21}, "support linear.*symlog"),
+    ({"norm": "batch"}, "crossq alone"), ({"average": 2.0}, r"average is 2\.0"), ({"chunk": 0}, "chunk is 0"),
+    ({"subset": 3}, "subset is 3.*2 critics"), ({"shift": -1}, "shift is -1"), ({"encoder": "a.pt2"}, "no camera"),
+    ({"chain": 0}, "chain is 0"), ({"hold": 0}, "hold is 0"),
     ({"optimism": 1.5}, r"optimism is 1\.5"), ({"returns": -1.0}, r"returns.*-1\.0")])
 def test_values_that_make_no_sense_are_refused(chosen: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
