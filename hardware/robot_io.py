@@ -62,8 +62,8 @@ class RobotIO:
         end = time.monotonic() + timeout_s
         while True:
             heard = self.read().stamps
-            for reason in self.refused.values():
-                raise SpecError(reason)
+            if self.refused:
+                raise SpecError("; ".join(self.refused.values()))
             silent = [f"{s.name} on {s.topic} ({_type(s)})" for s, _ in self._sensors if s.name not in heard]
             if not self._command.matched():
                 silent.append(f"no subscriber on {self.robot.command.topic} ({self.robot.command.type})")

@@ -153,7 +153,7 @@ def write_policy(agent: Agent, contract: PolicySpec, out: Path) -> dict[str, Any
     from robot_rl.learn.export import export as write
     policy = agent.policy()
     difference = write(policy, contract.observation_size, policy.noise_size, contract.to_json(), out,
-                       contract.vision.shape if contract.vision else None, carry=policy.carry)
+                       contract.frames, carry=policy.carry)
     return {"largest_difference": difference, "bytes": out.stat().st_size}
 
 
@@ -171,8 +171,7 @@ def make_agent(config: RunConfig, contract: PolicySpec, device: str = "auto") ->
     from robot_rl.learn import recipes
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     return recipes.make(config.recipe, contract.observation_size, contract.action_size,
-                        contract.vision.shape if contract.vision else None, seed=config.seed, device=where,
-                        **config.options)
+                        contract.frames, seed=config.seed, device=where, **config.options)
 
 
 def acting(task: str, recipe: str) -> Agent:
@@ -181,8 +180,7 @@ def acting(task: str, recipe: str) -> Agent:
     from robot_rl.learn import recipes
     use_threads(1)
     contract = sim.env_spec(sim.make(task), task)
-    frames = contract.vision.shape if contract.vision else None
-    return recipes.make(recipe, contract.observation_size, contract.action_size, frames)
+    return recipes.make(recipe, contract.observation_size, contract.action_size, contract.frames)
 
 
 def load_agent(run: Run) -> tuple[Agent, RunConfig, int]:

@@ -353,6 +353,11 @@ class PolicySpec(Data, kw_only=True):
         return (*(self.robot.sensors if self.robot else ()), *self.cameras)
 
     @property
+    def frames(self) -> tuple[int, int, int] | None:
+        """(C, H, W) of what the policy sees; None where it sees numbers only."""
+        return self.vision.shape if self.vision else None
+
+    @property
     def cameras(self) -> tuple[Camera, ...]:
         """The robot's cameras that the policy sees through, in the order of its frames."""
         if self.robot is None or self.vision is None:

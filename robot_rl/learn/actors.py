@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from robot_rl.learn.chunks import Execution
 from robot_rl.learn.critics import CoarseCritic
+from robot_rl.learn.encoders import PER_LEVEL
 from robot_rl.learn.nets import Mlp, Shape, split_rows
 
 ActorMirror = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -249,5 +250,5 @@ class Policy(nn.Module):
         Noise of zeros gives the deterministic action. Where the execution carries something, that goes in, zeros at
         first, and comes out after the action.
         """
-        latent = self.latent(obs) if frames is None else self.latent(obs, frames / 255.0)
+        latent = self.latent(obs) if frames is None else self.latent(obs, frames * PER_LEVEL)
         return self.execution(self.actor(latent, noise), carry)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 STRIDES = (2, 2, 2, 1)
+PER_LEVEL = 1.0 / 255.0  # frames as bytes times this are the numbers in [0, 1] that encoders take
 KERNEL = 3
 
 

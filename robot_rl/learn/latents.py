@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from robot_rl.learn.backups import Tensors
 from robot_rl.learn.critics import TwoHot
-from robot_rl.learn.encoders import Convolutions, Pretrained
+from robot_rl.learn.encoders import PER_LEVEL, Convolutions, Pretrained
 from robot_rl.learn.nets import Mlp, Shape
 from robot_rl.replay import Data
 
@@ -161,7 +161,7 @@ class CameraLatent(Latent):
         def forward(obs: np.ndarray, frames: np.ndarray) -> np.ndarray:
             device = self.project.flat.device
             with torch.inference_mode():
-                seen = torch.from_numpy(frames).to(device) / 255.0
+                seen = torch.from_numpy(frames).to(device) * PER_LEVEL
                 latent: np.ndarray = self(torch.from_numpy(obs).to(device), seen).cpu().numpy()
             return latent
 

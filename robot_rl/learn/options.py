@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -144,9 +144,13 @@ class Values(Options):
     residual: bool = False
     unit: bool = False
     returns: float = 0.0
+    batched: ClassVar[bool] = False
+    """Whether the critics see this step and the next in one batch, which a batch norm learns from."""
 
     def shape(self) -> Shape:
         """Of the critics' networks."""
+        if self.norm == "batch" and not self.batched:
+            raise ValueError("norm is batch, which crossq alone learns with; others take none, layer or rms")
         return replace(self.plain(), norm=self.norm, residual=self.residual, unit=self.unit)
 
     def agent(self, latent: Latent, actor: Actor, lessons: Sequence[Lesson], start: torch.Generator,
@@ -302,8 +306,6 @@ class Slow(Ensemble):
 
     def shape(self) -> Shape:
         """Of the critics' networks."""
-        if self.norm == "batch":
-            raise ValueError("norm is batch, which crossq alone learns with; others take none, layer or rms")
         return replace(super().shape(), dropout=self.dropout)
 
 

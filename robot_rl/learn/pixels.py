@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from robot_rl.frames import shared
+from robot_rl.learn.encoders import PER_LEVEL
 from robot_rl.replay import Batch
 
 CHUNK = 8  # samples converted at a time, so that the second pass over them finds them in the processor's cache
@@ -38,7 +39,7 @@ class Pixels:
         source, out = torch.from_numpy(frames).to(self.device), self._buffer(name, frames.shape)  # to a GPU as bytes
         step = CHUNK if self.device.type == "cpu" else len(source)
         for first in range(0, len(source), step):
-            out[first : first + step].copy_(source[first : first + step]).mul_(1.0 / 255.0)
+            out[first : first + step].copy_(source[first : first + step]).mul_(PER_LEVEL)
         return out
 
     def _moved(self, name: str, frames: np.ndarray, generator: torch.Generator) -> Tensor:
@@ -49,9 +50,9 @@ class Pixels:
             wide = torch.from_numpy(np.pad(alone, ((0, 0), (0, 0), (self.most,) * 2, (self.most,) * 2), "edge"))
             height, width = alone.shape[-2:]
             for to, seen, (down, right) in zip(out, wide, shift.tolist(), strict=True):
-                to.copy_(seen[:, down : down + height, right : right + width]).mul_(1.0 / 255.0)
+                to.copy_(seen[:, down : down + height, right : right + width]).mul_(PER_LEVEL)
         else:
-            out.copy_(shifted(torch.from_numpy(alone).to(self.device), shift, self.most)).mul_(1.0 / 255.0)
+            out.copy_(shifted(torch.from_numpy(alone).to(self.device), shift, self.most)).mul_(PER_LEVEL)
         return out.view(frames.shape)
 
     def _buffer(self, name: str, shape: tuple[int, ...]) -> Tensor:

@@ -6,7 +6,9 @@ import copy
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
+
+import torch
 
 from robot_rl.learn.actors import CoarseActor
 from robot_rl.learn.agent import Agent, Target
@@ -22,7 +24,7 @@ from robot_rl.learn.critics import (
     Scalar,
     SequenceCritic,
 )
-from robot_rl.learn.latents import ModelLatent, ModelStudy, Sync
+from robot_rl.learn.latents import Latent, ModelLatent, ModelStudy, Sync
 from robot_rl.learn.nets import Shape
 from robot_rl.learn.objectives import (
     Bellman,
@@ -174,6 +176,7 @@ class CrossQ(Ensemble, Projecting, Soft):
 
     lr: float = 1e-3
     norm: str = "batch"
+    batched: ClassVar[bool] = True
     critic_hidden: Sequence[int] | None = (1024, 1024)
     actor_alike: bool = True
     actor_period: int = 3
@@ -249,17 +252,22 @@ class Cqn(Values, Headed):
     tau: float = 0.02
     explore: float = 0.1
     norm: str = "layer"
+    lesson: ClassVar[type[CoarseBellman]] = CoarseBellman
 
     def build(self, sizes: Sizes) -> Agent:
         """See Options."""
         start = self.start()
         latent = self.latent(sizes, start)
-        critic = CoarseCritic(latent.size, sizes.action, self.hidden, self.levels, self.bins, self.head(), start,
-                              self.shape())
+        critic = self.coarse(latent, sizes, start)
         target, actor = copy.deepcopy(critic), CoarseActor(critic, self.explore)
         parts = {"critic": critic, "target": target}
-        return self.agent(latent, actor, [CoarseBellman(critic, target, latent)], start, parts,
+        return self.agent(latent, actor, [self.lesson(critic, target, latent)], start, parts,
                           targets=[Target(target, critic, self.tau)])
+
+    def coarse(self, latent: Latent, sizes: Sizes, start: torch.Generator) -> CoarseCritic:
+        """The critic."""
+        return CoarseCritic(latent.size, sizes.action, self.hidden, self.levels, self.bins, self.head(), start,
+                            self.shape())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,19 +281,14 @@ class CqnAs(Chunked, Cqn):
     chunk: int = 4
     execute: str = "ensemble"
     n_step: int = 4
+    lesson: ClassVar[type[CoarseBellman]] = SequenceBellman
 
-    def build(self, sizes: Sizes) -> Agent:
-        """See Options."""
+    def coarse(self, latent: Latent, sizes: Sizes, start: torch.Generator) -> CoarseCritic:
+        """See Cqn."""
         if self.chunk < 2:
             raise ValueError(f"chunk is {self.chunk}; cqn_as values at least 2 actions together")
-        start = self.start()
-        latent = self.latent(sizes, start)
-        critic = SequenceCritic(latent.size, sizes.action, self.chunk, self.hidden, self.levels, self.bins, self.head(),
-                                start, self.shape())
-        target, actor = copy.deepcopy(critic), CoarseActor(critic, self.explore)
-        parts = {"critic": critic, "target": target}
-        return self.agent(latent, actor, [SequenceBellman(critic, target, latent)], start, parts,
-                          targets=[Target(target, critic, self.tau)])
+        return SequenceCritic(latent.size, sizes.action, self.chunk, self.hidden, self.levels, self.bins, self.head(),
+                              start, self.shape())
 
 
 class Recipe(NamedTuple):
