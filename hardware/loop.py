@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import signal
@@ -9,11 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from types import FrameType
 
 import numpy as np
 
 SPIN_NS = 200_000  # the last stretch is spun, because a sleep may wake some 100 µs late
+PRESENT_PAGES = 1  # mlockall's MCL_CURRENT
 
 
 class Ticker:
@@ -30,19 +33,30 @@ class Ticker:
         """Lateness of the newest `capacity` ticks, ns."""
         self.late_ns = 0
         self._next = 0
+        self._rehearsal_ns = self.period_ns // 4
 
     def start(self) -> None:
         """Put the first deadline one period from now."""
         self._next = time.monotonic_ns() + self.period_ns
 
-    def wait(self) -> int:
-        """Sleep until the next deadline; returns how many periods have passed (1 when on time)."""
+    def wait(self, rehearse: Callable[[], None] | None = None) -> int:
+        """Sleep until the next deadline; returns how many periods have passed (1 when on time).
+
+        `rehearse` runs just before it, where there is time: what a tick will use lies in the processor's caches then,
+        which after a sleep it does not.
+        """
         behind = (time.monotonic_ns() - self._next) // self.period_ns
         skipped = max(0, behind)
         self._next += skipped * self.period_ns
-        pause = self._next - time.monotonic_ns() - SPIN_NS
-        if pause > 0:
-            time.sleep(pause * 1e-9)
+        ahead = SPIN_NS + 2 * self._rehearsal_ns
+        if rehearse is not None and self._next - time.monotonic_ns() > ahead:
+            self._sleep(ahead)
+            began = time.monotonic_ns()
+            rehearse()
+            # the longest of late; at most a quarter of a period, or a stall would leave no time for it ever after
+            longest = max(time.monotonic_ns() - began, self._rehearsal_ns * 15 // 16)
+            self._rehearsal_ns = min(longest, self.period_ns // 4)
+        self._sleep(SPIN_NS)
         while (now := time.monotonic_ns()) < self._next:
             pass
         self.late_ns = now - self._next
@@ -52,33 +66,79 @@ class Ticker:
         self._next += self.period_ns
         return 1 + skipped
 
+    def _sleep(self, before_ns: int) -> None:
+        """Until so long before the next deadline."""
+        pause = self._next - time.monotonic_ns() - before_ns
+        if pause > 0:
+            time.sleep(pause * 1e-9)
+
     @property
     def lateness_ms(self) -> np.ndarray:
         """(ticks,) how late each tick woke against the absolute schedule, ms."""
         return self.late[:min(self.ticks, len(self.late))] * 1e-6
 
 
+@dataclass(frozen=True)
+class RealTime:
+    """What the system granted a control loop."""
+
+    scheduling: bool
+    """A real-time class."""
+    memory_locked: bool
+    """Nothing that is in memory now is paged out."""
+    cpu: int | None
+    """The one processor that it stays on, where it was to."""
+
+
 @contextmanager
-def steady() -> Iterator[bool]:
-    """No garbage collection inside, and this thread in a real-time class where that is permitted; yields whether it is.
+def steady(cpu: int | None = None) -> Iterator[RealTime]:
+    """No garbage collection inside, and for this thread what a real-time loop needs, where that is permitted.
 
     What lives is set aside, and collecting waits until the loop is over. Round-robin at the lowest real-time priority
     goes before every ordinary thread and behind whatever the system itself runs in such a class. A class that whoever
-    started the process chose is left alone, and threads begun inside are ordinary ones.
+    started the process chose is left alone, and threads begun inside are ordinary ones. Memory is locked, and with
+    `cpu` the thread stays on that processor; ValueError where there is none of that number.
     """
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    ordinary = hasattr(os, "sched_setscheduler") and _scheduling() == os.SCHED_OTHER
-    if ordinary:
-        _schedule(os.SCHED_RR, 1)
-    try:
-        yield hasattr(os, "sched_setscheduler") and _scheduling() in (os.SCHED_RR, os.SCHED_FIFO)
-    finally:
+    with _pinned(cpu):
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        ordinary = hasattr(os, "sched_setscheduler") and _scheduling() == os.SCHED_OTHER
         if ordinary:
-            _schedule(os.SCHED_OTHER, 0)
-        gc.enable()
-        gc.unfreeze()
+            _schedule(os.SCHED_RR, 1)
+        locked = _memory("mlockall", PRESENT_PAGES)
+        try:
+            granted = hasattr(os, "sched_setscheduler") and _scheduling() in (os.SCHED_RR, os.SCHED_FIFO)
+            yield RealTime(granted, locked, cpu)
+        finally:
+            if locked:
+                _memory("munlockall")
+            if ordinary:
+                _schedule(os.SCHED_OTHER, 0)
+            gc.enable()
+            gc.unfreeze()
+
+
+@contextmanager
+def _pinned(cpu: int | None) -> Iterator[None]:
+    """This thread on one processor only."""
+    if cpu is None:
+        yield
+        return
+    allowed = os.sched_getaffinity(0)
+    if cpu not in allowed:
+        raise ValueError(f"cpu {cpu}: this process may use {', '.join(map(str, sorted(allowed)))}")
+    os.sched_setaffinity(0, {cpu})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def _memory(call: str, *arguments: int) -> bool:
+    """Lock or unlock this process's memory; whether the system permits it."""
+    function = getattr(ctypes.CDLL(None), call, None)
+    return function is not None and function(*arguments) == 0
 
 
 def _scheduling() -> int:

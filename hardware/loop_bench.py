@@ -1,4 +1,8 @@
-"""Measures the control loop: a real policy with safety against a robot's topics in another process."""
+"""Measures control loops: a real policy behind the safety filter, against a robot's topics in another process.
+
+Three loops run the same decision: `ours` has absolute deadlines, `sleep` sleeps what is left of a period, as loops of
+robot-learning stacks do, and `timer` is a plain rclpy node with a timer and subscriptions. They take turns.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,10 @@ import multiprocessing
 import os
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,86 +21,313 @@ import numpy as np
 
 from hardware import messages
 from hardware.bus import COMMAND, Qos, connect
-from hardware.loop import Ticker, percentiles, steady
-from hardware.robot_io import RobotIO
+from hardware.loop import RealTime, Ticker, percentiles, steady
+from hardware.rehearsal import rehearsal
+from hardware.robot_io import RobotIO, decode, encode_command
 from robot_rl.episode import Episode
+from robot_rl.observe import Readings
 from robot_rl.policy import Policy
-from robot_rl.spec import JOINT_STATE, RobotSpec, SpecError, policy_file
+from robot_rl.spec import JOINT_STATE, PolicySpec, RobotSpec, SpecError, policy_file
+
+LOOPS = ("ours", "sleep", "timer")
+LOADS = ("idle", "busy")
+NODE, NAMESPACE = "policy", "bench"
+WARM_TICKS = 20
 
 
-def bench(rate_hz: float, seconds: float, policy: str, kind: str = "auto", domain: int = 117) -> dict[str, Any]:
-    """Run the loop at `rate_hz` and return its figures.
+@dataclass(frozen=True)
+class Turn:
+    """What one loop is to do once; everything that its process needs."""
 
-    Jitter is the lateness of a tick against the absolute schedule; a missed deadline is a skipped period; latency is
-    from the take of the newest state to the return of publish; cpu_share is of one core.
+    loop: str
+    rate_hz: float
+    seconds: float
+    policy: str
+    kind: str
+    domain: int
+    cpu: int | None
+    rehearse: bool
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How a loop kept time in one turn."""
+
+    stamps_ns: np.ndarray
+    """(ticks,) when each tick began, on the monotonic clock."""
+    latency_s: np.ndarray
+    """(ticks,) from the take of the newest state to the return of publish."""
+    cpu_share: float
+    """Of one core."""
+    memory_growth_mb: float
+    real_time: RealTime | None
+
+
+@dataclass
+class Figures:
+    """Of one loop at one rate under one load, all turns together; ms where nothing else is said.
+
+    Jitter is lateness against the absolute schedule; interval error the difference of an interval to the period; drift
+    what the loop loses in a second; a missed deadline is a period without a tick.
     """
-    loaded = Policy(policy_file(policy))
-    spec = msgspec.structs.replace(loaded.spec, rate_hz=rate_hz, time_limit_s=seconds + 60.0)
+
+    loop: str
+    load: str
+    rate_hz: float
+    achieved_hz: float
+    ticks: int
+    missed: int
+    jitter_ms_p50: float
+    jitter_ms_p99: float
+    jitter_ms_p999: float
+    interval_error_ms_p50: float
+    interval_error_ms_p99: float
+    drift_ms_per_s: float
+    latency_ms_p50: float
+    latency_ms_p99: float
+    cpu_share: float
+    memory_growth_mb: float
+    real_time: RealTime | None
+    jitter_ms: list[float] = field(default_factory=list)
+    """(ticks,)"""
+
+
+def bench(rates: Sequence[float], seconds: float, policy: str, loops: Sequence[str] = LOOPS,
+          loads: Sequence[str] = ("idle",), repetitions: int = 1, kind: str = "auto", domain: int = 117,
+          cpu: int | None = None, rehearse: bool = True, out: Path | None = None,
+          report: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """Let the loops take turns at every rate under every load; returns the figures, and writes a page to `out`.
+
+    Loads: `idle`, and `busy` with a process on each core that never rests. `timer` is left out where rclpy is absent.
+    """
+    for name, given, known in (("loops", loops, LOOPS), ("loads", loads, LOADS)):
+        if unknown := sorted(set(given) - set(known)):
+            raise ValueError(f"{name}: {', '.join(unknown)}; known are {', '.join(known)}")
+    if slow := [rate for rate in rates if not rate > 0]:
+        raise ValueError(f"rate: {slow[0]:g} Hz; a rate is above 0")
+    spec = _contract(policy)
+    there = [loop for loop in loops if loop != "timer" or _rclpy()]
+    if left_out := sorted(set(loops) - set(there)):
+        report(f"left out, because rclpy cannot be imported: {', '.join(left_out)}")
+    found: list[Figures] = []
+    for rate in rates:
+        assert spec.robot is not None
+        with _robot(_fast(spec.robot, rate), kind, domain):
+            for load in loads:
+                turns: dict[str, list[Kept]] = {loop: [] for loop in there}
+                with _busy(load == "busy"):
+                    for _ in range(repetitions):
+                        for loop in there:
+                            turn = Turn(loop, rate, seconds, policy, kind, domain, cpu, rehearse)
+                            turns[loop].append(_in_a_process(turn))
+                for loop in there:
+                    found.append(_figures(loop, load, rate, turns[loop]))
+                    report(_line(found[-1]))
+    if out is not None:
+        from robot_rl.page.loops import write_page
+        write_page(out, [asdict(f) for f in found])
+    rows = [asdict(f) | {"jitter_ms": None} for f in found]
+    rows = [{key: value for key, value in row.items() if value is not None} for row in rows]
+    shared = {"machine": f"{os.cpu_count()} cores", "policy": policy, "seconds": seconds, "repetitions": repetitions}
+    return shared | ({"page": str(out)} if out else {}) | (rows[0] if len(rows) == 1 else {"loops": rows})
+
+
+def judged(stamps_ns: np.ndarray, period_ns: int) -> tuple[np.ndarray, int]:
+    """Lateness (ticks,) ns of ticks against the schedule that the first second of them keeps best, and periods missed.
+
+    A tick belongs to the period after the last one's, or to the one that it falls into when that is later.
+    """
+    number = np.arange(len(stamps_ns))
+    some = max(1, min(len(stamps_ns), 1_000_000_000 // period_ns))
+    anchor = int((stamps_ns[:some] - number[:some] * period_ns).min())
+    into = (stamps_ns - anchor) // period_ns
+    # the running maximum of (into - number) is how many periods have been skipped so far
+    place = number + np.maximum.accumulate(np.maximum(into - number, 0))
+    return stamps_ns - anchor - place * period_ns, int(place[-1] - number[-1])
+
+
+def _contract(policy: str) -> PolicySpec:
+    spec = Policy(policy_file(policy)).spec
     if spec.robot is None:
         raise SpecError(f"policy {policy}: it declares no robot to run on")
     if spec.vision:
         raise SpecError(f"policy {policy}: it sees through {', '.join(spec.vision.cameras)}, which the robot of this "
                         "benchmark does not have")
+    return spec
+
+
+def _fast(robot: RobotSpec, rate_hz: float) -> RobotSpec:
+    """The robot with sensors as fast as the loop, so that every tick has something new to read.
+
+    They may be silent for longer than usual: a busy machine holds its robot process up, which is not the loop's fault.
+    """
+    sensors = tuple(msgspec.structs.replace(s, rate_hz=max(s.rate_hz, rate_hz), stale_after_s=5.0)
+                    for s in robot.sensors)
+    return msgspec.structs.replace(robot, sensors=sensors)
+
+
+def _figures(loop: str, load: str, rate_hz: float, turns: Sequence[Kept]) -> Figures:
+    period = round(1e9 / rate_hz)
+    late, missed = zip(*(judged(turn.stamps_ns, period) for turn in turns), strict=True)
+    jitter = np.concatenate(late) * 1e-6
+    error = np.concatenate([np.abs(np.diff(turn.stamps_ns) - period) for turn in turns]) * 1e-6
+    latency = np.concatenate([turn.latency_s for turn in turns]) * 1e3
+    lasted = np.array([turn.stamps_ns[-1] - turn.stamps_ns[0] for turn in turns]) * 1e-9
+    ticks = np.array([len(turn.stamps_ns) - 1 for turn in turns])
+    drift = np.median((lasted - ticks / rate_hz) / lasted) * 1e3
+    j50, j99, j999 = percentiles(jitter, 50, 99, 99.9)
+    (e50, e99), (l50, l99) = percentiles(error, 50, 99), percentiles(latency, 50, 99)
+    return Figures(loop, load, rate_hz, float(ticks.sum() / lasted.sum()), int(ticks.sum()), int(sum(missed)),
+                   j50, j99, j999, e50, e99, float(drift), l50, l99, float(np.mean([t.cpu_share for t in turns])),
+                   max(t.memory_growth_mb for t in turns), turns[-1].real_time, jitter.tolist())
+
+
+def _line(f: Figures) -> str:
+    return (f"{f.rate_hz:6g} Hz {f.load}  {f.loop:<6} jitter p50 {f.jitter_ms_p50:.4f} p99 {f.jitter_ms_p99:.3f} p99.9 "
+            f"{f.jitter_ms_p999:.3f} ms, missed {f.missed} of {f.ticks}, latency p50 {f.latency_ms_p50:.2f} p99 "
+            f"{f.latency_ms_p99:.2f} ms, CPU {f.cpu_share:.0%}")
+
+
+def _in_a_process(turn: Turn) -> Kept:
+    """A turn in a fresh process, which has nothing of the others' in its memory."""
+    context = multiprocessing.get_context("spawn")
+    results = context.SimpleQueue()
+    process = context.Process(target=_turn, args=(turn, results), daemon=True)
+    process.start()
+    while not results.empty() or process.is_alive():
+        if not results.empty():
+            kept: Kept = results.get()
+            process.join()
+            return kept
+        time.sleep(0.05)
+    raise RuntimeError(f"loop '{turn.loop}' at {turn.rate_hz:g} Hz ended with status {process.exitcode}")
+
+
+def _turn(turn: Turn, results: Any) -> None:
+    loaded = Policy(policy_file(turn.policy))
+    robot = loaded.spec.robot
+    assert robot is not None
+    spec = msgspec.structs.replace(loaded.spec, rate_hz=turn.rate_hz, robot=_fast(robot, turn.rate_hz))
+    run = _timer if turn.loop == "timer" else _ours if turn.loop == "ours" else _sleep
+    results.put(run(turn, loaded, spec))
+
+
+class _Decision:
+    """One decision of the real path; a new episode begins whenever one ends."""
+
+    def __init__(self, policy: Policy, spec: PolicySpec) -> None:
+        self._policy, self._episode = policy, Episode(spec)
+        self._goal = spec.goal.sample(np.random.default_rng(0)) if spec.goal else None
+        self._episode.begin(self._goal)
+        policy.warm_up()
+
+    def __call__(self, readings: Readings) -> np.ndarray:
+        outcome = self._episode.observe(readings)
+        if outcome.done:
+            self._episode.begin(self._goal)
+            self._policy.reset()
+            outcome = self._episode.observe(readings)
+        return self._episode.act(self._policy(outcome.observation)).sent
+
+
+class _Watch:
+    """Begin and latency of each tick, processor time and memory, from the end of the first few ticks on."""
+
+    def __init__(self, turn: Turn) -> None:
+        most = round(turn.rate_hz * turn.seconds) + 1
+        self._stamps, self._latency = np.zeros(most, np.int64), np.zeros(most)
+        self._skip, self._most, self.ticks = WARM_TICKS, most, 0
+        self._before = self._began = self._size = 0.0
+        self._seconds = turn.seconds
+
+    def note(self, stamp_ns: int, taken_ns: int) -> bool:
+        """One tick, which began at `stamp_ns`, took its state at `taken_ns` and has published; False: enough."""
+        now = time.monotonic_ns()
+        if self._skip:
+            self._skip -= 1
+            self._before, self._began, self._size = _cpu_s(), now * 1e-9, _memory_mb()
+            return True
+        self._stamps[self.ticks], self._latency[self.ticks] = stamp_ns, (now - taken_ns) * 1e-9
+        self.ticks += 1
+        return self.ticks < self._most and now * 1e-9 - self._began < self._seconds
+
+    def kept(self, real_time: RealTime | None) -> Kept:
+        spent = time.monotonic() - self._began
+        return Kept(self._stamps[:self.ticks], self._latency[:self.ticks], (_cpu_s() - self._before) / spent,
+                    _memory_mb() - self._size, real_time)
+
+
+def _ours(turn: Turn, policy: Policy, spec: PolicySpec) -> Kept:
+    assert spec.robot is not None
+    with connect(turn.kind, NODE, NAMESPACE, turn.domain) as bus:  # type: ignore[arg-type]
+        io, decide, watch = RobotIO(spec.robot, bus), _Decision(policy, spec), _Watch(turn)
+        io.wait(15.0)
+        rehearse = rehearsal(io, policy, spec) if turn.rehearse else None
+        ticker = Ticker(turn.rate_hz, 1)
+        with steady(turn.cpu) as granted:
+            ticker.start()
+            while True:
+                ticker.wait(rehearse)
+                taken = time.monotonic_ns()
+                io.send(decide(io.read()))
+                if not watch.note(taken, taken):
+                    return watch.kept(granted)
+
+
+def _sleep(turn: Turn, policy: Policy, spec: PolicySpec) -> Kept:
+    assert spec.robot is not None
+    with connect(turn.kind, NODE, NAMESPACE, turn.domain) as bus:  # type: ignore[arg-type]
+        io, decide, watch = RobotIO(spec.robot, bus), _Decision(policy, spec), _Watch(turn)
+        io.wait(15.0)
+        while True:
+            taken = time.monotonic_ns()
+            io.send(decide(io.read()))
+            if not watch.note(taken, taken):
+                return watch.kept(None)
+            time.sleep(max(0.0, 1.0 / turn.rate_hz - (time.monotonic_ns() - taken) * 1e-9))
+
+
+def _timer(turn: Turn, policy: Policy, spec: PolicySpec) -> Kept:
+    from hardware.bus.ros import timer_node
+    robot = spec.robot
+    assert robot is not None
+    decide, watch = _Decision(policy, spec), _Watch(turn)
+
+    def tick(newest: dict[str, bytes], publish: Callable[[bytes], None]) -> bool:
+        taken = time.monotonic_ns()
+        if len(newest) < len(robot.sensors):
+            return True
+        readings = Readings({})
+        for sensor in robot.sensors:
+            readings.values |= decode(sensor, newest[sensor.topic], robot)
+        publish(encode_command(robot, decide(readings)))
+        return watch.note(taken, taken)
+
+    timer_node(NODE, NAMESPACE, turn.domain, [(s.topic, s.type) for s in robot.sensors],
+               (robot.command.topic, robot.command.type), turn.rate_hz, tick)
+    return watch.kept(None)
+
+
+@contextmanager
+def _robot(robot: RobotSpec, kind: str, domain: int) -> Iterator[None]:
+    """A robot's topics in a process of their own."""
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
-    robot = context.Process(target=_robot, args=(msgspec.json.encode(spec.robot), kind, domain, ready), daemon=True)
-    robot.start()
+    process = context.Process(target=_be_robot, args=(msgspec.json.encode(robot), kind, domain, ready), daemon=True)
+    process.start()
     try:
         if not ready.wait(30):
             raise TimeoutError("the robot process did not start within 30 s")
-        return _measure(loaded, spec, rate_hz, seconds, kind, domain)
+        yield
     finally:
-        robot.terminate()
-        robot.join(5)
+        process.terminate()
+        process.join(5)
 
 
-def _measure(policy: Policy, spec: Any, rate_hz: float, seconds: float, kind: str, domain: int) -> dict[str, Any]:
-    with connect(kind, "policy", "bench", domain) as bus:  # type: ignore[arg-type]
-        io, episode = RobotIO(spec.robot, bus), Episode(spec)
-        io.wait(15.0)
-        policy.warm_up()
-        ticks = round(rate_hz * seconds)
-        latency = np.zeros(ticks)
-        ticker = Ticker(rate_hz, ticks)
-        with steady() as real_time:
-            tick = _tick(io, episode, policy, spec)
-            tick()
-            before, began = _cpu_s(), time.monotonic()
-            ticker.start()
-            end = began + seconds
-            while time.monotonic() < end and ticker.ticks < ticks:
-                ticker.wait()
-                latency[ticker.ticks - 1] = tick()
-            used, spent = _cpu_s() - before, time.monotonic() - began
-    p50, p99, p999 = percentiles(ticker.lateness_ms, 50, 99, 99.9)
-    l50, l99 = percentiles(latency[:ticker.ticks] * 1e3, 50, 99)
-    return {"rate_hz": ticker.ticks / spent, "ticks": ticker.ticks, "missed": ticker.missed, "jitter_ms_p50": p50,
-            "jitter_ms_p99": p99, "jitter_ms_p999": p999, "latency_ms_p50": l50, "latency_ms_p99": l99,
-            "cpu_share": used / spent, "real_time": real_time,
-            "machine": f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}"}
-
-
-def _tick(io: RobotIO, episode: Episode, policy: Policy, spec: Any) -> Callable[[], float]:
-    """One decision of the real path, timed: a new episode begins whenever one ends."""
-    goal = spec.goal.sample(np.random.default_rng(0)) if spec.goal else None
-    episode.begin(goal)
-
-    def tick() -> float:
-        taken = time.perf_counter()
-        outcome = episode.observe(io.read())
-        if outcome.done:
-            episode.begin(goal)
-            policy.reset()
-            outcome = episode.observe(io.read())
-        io.send(episode.act(policy(outcome.observation)).sent)
-        return time.perf_counter() - taken
-    return tick
-
-
-def _robot(spec: bytes, kind: str, domain: int, ready: Any) -> None:
+def _be_robot(spec: bytes, kind: str, domain: int, ready: Any) -> None:
     """A robot's topics at their rates, at rest in its default pose; commands are read and dropped."""
     robot = msgspec.json.decode(spec, type=RobotSpec)
-    with connect(kind, "robot", "bench", domain) as bus:  # type: ignore[arg-type]
+    with connect(kind, "robot", NAMESPACE, domain) as bus:  # type: ignore[arg-type]
         pubs = [(s, bus.publisher(s.topic, s.type, Qos(reliable=True))) for s in robot.sensors]
         commands = bus.reader(robot.command.topic, robot.command.type, COMMAND)
         rest = np.array([j.default for j in robot.joints])
@@ -111,6 +345,40 @@ def _robot(spec: bytes, kind: str, domain: int, ready: Any) -> None:
                 publisher.publish(messages.encode(message))
 
 
+@contextmanager
+def _busy(wanted: bool) -> Iterator[None]:
+    """A process on each core that never rests."""
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_spin, daemon=True) for _ in range(os.cpu_count() or 1)] if wanted else []
+    for process in processes:
+        process.start()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join(5)
+
+
+def _spin() -> None:
+    while True:
+        pass
+
+
+def _rclpy() -> bool:
+    from importlib.util import find_spec
+    return find_spec("rclpy") is not None
+
+
 def _cpu_s() -> float:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
+
+
+def _memory_mb() -> float:
+    """What this process holds in memory, MB; 0 where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0.0
+    return pages * resource.getpagesize() * 1e-6

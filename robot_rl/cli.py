@@ -329,15 +329,24 @@ def bench_bus(bus: BusOption = "auto",
 
 @bench.command(name="loop")
 def bench_loop(
-    rate: Annotated[float, typer.Option(help="Control rate, Hz.")] = 100.0,
-    seconds: Annotated[float, typer.Option(help="How long, s.")] = 30.0,
+    rate: Annotated[str, typer.Option(help="Control rates, Hz, with commas between them.")] = "100",
+    seconds: Annotated[float, typer.Option(help="How long each turn is, s.")] = 30.0,
     policy: Annotated[str, typer.Option(help="Policy file or name in models/policies.")] = "furuta-swingup",
+    loops: Annotated[str, typer.Option(help="ours, sleep (sleeps what is left of a period) and timer (a plain rclpy "
+                                            "node; left out where rclpy is absent).")] = "ours,sleep,timer",
+    load: Annotated[str, typer.Option(help="idle, and busy: every core has a process that never rests.")] = "idle",
+    repetitions: Annotated[int, typer.Option(help="Turns of each loop; they alternate.")] = 1,
+    cpu: Annotated[int | None, typer.Option(help="Processor that our loop stays on.")] = None,
+    rehearse: Annotated[bool, typer.Option(help="Our loop runs a decision for nothing before each deadline, so that "
+                                                "the real one finds the processor's caches warm.")] = True,
+    out: Annotated[Path | None, typer.Option(help="Page with the figures and their histograms.")] = None,
     bus: BusOption = "auto",
     as_json: Json = False,
 ) -> None:
-    """The control loop against a simulated robot in another process: deadlines, jitter, latency, CPU share."""
+    """Control loops against a simulated robot in another process: deadlines, jitter, latency, CPU share."""
     from hardware.loop_bench import bench as run
-    _finish(run(rate, seconds, policy, bus), as_json)
+    _finish(run([float(r) for r in rate.split(",")], seconds, policy, loops.split(","), load.split(","), repetitions,
+                bus, cpu=cpu, rehearse=rehearse, out=out, report=lambda line: print(line, file=sys.stderr)), as_json)
 
 
 def main() -> None:

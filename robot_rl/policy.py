@@ -45,7 +45,15 @@ class Policy:
         self._check_sizes(shapes)
         self._feed = {name: np.zeros((1, *shape[1:]), np.uint8 if name == "frames" else np.float32)
                       for name, shape in shapes.items()}
-        self._outputs = ["action", "carry_out"] if "carry" in shapes else ["action"]
+        self._carry = self._feed.get("carry")
+        self._results = {"action": np.zeros((1, self.spec.action_size), np.float32)}
+        if self._carry is not None:
+            self._results["carry_out"] = np.zeros_like(self._carry)
+        self._binding = self._session.io_binding()  # the network reads and writes these arrays where they lie
+        for name, array in self._feed.items():
+            self._binding.bind_cpu_input(name, array)
+        for name, array in self._results.items():
+            self._binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
 
     def __call__(self, observation: Observation, noise: np.ndarray | None = None) -> np.ndarray:
         """Action (A,) float32 in [-1, 1] for an observation of the contract.
@@ -56,9 +64,15 @@ class Policy:
         if isinstance(observation, dict):
             self._feed["frames"][0] = observation["frames"]
         self._feed["noise"][0] = 0.0 if noise is None else noise
-        action, *carry = self._session.run(self._outputs, self._feed)
-        self._feed |= zip(("carry",), carry, strict=False)
-        return action[0]
+        action = self.again().copy()
+        if self._carry is not None:
+            self._carry[:] = self._results["carry_out"]
+        return action
+
+    def again(self) -> np.ndarray:
+        """The network run on what it saw last, (A,), with nothing carried on: a step's work without the step."""
+        self._session.run_with_iobinding(self._binding)
+        return self._results["action"][0]
 
     @property
     def noise_size(self) -> int:
@@ -67,8 +81,8 @@ class Policy:
 
     def reset(self) -> None:
         """An episode begins: nothing is carried over from the one before."""
-        if "carry" in self._feed:
-            self._feed["carry"] = np.zeros_like(self._feed["carry"])
+        if self._carry is not None:
+            self._carry[:] = 0.0
 
     def warm_up(self, calls: int = 50) -> None:
         """Run the network so that the first control tick is not the slow one, which is an episode's first."""

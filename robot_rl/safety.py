@@ -117,10 +117,10 @@ class Safety:
 
     def _limit_position(self, target: np.ndarray, last: np.ndarray,
                         position: np.ndarray) -> tuple[np.ndarray, Reason]:
-        inside = np.clip(target, self._lower, self._upper)
-        led = np.clip(inside, position - self._lead, position + self._lead)
-        rated = np.clip(led, last - self._step, last + self._step)
-        command = np.clip(rated, self._lower, self._upper)
+        inside = _within(target, self._lower, self._upper)
+        led = _within(inside, position - self._lead, position + self._lead)
+        rated = _within(led, last - self._step, last + self._step)
+        command = _within(rated, self._lower, self._upper)
         return command, _reason((target, inside, Reason.POSITION), (inside, led, Reason.EFFORT),
                                 (led, rated, Reason.RATE), (rated, command, Reason.POSITION))
 
@@ -128,11 +128,11 @@ class Safety:
                     velocity: np.ndarray) -> tuple[np.ndarray, Reason]:
         """Velocity or effort: never further out of a joint's range, never faster than its speed limit."""
         bounds = self._bounds()
-        bounded = np.clip(target, *bounds)
+        bounded = _within(target, *bounds)
         slewed = bounded
         if self._interface == "velocity":
-            slewed = np.clip(bounded, last - self._slew, last + self._slew)
-            slewed = np.clip(slewed, *bounds)
+            slewed = _within(bounded, last - self._slew, last + self._slew)
+            slewed = _within(slewed, *bounds)
         fast = np.abs(velocity) > self._velocity
         calm = np.where(fast & (slewed * velocity > 0), 0.0, slewed)
         outward = ((position >= self._upper) & (calm > 0)) | ((position <= self._lower) & (calm < 0))
@@ -147,9 +147,15 @@ def _keys(name: str, type: str) -> tuple[str, ...]:
     return tuple(f"{name}.{field}" for field in fields)
 
 
+def _within(values: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+    """What np.clip gives, in less than half of its time for a few numbers."""
+    bounded: np.ndarray = np.minimum(np.maximum(values, lower), upper)
+    return bounded
+
+
 def _reason(*changes: tuple[np.ndarray, np.ndarray, Reason]) -> Reason:
     reason = Reason.NONE
     for before, after, why in changes:
-        if not np.array_equal(before, after):
+        if (before != after).any():
             reason |= why
     return reason

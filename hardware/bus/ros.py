@@ -6,20 +6,23 @@ The calls of `_take_message`, `_take_request`, `_send_request` and `_take_respon
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import rclpy
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from std_srvs.srv import Trigger  # type: ignore[import-not-found]
 
-from hardware.bus import Qos, Sample
+from hardware.bus import COMMAND, SENSOR, Qos, Sample
 from hardware.bus.network import LOOPBACK, cyclone_configuration, domain_of, resolve
 
 CDR_HEADER = 4  # bytes
@@ -234,6 +237,33 @@ class RosRequest:
     def reply(self, success: bool, message: str) -> None:
         """See Request."""
         self._service.send_response(Trigger.Response(success=success, message=message), self._header)
+
+
+def timer_node(node: str, namespace: str, domain: int, sensors: Sequence[tuple[str, str]], command: tuple[str, str],
+               rate_hz: float, tick: Callable[[dict[str, bytes], Callable[[bytes], None]], bool]) -> None:
+    """A node as tutorials write it, for comparison: callbacks keep the newest message, a timer calls `tick`.
+
+    `tick` is given the newest CDR bytes by topic and the function that publishes a command; False ends it.
+    """
+    context, newest = rclpy.Context(), dict[str, bytes]()
+    rclpy.init(context=context, domain_id=domain)
+    plain = rclpy.create_node(node, context=context, namespace=namespace)
+    for topic, type in sensors:
+        plain.create_subscription(_message(type), topic, functools.partial(newest.__setitem__, topic),
+                                  _profile(SENSOR), raw=True)
+    commands = plain.create_publisher(_message(command[1]), command[0], _profile(COMMAND))
+    executor, going = SingleThreadedExecutor(context=context), True
+
+    def on_timer() -> None:
+        nonlocal going
+        going = tick(newest, commands.publish)
+
+    plain.create_timer(1.0 / rate_hz, on_timer)
+    executor.add_node(plain)
+    while going:
+        executor.spin_once()
+    plain.destroy_node()
+    rclpy.try_shutdown(context=context)
 
 
 def _take_message(subscription: Any) -> tuple[bytes, dict[str, int]] | None:

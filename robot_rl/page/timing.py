@@ -56,8 +56,8 @@ class Timing:
         gaps = np.concatenate([np.diff(t.stamps_ns) for t in tracks]) * 1e-9 * rate
         events = sum(bool(r) for t in tracks for r in t.reasons)
         p = [float(np.percentile(v, q)) if len(v) else np.nan for v in (late, latency) for q in (50, 99)]
-        return Timing(rate, len(late), int(np.maximum(np.round(gaps) - 1, 0).sum()), _histogram(late),
-                      _histogram(latency), p[0], p[1], p[2], p[3], events)
+        return Timing(rate, len(late), int(np.maximum(np.round(gaps) - 1, 0).sum()), histogram(late),
+                      histogram(latency), p[0], p[1], p[2], p[3], events)
 
 
 def timing(tracks: Tracks, figures: Mapping[str, Any]) -> str:
@@ -70,10 +70,10 @@ def timing(tracks: Tracks, figures: Mapping[str, Any]) -> str:
             found[key] = Timing.recorded(tracks[key])
     if not found:
         return ""
-    late = _histograms({k: (t.lateness, t.lateness_p50, t.lateness_p99) for k, t in found.items()},
-                       "Lateness of the ticks", "How late each tick woke against the absolute schedule; a whole "
+    late = histograms({k: (t.lateness, t.lateness_p50, t.lateness_p99) for k, t in found.items()},
+                      "Lateness of the ticks", "How late each tick woke against the absolute schedule; a whole "
                        "period late is a missed deadline.")
-    latency = _histograms({k: (t.latency, t.latency_p50, t.latency_p99) for k, t in found.items()},
+    latency = histograms({k: (t.latency, t.latency_p50, t.latency_p99) for k, t in found.items()},
                           "Observation to command", "From the take of the newest sensor messages to the return of the "
                           "publish call: observation, network, safety filter and message.")
     return _timing_table(found) + html.columns([late, latency, _safety(tracks, found)])
@@ -92,7 +92,9 @@ def _timing_table(found: Mapping[str, Timing]) -> str:
     return f'<div class="narrow">{html.table(["", *names], cells)}</div>'
 
 
-def _histograms(found: Mapping[str, tuple[Any, float, float]], title: str, caption: str) -> str:
+def histograms(found: Mapping[str, tuple[Histogram, float, float]], title: str, caption: str,
+               words: Mapping[str, str] = WORDS) -> str:
+    """A picture of (histogram, p50, p99) in ms of each series, on logarithmic scales; nothing without counts."""
     some = [(edges[:-1][counts > 0].min(), edges[1:][counts > 0].max(), counts.max())
             for (edges, counts), _, _ in found.values() if counts.sum()]
     if not some:
@@ -107,8 +109,9 @@ def _histograms(found: Mapping[str, tuple[Any, float, float]], title: str, capti
         for name, value in (("p50", p50), ("p99", p99)):
             if np.isfinite(value):
                 chart.flag(value, key, f"{name} {value:.2g}", row, left=name == "p50")
-    return html.figure(title, chart.svg(f"histogram, {title.lower()}, ms"), caption + " Both scales are logarithmic.",
-                       [(key, WORDS[key]) for key in found])
+    caption = f"{caption} Both scales are logarithmic.".strip()
+    return html.figure(title, chart.svg(f"histogram, {title.lower()}, ms"), caption,
+                       [(key, words[key]) for key in found])
 
 
 def _safety(tracks: Tracks, found: Mapping[str, Timing]) -> str:
@@ -149,6 +152,7 @@ def _told(histogram: dict[str, list[float]]) -> Histogram:
     return np.array(histogram["edges_ms"]), np.array(histogram["counts"])
 
 
-def _histogram(values: np.ndarray, bins: int = 60) -> Histogram:
+def histogram(values: np.ndarray, bins: int = 60) -> Histogram:
+    """Counts of values in ms on a logarithmic scale from 0.0001 ms on."""
     edges = np.geomspace(1e-4, max(10.0, values.max(initial=0.0)), bins + 1)
     return edges, np.histogram(np.maximum(values, 1e-4), edges)[0].astype(float)

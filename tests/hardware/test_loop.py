@@ -1,0 +1,123 @@
+"""The control loop's clock, what the system grants it, and how loops are judged against each other."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import json
+import os
+import time
+
+import numpy as np
+import pytest
+
+from hardware.loop import Ticker, steady
+from hardware.loop_bench import LOADS, LOOPS, bench, judged
+from robot_rl.policy import Policy
+from robot_rl.spec import SpecError, policy_file
+
+MS = 1_000_000
+
+
+def test_a_tick_that_takes_too_long_skips_periods_and_makes_no_burst() -> None:
+    ticker = Ticker(100.0)
+    ticker.start()
+    assert ticker.wait() == 1
+    time.sleep(0.035)
+    began = time.monotonic()
+    skipped = ticker.wait() - 1
+    assert skipped == ticker.missed >= 3
+    ticker.wait()
+    assert time.monotonic() - began < 0.2
+    assert ticker.ticks == 3
+
+
+def test_a_rehearsal_comes_before_the_deadline_and_only_where_there_is_time() -> None:
+    ticker, began = Ticker(20.0), []
+    ticker.start()
+    for _ in range(5):
+        ticker.wait(lambda: began.append(time.monotonic_ns()))
+        assert 0 < time.monotonic_ns() - began[-1] < 50 * MS
+    assert len(began) == 5
+    time.sleep(0.048)  # what is left of the period is less than a rehearsal needs
+    ticker.wait(lambda: began.append(time.monotonic_ns()))
+    assert len(began) == 5
+
+
+def test_a_slow_rehearsal_is_left_out_for_a_while_but_not_for_ever() -> None:
+    ticker, count = Ticker(50.0), 0
+
+    def rehearse() -> None:
+        nonlocal count
+        count += 1
+        if count == 1:
+            time.sleep(0.1)
+    ticker.start()
+    for _ in range(10):
+        ticker.wait(rehearse)
+    assert count > 3
+
+
+def test_steady_gives_everything_back() -> None:
+    allowed, class_before = os.sched_getaffinity(0), os.sched_getscheduler(0)
+    cpu = min(allowed)
+    with steady(cpu) as granted:
+        assert not gc.isenabled()
+        assert os.sched_getaffinity(0) == {cpu} == {granted.cpu}
+        assert granted.scheduling == (os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK in (1, 2))
+    assert gc.isenabled()
+    assert (os.sched_getaffinity(0), os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK) == (allowed, class_before)
+    with pytest.raises(ValueError, match="cpu 4096: this process may use 0"), steady(4096):
+        pass
+    assert gc.isenabled()
+
+
+def test_lateness_is_against_the_schedule_and_missed_periods_are_counted() -> None:
+    on_time = np.arange(200) * 10 * MS
+    late, missed = judged(on_time + 5, 10 * MS)
+    assert (late == 0).all() and missed == 0
+    drifting = np.arange(200) * 11 * MS  # loses a period in ten
+    late, missed = judged(drifting, 10 * MS)
+    assert missed == 19
+    assert late.max() < 10 * MS
+    stalled = on_time + np.where(np.arange(200) >= 50, 25 * MS, 0)
+    late, missed = judged(stalled, 10 * MS)
+    assert missed == 2
+    assert (late[50:] == 5 * MS).all() and (late[:50] == 0).all()
+
+
+def test_a_step_s_work_without_the_step_changes_nothing() -> None:
+    policy = Policy(policy_file("so101-reach"))
+    obs = np.linspace(-1, 1, policy.spec.observation_size, dtype=np.float32)
+    action = policy(obs)
+    assert np.array_equal(policy.again(), action)
+    other = policy(-obs)
+    assert not np.array_equal(other, action)  # what was given is the caller's own
+
+
+def test_loops_take_turns_and_the_page_shows_them(tmp_path) -> None:
+    page, lines = tmp_path / "loops.html", []
+    told = bench([50.0], 1.0, "furuta-swingup", LOOPS, LOADS, 1, kind="dds", domain=119, out=page, report=lines.append)
+    rows = told["loops"]
+    loops = [loop for loop in LOOPS if loop != "timer" or importlib.util.find_spec("rclpy")]
+    assert [(row["load"], row["loop"]) for row in rows] == [(load, loop) for load in LOADS for loop in loops]
+    for row in rows:
+        assert row["ticks"] + row["missed"] >= 45
+        assert 0 < row["latency_ms_p50"] <= row["latency_ms_p99"]
+        assert "jitter_ms" not in row
+    assert rows[0]["real_time"]["cpu"] is None and "real_time" not in rows[1]
+    json.dumps(told, default=str)
+    text = page.read_text()
+    assert text.count("<svg") == 2 and "absolute deadlines (ours)" in text
+    assert ("rclpy cannot be imported: timer" in lines[0]) == ("timer" not in loops)
+
+
+def test_bad_contests_are_refused() -> None:
+    with pytest.raises(ValueError, match="loops: mine; known are ours, sleep, timer"):
+        bench([50.0], 1.0, "furuta-swingup", ["mine"])
+    with pytest.raises(ValueError, match="loads: half; known are idle, busy"):
+        bench([50.0], 1.0, "furuta-swingup", ["ours"], ["half"])
+    with pytest.raises(ValueError, match="rate: 0 Hz; a rate is above 0"):
+        bench([50.0, 0.0], 1.0, "furuta-swingup", ["ours"])
+    with pytest.raises(SpecError, match="policy .nowhere.: no file"):
+        bench([50.0], 1.0, "nowhere", ["ours"])
