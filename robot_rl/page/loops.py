@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,12 @@ from robot_rl.log import write_atomic
 from robot_rl.page import html
 from robot_rl.page.timing import histogram, histograms
 
-WORDS = {"ours": "absolute deadlines (ours)", "sleep": "sleep what is left of the period", "timer": "rclpy timer"}
+WORDS = {"ours": "ours: absolute deadlines", "sleep": "sleep: sleeps what is left of a period",
+         "timer": "timer: a plain rclpy node"}
 STYLE = """
 .ours { color: var(--after); } .sleep { color: var(--bad); } .timer { color: var(--good); }
 svg text.ours, svg text.sleep, svg text.timer { fill: currentColor; }
+td { white-space: nowrap; }
 """
 COLUMNS = (("jitter p50", "jitter_ms_p50", "{:.4f}"), ("p99", "jitter_ms_p99", "{:.3f}"),
            ("p99.9", "jitter_ms_p999", "{:.3f}"), ("interval error p50", "interval_error_ms_p50", "{:.4f}"),
@@ -27,7 +28,7 @@ COLUMNS = (("jitter p50", "jitter_ms_p50", "{:.4f}"), ("p99", "jitter_ms_p99", "
 
 def write_page(file: Path, figures: Sequence[Mapping[str, Any]]) -> None:
     """Write the page of figures as `hardware.loop_bench` has them, with the jitter of every tick."""
-    rows = [[f"{f['rate_hz']:g} Hz", f["load"], f'<span class="{f["loop"]}">{escape(WORDS[f["loop"]])}</span>',
+    rows = [[f"{f['rate_hz']:g} Hz", f["load"], f'<span class="{f["loop"]}">{f["loop"]}</span>',
              f"{f['missed']:,} of {f['ticks'] + f['missed']:,}", *(shown.format(f[key]) for _, key, shown in COLUMNS)]
             for f in figures]
     table = html.table(["rate", "load", "loop", "missed", *(title for title, _, _ in COLUMNS)], rows, 3)
@@ -37,7 +38,7 @@ def write_page(file: Path, figures: Sequence[Mapping[str, Any]]) -> None:
                           "error is the difference of the time between two ticks to the period; drift is what the loop "
                           "loses in a second; a missed deadline is a period without a tick; latency is from the take "
                           "of the newest sensor messages to the return of the publish call.")
-    body = f"<h1>Control loops</h1>{says}<div class=\"narrow\">{table}</div>{html.columns(pictures)}"
+    body = f"<h1>Control loops</h1>{says}{table}{html.columns(pictures)}"
     write_atomic(file, html.page("Control loops", body, STYLE).encode())
 
 
