@@ -280,12 +280,15 @@ def bench_learner(
     repetitions: Annotated[int, typer.Option(help="Turns of each contestant.")] = 5,
     threads: Annotated[int, typer.Option(help="CPU threads of everybody; 0: as each library chooses.")] = 0,
     peer_python: Annotated[str, typer.Option(help="Python that has the extra `bench` installed.")] = sys.executable,
+    peer: Annotated[list[str] | None, typer.Option(metavar="NAME=PATH", help="Checkout of public code, repeatable: "
+                                                   "rlpd, mrq, or xqc (for default).")] = None,
     as_json: Json = False,
 ) -> None:
-    """Gradient updates per second against Stable-Baselines3 and sbx (install the extra `bench`)."""
+    """Gradient updates per second against Stable-Baselines3 and sbx (install the extra `bench`), and public code."""
     from robot_rl.learn.bench import bench as run
+    from robot_rl.learn.bench import checkouts
     _finish(run(agent, repetitions, seconds, threads or None, peer_python=peer_python,
-                report=lambda line: print(line, file=sys.stderr)), as_json)
+                report=lambda line: print(line, file=sys.stderr), checkouts=checkouts(peer or [])), as_json)
 
 
 @bench.command(name="replay")
