@@ -31,9 +31,9 @@ COUNTERPARTS = {
 }
 """What a peer calls the same learner; any other recipe of ours is measured against nobody."""
 WIDE = (1024, 1024)  # CrossQ's critics
-PERIOD = 25
-"""Updates between MR.Q's targets here, ours and theirs: a tenth of what it learns with, so that a turn has whole
-periods; the model then gets as many batches as the critics, as ever."""
+PERIOD = 5
+"""Updates between MR.Q's targets here, ours and theirs, in place of 250, so that a turn has whole periods; in each the
+model gets as many batches as the critics, as ever."""
 
 
 class Public(NamedTuple):
