@@ -10,10 +10,12 @@ import gymnasium
 import numpy as np
 import pytest
 
-from robot_rl import parallel
+from robot_rl import parallel, session
 from robot_rl.log import Log
 from robot_rl.parallel import Parallel
 from robot_rl.replay import Replay
+from robot_rl.run import Run, RunConfig
+from robot_rl.spec import SpecError
 from robot_rl.train import Plan, Training
 from sim.remote import RemoteEnv
 
@@ -154,3 +156,11 @@ def test_processes_give_what_one_process_gives_and_say_what_went_wrong(tmp_path:
     finally:
         for one in (*remote, broken):
             one.close()
+
+
+def test_no_environment_at_all_is_refused(tmp_path: Path) -> None:
+    config = RunConfig(task="furuta-swingup", recipe="sac", steps=10, learn_after=1, evaluate_every=10,
+                       evaluation_episodes=1, checkpoint_every=10, envs=0)
+    with pytest.raises(SpecError, match="--envs 0: there is at least 1 environment"):
+        session.train(Run(tmp_path / "run"), config, "cpu", 1, resume=False)
+    assert not (tmp_path / "run").exists()
