@@ -57,7 +57,7 @@ def _rlpd(path: str, updates: int) -> Callable[[], int]:
 
 
 def _mrq(path: str, updates: int) -> Callable[[], int]:
-    """`facebookresearch/MRQ`. It asks a GPU for its free memory, in place of which there is endless memory here."""
+    """`facebookresearch/MRQ`. It asks a GPU for its free memory; here it is told that there is enough."""
     sys.path.insert(0, os.path.join(path, "MRQ"))
     import numpy as np
     import torch
@@ -70,6 +70,7 @@ def _mrq(path: str, updates: int) -> Callable[[], int]:
     sizes = {"batch_size": BATCH, "buffer_size": 2 * FILL, "buffer_size_before_training": 1,
              "target_update_freq": PERIOD}
     learner = Agent((OBS,), ACTION, 1.0, False, False, torch.device("cpu"), 1, sizes)
+    learner.replay_buffer.priority.zero_()  # of places not yet used; as they come, some are no numbers
     random = np.random.default_rng(0)
     for step in range(FILL):
         obs, following = random.normal(size=(2, OBS))
