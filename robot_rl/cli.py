@@ -46,6 +46,8 @@ def train(
     checkpoint_every: Annotated[int, typer.Option(help="Decisions between checkpoints.")] = 10_000,
     capacity: Annotated[int, typer.Option(help="Decisions that the replay holds.")] = 1_000_000,
     action_repeat: Annotated[int, typer.Option(help="Simulator steps to a decision (dmc: and gym: tasks).")] = 1,
+    envs: Annotated[int, typer.Option(help="Environments at once, each in a process of its own; decisions and updates "
+                                           "are as many as with one.")] = 1,
     prior: Annotated[Path | None, typer.Option(help="Folder of bags to learn from too, of `demos` or a robot.")] = None,
     prior_ratio: Annotated[str, typer.Option(help="Share of each batch from those bags; or START:END:STEPS.")] = "0.5",
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
@@ -62,7 +64,7 @@ def train(
         config = RunConfig(
             task=task, robot=robot, recipe=recipe, options=chosen, seed=seed, steps=steps, learn_after=learn_after,
             capacity=capacity, evaluate_every=evaluate_every, evaluation_episodes=evaluation_episodes,
-            checkpoint_every=checkpoint_every, action_repeat=action_repeat,
+            checkpoint_every=checkpoint_every, action_repeat=action_repeat, envs=envs,
             prior=str(prior.resolve()) if prior else None, prior_ratio=prior_ratio)
         run = Run(out or Path("runs") / f"{task.replace(':', '_')}-{recipe}-{seed}")
     else:
@@ -280,12 +282,15 @@ def bench_learner(
     repetitions: Annotated[int, typer.Option(help="Turns of each contestant.")] = 5,
     threads: Annotated[int, typer.Option(help="CPU threads of everybody; 0: as each library chooses.")] = 0,
     peer_python: Annotated[str, typer.Option(help="Python that has the extra `bench` installed.")] = sys.executable,
+    peer: Annotated[list[str] | None, typer.Option(metavar="NAME=PATH", help="Checkout of public code, repeatable: "
+                                                   "rlpd, mrq, or xqc (for default).")] = None,
     as_json: Json = False,
 ) -> None:
-    """Gradient updates per second against Stable-Baselines3 and sbx (install the extra `bench`)."""
+    """Gradient updates per second against Stable-Baselines3 and sbx (install the extra `bench`), and public code."""
     from robot_rl.learn.bench import bench as run
+    from robot_rl.learn.bench import checkouts
     _finish(run(agent, repetitions, seconds, threads or None, peer_python=peer_python,
-                report=lambda line: print(line, file=sys.stderr)), as_json)
+                report=lambda line: print(line, file=sys.stderr), checkouts=checkouts(peer or [])), as_json)
 
 
 @bench.command(name="replay")

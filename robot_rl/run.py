@@ -26,6 +26,8 @@ class RunConfig(Data, kw_only=True):
     evaluation_episodes: int
     checkpoint_every: int
     action_repeat: int = 1
+    envs: int = 1
+    """Environments at once, each in a process of its own where they are several."""
     capacity: int = 1_000_000
     prior: str | None = None
     """Folder of bags that part of each batch comes from."""

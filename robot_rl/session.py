@@ -55,13 +55,17 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     from robot_rl.frames import memory_for
     from robot_rl.learn import checkpoint
     from robot_rl.log import Log
+    from robot_rl.parallel import Parallel
     from robot_rl.replay import Ratio
     from robot_rl.train import Plan, Training, discount_for
+    from sim.remote import RemoteEnv
     use_threads(threads)
     try:
         ratio = Ratio.parse(str(config.prior_ratio))
     except ValueError as error:
         raise SpecError(f"--prior-ratio {config.prior_ratio}: {error}") from error
+    if config.envs < 1:
+        raise SpecError(f"--envs {config.envs}: there is at least 1 environment")
     env = sim.make(config.task, config.robot, config.action_repeat)
     evaluation = sim.make(config.task, config.robot, config.action_repeat)
     contract = sim.env_spec(env, config.task)
@@ -76,7 +80,10 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     if not resume:
         env.reset(seed=config.seed)  # the first picture, where there is one, may have nothing to draw it
         run.create(config, contract)  # once nothing of it can be refused any more
-    collector = Collector(env, agent, replay, config.seed, config.learn_after)
+    remote = [RemoteEnv(sim.make, config.task, config.robot, config.action_repeat)
+              for _ in range(config.envs if config.envs > 1 else 0)]
+    collector = (Parallel(remote, contract.action_size, agent, replay, config.seed, config.learn_after) if remote else
+                 Collector(env, agent, replay, config.seed, config.learn_after))
     plan = Plan(config.steps, config.learn_after, config.evaluate_every, config.evaluation_episodes,
                 config.checkpoint_every)
     log = Log(run.folder, state["collector"]["steps"] if state else 0)
@@ -91,6 +98,8 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
             figures = training.run()
     finally:
         log.close()
+        for one in remote:
+            one.close()
     return {"run": str(run.folder), "task": config.task} | figures
 
 
