@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -146,6 +147,38 @@ def sim_robot(
         process = RobotProcess(spec, sim, wire, cameras, seed)
         print(f"sim-robot: {spec.robot} ready", flush=True)
         process.run(interrupted(), seconds)
+
+
+@app.command()
+def camera(
+    robot: Annotated[str, typer.Argument(help="Robot name, or path of a robot.yaml.")],
+    source: Annotated[list[str], typer.Option(metavar="NAME=SOURCE", help="Camera of the robot file and what it is: 0, "
+                                              "/dev/video2, file.mp4, rtsp://… or http://…; repeatable.")],
+    calibration: Annotated[list[str] | None, typer.Option(metavar="NAME=FILE", help="A camera's calibration, as ROS's "
+                                                          "camera_calibration writes it; repeatable.")] = None,
+    loop: Annotated[bool, typer.Option("--loop", help="Begin a file anew at its end.")] = False,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of the JPEG images.")] = 90,
+    bus: BusOption = "auto", namespace: Namespace = "", domain: Domain = None,
+    seconds: Annotated[float | None, typer.Option(help="Stop after so many seconds [default: never].")] = None,
+    as_json: Json = False,
+) -> None:
+    """Publish real cameras, video files or network streams as a robot's cameras, raw and as JPEG."""
+    import time
+
+    from hardware.camera_calibration import load_calibration
+    from hardware.camera_node import run
+    from hardware.deploy import BusOptions
+    from hardware.loop import interrupted
+    from robot_rl.spec import load_robot
+    cameras = {c.name: c for c in load_robot(robot).cameras}
+    sources = _by_name("--source", source, cameras, robot)
+    files = _by_name("--calibration", calibration or [], cameras, robot)
+    calibrations = {name: load_calibration(Path(file), cameras[name]) for name, file in files.items()}
+    stopped, end = interrupted(), None if seconds is None else time.monotonic() + seconds
+    with BusOptions(bus, namespace, domain).connect("camera") as wire:
+        _finish({"images": run(list(cameras.values()), sources, wire,
+                               lambda: stopped() or (end is not None and time.monotonic() > end),
+                               calibrations=calibrations, loop=loop, quality=quality)}, as_json)
 
 
 @app.command()
@@ -350,6 +383,18 @@ def main() -> None:
             hint = f"; install it with: {_install(error.name)}"
         print(f"robot-rl: {error}{hint}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _by_name(option: str, values: list[str], known: Iterable[str], robot: str) -> dict[str, str]:
+    """NAME=VALUE of an option by name, each name known and given once."""
+    found: dict[str, str] = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not equals or not value or name not in known or name in found:
+            raise SpecError(f"{option} {text}: give NAME=VALUE once for each, NAME one of {robot}'s cameras: "
+                            f"{', '.join(known) or 'none'}")
+        found[name] = value
+    return found
 
 
 def _install(module: str) -> str:
