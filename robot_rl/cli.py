@@ -27,6 +27,8 @@ BusOption = Annotated[str, typer.Option("--bus", help="auto (ros where rclpy is 
 Namespace = Annotated[str, typer.Option(help="ROS namespace of the robot's topics.")]
 Domain = Annotated[int | None, typer.Option(help="DDS domain [default: ROS_DOMAIN_ID, else 0].")]
 Threads = Annotated[int, typer.Option(help="CPU threads of the learner; 0: one for each core.")]
+LatencyOption = Annotated[Path | None, typer.Option("--latency", help="Delays that were measured on the robot, a file "
+                                                    "of `robot-rl latency`, to draw from.")]
 Options = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="NAME=VALUE",
                                                    help="Recipe option, repeatable; see `inspect --recipe`.")]
 
@@ -49,6 +51,7 @@ def train(
     action_repeat: Annotated[int, typer.Option(help="Simulator steps to a decision (dmc: and gym: tasks).")] = 1,
     prior: Annotated[Path | None, typer.Option(help="Folder of bags to learn from too, of `demos` or a robot.")] = None,
     prior_ratio: Annotated[str, typer.Option(help="Share of each batch from those bags; or START:END:STEPS.")] = "0.5",
+    latency: LatencyOption = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     threads: Threads = 0,
     as_json: Json = False,
@@ -64,7 +67,8 @@ def train(
             task=task, robot=robot, recipe=recipe, options=chosen, seed=seed, steps=steps, learn_after=learn_after,
             capacity=capacity, evaluate_every=evaluate_every, evaluation_episodes=evaluation_episodes,
             checkpoint_every=checkpoint_every, action_repeat=action_repeat,
-            prior=str(prior.resolve()) if prior else None, prior_ratio=prior_ratio)
+            prior=str(prior.resolve()) if prior else None, prior_ratio=prior_ratio,
+            latency=str(latency.resolve()) if latency else None)
         run = Run(out or Path("runs") / f"{task.replace(':', '_')}-{recipe}-{seed}")
     else:
         run = Run(resume)
@@ -79,12 +83,13 @@ def evaluate_(
     robot: RobotOption = None,
     seed: Seed = 100,
     gap: Annotated[str, typer.Option(help="Reality gap, e.g. payload=0.1,friction=0.05 (see sim-robot).")] = "",
+    latency: LatencyOption = None,
     action_repeat: Annotated[int, typer.Option(help="Simulator steps to a decision (dmc: and gym: tasks).")] = 1,
     as_json: Json = False,
 ) -> None:
     """Evaluate a policy in simulation, deterministically, with 95% intervals."""
     from robot_rl import session
-    _finish(session.evaluate(policy, episodes, robot, seed, gap, action_repeat), as_json)
+    _finish(session.evaluate(policy, episodes, robot, seed, gap, action_repeat, latency), as_json)
 
 
 @app.command()
@@ -129,7 +134,8 @@ def sim_robot(
     robot: Annotated[str, typer.Argument(help="Robot name, or path of a robot.yaml.")],
     gap: Annotated[str, typer.Option(help="Reality gap: NAME=VALUE,... of payload (kg), friction (N·m), "
                                      "motor_strength (share), encoder_bias (rad), command_delay (s), "
-                                     "sensor_delay (s), noise (rad), dropout (share).")] = "",
+                                     "sensor_delay (s), camera_delay (s), noise (rad), dropout (share).")] = "",
+    latency: LatencyOption = None,
     bus: BusOption = "auto", namespace: Namespace = "", domain: Domain = None, seed: Seed = 0,
     cameras: Annotated[bool, typer.Option(help="Render and publish the cameras.")] = True,
     seconds: Annotated[float | None, typer.Option(help="Stop after so many seconds [default: never].")] = None,
@@ -139,10 +145,11 @@ def sim_robot(
     from hardware.loop import interrupted
     from robot_rl.spec import load_robot, mjcf_file
     from sim.process import RobotProcess
-    from sim.randomize import Gap
+    from sim.randomize import NO_LAGS, Gap, Lags
     from sim.robot import SimRobot
     spec = load_robot(robot)
-    sim = SimRobot(spec, str(mjcf_file(robot)), gap=replace(Gap.parse(gap), seed=seed))
+    lags = Lags.live(latency, spec) if latency else NO_LAGS
+    sim = SimRobot(spec, str(mjcf_file(robot)), gap=replace(Gap.parse(gap), seed=seed), lags=lags)
     with BusOptions(bus, namespace, domain).connect("robot") as wire:
         process = RobotProcess(spec, sim, wire, cameras, seed)
         print(f"sim-robot: {spec.robot} ready", flush=True)
@@ -229,6 +236,17 @@ def finetune(
                              out=out or run.with_name(run.name + "-finetuned"), warm_updates=warm_updates,
                              changes=set_ or [], where=BusOptions(bus, namespace, domain), seed=seed,
                              threads=threads), as_json)
+
+
+@app.command(name="latency")
+def latency_(
+    folder: Annotated[Path, typer.Argument(help="A folder of bags, as `deploy --record` writes them.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file of distributions, for --latency.")],
+    as_json: Json = False,
+) -> None:
+    """Measure a robot's latency from its bags: from each sensor's stamp to the command, ms; and keep it."""
+    from robot_rl.latency import write_latency
+    _finish(write_latency(folder, out), as_json)
 
 
 @app.command()

@@ -62,8 +62,10 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
         ratio = Ratio.parse(str(config.prior_ratio))
     except ValueError as error:
         raise SpecError(f"--prior-ratio {config.prior_ratio}: {error}") from error
-    env = sim.make(config.task, config.robot, config.action_repeat)
-    evaluation = sim.make(config.task, config.robot, config.action_repeat)
+    extra: dict[str, Any] = {}
+    if config.latency is not None:
+        extra["latency"] = run.latency if resume else Path(config.latency)
+    env, evaluation = (sim.make(config.task, config.robot, config.action_repeat, **extra) for _ in range(2))
     contract = sim.env_spec(env, config.task)
     state = checkpoint.load(run.checkpoint) if resume and run.checkpoint.exists() else None
     prior = _prior(config, contract, read=state is None)  # a checkpoint holds what the bags said when the run began
@@ -116,8 +118,8 @@ def _prior(config: RunConfig, contract: PolicySpec, read: bool = True) -> Replay
     return prior
 
 
-def evaluate(policy: Path, episodes: int, robot: str | None, seed: int, gap: str, action_repeat: int
-             ) -> dict[str, Any]:
+def evaluate(policy: Path, episodes: int, robot: str | None, seed: int, gap: str, action_repeat: int,
+             latency: Path | None = None) -> dict[str, Any]:
     """Evaluate an exported policy, or a run's newest checkpoint, in simulation."""
     import sim
     from robot_rl.collect import Greedy
@@ -127,6 +129,8 @@ def evaluate(policy: Path, episodes: int, robot: str | None, seed: int, gap: str
     if gap:
         from sim.randomize import Gap
         extra["gap"] = replace(Gap.parse(gap), seed=seed)
+    if latency is not None:
+        extra["latency"] = latency
     if policy.is_dir():
         run = Run(policy)
         agent, config, _ = load_agent(run)

@@ -117,7 +117,7 @@ def test_a_policy_sees_the_pixels_of_the_file(transport: str, video: Path, domai
                 readings = io.read()
                 if "front" in readings.stamps and readings.acquired["front"] not in stamps[-1:]:
                     behind = time.time_ns() - readings.acquired["front"]
-                    assert 0.25e9 <= behind and readings.ages["front"] >= 0.25  # reckoned from the exposure
+                    assert behind >= 0.25e9 and readings.ages["front"] >= 0.25  # reckoned from the exposure
                     stamps.append(readings.acquired["front"])
                     seen.append(Frames(vision)(readings.values))
                 time.sleep(0.002)
@@ -339,7 +339,8 @@ def arm(domain: int, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
         camera(transport="compressed"), spec.cameras[1]))
     file = written(changed, tmp_path)
     task, _ = sim.task_spec("so101-lift-camera")
-    task = msgspec.structs.replace(task, vision=Vision(cameras=("front",), height=16, width=16, stack=2), time_limit_s=60.0)
+    eye = Vision(cameras=("front",), height=16, width=16, stack=2)
+    task = msgspec.structs.replace(task, vision=eye, time_limit_s=60.0)
     policy = brightness(task, tmp_path / "p.onnx")
     process = start("sim-robot", file, "--bus", "dds", "--no-cameras")
     assert process.stdout is not None and "ready" in process.stdout.readline()

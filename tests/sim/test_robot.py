@@ -15,7 +15,7 @@ import pytest
 
 from robot_rl.spec import RobotSpec, SpecError, load_robot, mjcf_file
 from sim.offscreen import RenderError, backend
-from sim.randomize import DelayLine, Gap, add_mass
+from sim.randomize import Gap, History, add_mass
 from sim.robot import SimRobot
 from sim.wiring import compile_model
 
@@ -355,12 +355,14 @@ def test_dropout_repeats_the_message_before() -> None:
     assert robot().measure("tip") is not None
 
 
-def test_delay_line_gives_the_newest_that_is_old_enough() -> None:
-    line: DelayLine[str] = DelayLine(1.0)
-    line.restart(0.0, "a")
+def test_history_gives_the_newest_that_had_come_about() -> None:
+    line: History[str] = History("a")
     line.push(0.5, "b")
     line.push(0.8, "c")
-    assert [line.read(t) for t in (0.0, 1.4, 1.5, 1.79, 1.8, 9.0)] == ["a", "a", "b", "b", "c", "c"]
+    line.push(0.7, "d")  # comes about with the one before it, not earlier
+    assert [line.at(t) for t in (-1.0, 0.4, 0.5, 0.79, 0.8, 9.0)] == ["a", "a", "b", "b", "d", "d"]
+    line.forget(0.79)
+    assert [line.at(t) for t in (0.0, 0.79, 0.8)] == ["b", "b", "d"]
 
 
 # pictures
