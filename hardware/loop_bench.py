@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -14,26 +14,44 @@ import numpy as np
 
 from hardware import messages
 from hardware.bus import COMMAND, Qos, connect
+from hardware.camera_bench import Sightings, cpu_s, filmed
 from hardware.loop import Ticker, percentiles, steady
 from hardware.robot_io import RobotIO
+from robot_rl import image
 from robot_rl.episode import Episode
+from robot_rl.observe import Readings
 from robot_rl.policy import Policy
 from robot_rl.spec import JOINT_STATE, RobotSpec, SpecError, policy_file
 
 
-def bench(rate_hz: float, seconds: float, policy: str, kind: str = "auto", domain: int = 117) -> dict[str, Any]:
-    """Run the loop at `rate_hz` and return its figures.
+def bench(rate_hz: float, seconds: float, policy: str, kind: str = "auto", domain: int = 117, cores: int = 0
+          ) -> dict[str, Any]:
+    """Run the loop at `rate_hz` and return its figures; a policy that sees gets camera processes and a `sim-robot`.
 
     Jitter is the lateness of a tick against the absolute schedule; a missed deadline is a skipped period; latency is
-    from the take of the newest state to the return of publish; cpu_share is of one core.
+    from the take of the newest state to the return of publish; cpu_share is of one core. Everything together keeps to
+    so many `cores`, 0 to all.
     """
+    if cores == 0:
+        return _bench(rate_hz, seconds, policy, kind, domain)
+    before = os.sched_getaffinity(0)  # whoever is started from here on inherits it
+    os.sched_setaffinity(0, sorted(before)[:cores])
+    try:
+        return _bench(rate_hz, seconds, policy, kind, domain) | {"cores": len(os.sched_getaffinity(0))}
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _bench(rate_hz: float, seconds: float, policy: str, kind: str, domain: int) -> dict[str, Any]:
     loaded = Policy(policy_file(policy))
     spec = msgspec.structs.replace(loaded.spec, rate_hz=rate_hz, time_limit_s=seconds + 60.0)
     if spec.robot is None:
         raise SpecError(f"policy {policy}: it declares no robot to run on")
     if spec.vision:
-        raise SpecError(f"policy {policy}: it sees through {', '.join(spec.vision.cameras)}, which the robot of this "
-                        "benchmark does not have")
+        image.prepare(spec)
+        with filmed(spec, ["--bus", kind, "--namespace", "bench", "--domain", str(domain)]) as processes:
+            return _measure(loaded, spec, rate_hz, seconds, kind, domain,
+                            {name: process.pid for name, process in processes.items()})
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
     robot = context.Process(target=_robot, args=(msgspec.json.encode(spec.robot), kind, domain, ready), daemon=True)
@@ -47,46 +65,60 @@ def bench(rate_hz: float, seconds: float, policy: str, kind: str = "auto", domai
         robot.join(5)
 
 
-def _measure(policy: Policy, spec: Any, rate_hz: float, seconds: float, kind: str, domain: int) -> dict[str, Any]:
+def _measure(policy: Policy, spec: Any, rate_hz: float, seconds: float, kind: str, domain: int,
+             others: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """`others` are the processes whose CPU share is told too, by name."""
     with connect(kind, "policy", "bench", domain) as bus:  # type: ignore[arg-type]
-        io, episode = RobotIO(spec.robot, bus), Episode(spec)
+        io, episode = RobotIO(spec.robot, bus, spec.cameras), Episode(spec)
         io.wait(15.0)
         policy.warm_up()
         ticks = round(rate_hz * seconds)
         latency = np.zeros(ticks)
+        seen, stops = Sightings(spec, ticks), 0
         ticker = Ticker(rate_hz, ticks)
         with steady() as real_time:
             tick = _tick(io, episode, policy, spec)
             tick()
             before, began = _cpu_s(), time.monotonic()
+            used_before = {name: cpu_s(pid) for name, pid in (others or {}).items()}
             ticker.start()
             end = began + seconds
             while time.monotonic() < end and ticker.ticks < ticks:
                 ticker.wait()
-                latency[ticker.ticks - 1] = tick()
+                latency[ticker.ticks - 1], readings, moved = tick()
+                seen.note(ticker.ticks - 1, readings)
+                stops += not moved
             used, spent = _cpu_s() - before, time.monotonic() - began
+            shares = {name: (cpu_s(pid) - used_before[name]) / spent for name, pid in (others or {}).items()}
     p50, p99, p999 = percentiles(ticker.lateness_ms, 50, 99, 99.9)
     l50, l99 = percentiles(latency[:ticker.ticks] * 1e3, 50, 99)
     return {"rate_hz": ticker.ticks / spent, "ticks": ticker.ticks, "missed": ticker.missed, "jitter_ms_p50": p50,
             "jitter_ms_p99": p99, "jitter_ms_p999": p999, "latency_ms_p50": l50, "latency_ms_p99": l99,
-            "cpu_share": used / spent, "real_time": real_time,
+            "cpu_share": used / spent, "real_time": real_time, "stops": stops,
+            **({"cameras": seen.figures(ticker.ticks), "cpu_share_of": shares} if spec.vision else {}),
             "machine": f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}"}
 
 
-def _tick(io: RobotIO, episode: Episode, policy: Policy, spec: Any) -> Callable[[], float]:
-    """One decision of the real path, timed: a new episode begins whenever one ends."""
+def _tick(io: RobotIO, episode: Episode, policy: Policy, spec: Any) -> Callable[[], tuple[float, Readings, bool]]:
+    """One decision of the real path: its time, s, what it read, and whether it could send a command.
+
+    A new episode begins whenever one ends.
+    """
     goal = spec.goal.sample(np.random.default_rng(0)) if spec.goal else None
     episode.begin(goal)
 
-    def tick() -> float:
+    def tick() -> tuple[float, Readings, bool]:
         taken = time.perf_counter()
-        outcome = episode.observe(io.read())
+        readings = io.read()
+        outcome = episode.observe(readings)
         if outcome.done:
             episode.begin(goal)
             policy.reset()
-            outcome = episode.observe(io.read())
-        io.send(episode.act(policy(outcome.observation)).sent)
-        return time.perf_counter() - taken
+            readings = io.read()
+            outcome = episode.observe(readings)
+        if outcome.valid:
+            io.send(episode.act(policy(outcome.observation)).sent)
+        return time.perf_counter() - taken, readings, outcome.valid
     return tick
 
 

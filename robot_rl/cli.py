@@ -382,13 +382,23 @@ def bench_bus(bus: BusOption = "auto",
 def bench_loop(
     rate: Annotated[float, typer.Option(help="Control rate, Hz.")] = 100.0,
     seconds: Annotated[float, typer.Option(help="How long, s.")] = 30.0,
-    policy: Annotated[str, typer.Option(help="Policy file or name in models/policies.")] = "furuta-swingup",
+    policy: Annotated[str, typer.Option(help="Policy file or name in models/policies; one that sees gets a camera "
+                                        "process for each of its cameras.")] = "furuta-swingup",
+    cameras: Annotated[int, typer.Option(help="Instead, an untrained policy that sees through 1 or 2 cameras of "
+                                         "640x480 pixels at 30 Hz.")] = 0,
+    cores: Annotated[int, typer.Option(help="Keep everything to so many cores; 0: all.")] = 0,
     bus: BusOption = "auto",
     as_json: Json = False,
 ) -> None:
     """The control loop against a simulated robot in another process: deadlines, jitter, latency, CPU share."""
+    from tempfile import TemporaryDirectory
+
     from hardware.loop_bench import bench as run
-    _finish(run(rate, seconds, policy, bus), as_json)
+    with TemporaryDirectory() as folder:
+        if cameras:
+            from robot_rl import session
+            policy = str(session.camera_policy(Path(folder) / "camera.onnx", cameras))
+        _finish(run(rate, seconds, policy, bus, cores=cores), as_json)
 
 
 def main() -> None:

@@ -187,6 +187,25 @@ def acting(task: str, recipe: str) -> Agent:
     return recipes.make(recipe, contract.observation_size, contract.action_size, contract.frames)
 
 
+def camera_policy(out: Path, cameras: int) -> Path:
+    """An untrained policy of the default recipe that sees through so many VGA cameras at 30 Hz, for benchmarks."""
+    import sim
+    from robot_rl.spec import mjcf_file
+    use_threads(1)
+    contract, robot = sim.task_spec("so101-lift-camera")
+    assert contract.robot is not None and contract.vision is not None
+    known = contract.vision.cameras
+    if not 1 <= cameras <= len(known):
+        raise SpecError(f"--cameras {cameras}: {contract.robot.robot} has {len(known)} ({mjcf_file(robot)})")
+    larger = tuple(msgspec.structs.replace(c, width=640, height=480, rate_hz=30.0) for c in contract.robot.cameras)
+    contract = msgspec.structs.replace(contract, robot=msgspec.structs.replace(contract.robot, cameras=larger),
+                                       vision=msgspec.structs.replace(contract.vision, cameras=known[:cameras]))
+    config = RunConfig(task=contract.task, recipe="default", steps=0, learn_after=0, evaluate_every=0,
+                       evaluation_episodes=0, checkpoint_every=0)
+    write_policy(make_agent(config, contract, "cpu"), stamped(contract, config, 0), out)
+    return out
+
+
 def load_agent(run: Run) -> tuple[Agent, RunConfig, int]:
     """A run's agent at its newest checkpoint, its configuration and its steps. Raises SpecError without one."""
     from robot_rl.learn import checkpoint
