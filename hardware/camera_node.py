@@ -62,7 +62,8 @@ class Source:
         if self._pace is None:
             self._pace = Ticker(self._capture.get(cv2.CAP_PROP_FPS), 1)
             self._pace.start()
-        return all(self._next() for _ in range(self._pace.wait()))
+        self._pace.wait()  # skipped periods are not made up for: a computer that is too slow shows the film slower
+        return self._next()
 
     def bgr(self) -> np.ndarray | None:
         """(H, W, 3) uint8 of what `grab` took; None when it cannot be decoded."""
@@ -173,7 +174,7 @@ class _Eye:
         """Film no more; a driver that hangs is not waited for."""
         self._stop.set()
         for thread in self._threads:
-            thread.join(2.0)
+            thread.join(READ_MS * 1e-3 + 1.0)
 
     def _take(self) -> None:
         """Take every image; when the source is lost, try to have it back, ever less often."""

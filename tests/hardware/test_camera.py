@@ -26,6 +26,7 @@ from hardware.robot_io import RobotIO
 from robot_rl import image
 from robot_rl.finetune import bags_in
 from robot_rl.observe import Frames
+from robot_rl.page.stills import stills
 from robot_rl.spec import COMPRESSED, IMAGE, Camera, RobotSpec, SpecError, Vision, load_robot, mjcf_file
 from robot_rl.steplog import read_episode
 from tests.hardware.test_deploy import start
@@ -358,6 +359,8 @@ def fault(process: subprocess.Popen, bags: Path) -> str:
     assert len(log.readings["front"]) > 3  # JPEGs were recorded and are found again
     seen = [outcome for outcome, _ in log.replayed()]
     assert isinstance(seen[0].observation, dict) and seen[0].observation["frames"].any()
+    pair = stills(bag)["/front/image_raw/compressed"]
+    assert [still.shape for still in pair] == [(HEIGHT, WIDTH, 3)] * 2
     return str(log.end["faults"])
 
 
@@ -370,12 +373,20 @@ def test_a_camera_that_stands_still_stops_the_episode(arm, video: Path, domain: 
     file, policy = arm
     with connect("dds", "viewer", "", domain) as bus, \
             Filming(file, "--source", f"front={video}", "--loop", "--bus", "dds") as camera:
-        started = running(bus)
+        started, images = running(bus), bus.reader("front/image_raw/compressed", COMPRESSED, SENSOR)
         process = start("deploy", policy, "--robot", file, "--bus", "dds", "--record", tmp_path / "bags")
         until(lambda: started() or process.poll() is not None)
         time.sleep(0.5)
         camera.send_signal(signal.SIGSTOP)
+        stopped = time.time_ns()
         assert fault(process, tmp_path / "bags") == "stale"
+        images.take()
+        camera.send_signal(signal.SIGCONT)
+        fresh: list[int] = []
+        while len(fresh) <= 5:
+            fresh += [messages.acquired_ns(sample.data) for sample in images.take()]
+            time.sleep(0.01)
+        assert min(fresh) > stopped + 0.5e9  # nothing from before it stood still
 
 
 def test_a_truncated_jpeg_stops_the_episode(arm, domain: int, tmp_path: Path) -> None:
