@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from hardware import messages
-from hardware.robot_io import decode
+from hardware.robot_io import decode, heard_on
 from robot_rl.bag import read
 from robot_rl.episode import Episode, Outcome
 from robot_rl.observe import Readings, Values, state_of
@@ -170,7 +170,7 @@ def read_episode(folder: str | Path) -> EpisodeLog:
     if "contract" not in info:
         raise SpecError(f"{folder}: no contract on {INFO_TOPIC}: this bag was not recorded by `robot-rl deploy`")
     spec = PolicySpec.from_json(json.dumps(info["contract"]), str(folder))
-    readings = {s.name: next((m for topic, m in raw.items() if topic.endswith(s.topic)), {})
+    readings = {s.name: next((m for topic, m in raw.items() if topic.endswith(heard_on(s)[0])), {})
                 for s in spec.inputs}
     records = [r for r in records if not start or int(r.episode[0]) == start["episode"]]
     return EpisodeLog(str(folder), spec, info, start, end, records, readings)

@@ -12,6 +12,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -119,7 +120,7 @@ def together(task: str, agent: Agent, processes: int, seconds: float, repetition
     """Steps a second of one policy in so many environments at once, for each turn of `seconds` s."""
     env = make(task)
     spec = env_spec(env, task)
-    remote = [RemoteEnv(make, task) for _ in range(processes)]
+    remote = [RemoteEnv(partial(make, task)) for _ in range(processes)]
     step = Parallel(remote, spec.action_size, agent, memory_for(spec, CAPACITY), 0, 0).step
     try:
         rate(step, min(seconds, 0.5))

@@ -14,12 +14,12 @@ KEPT = ("action", "success")  # of a step's info
 
 
 class RemoteEnv:
-    """`make(*arguments)` in another process. What is asked for is answered in its order; see `robot_rl.parallel`."""
+    """`make()` in another process. What is asked for is answered in its order; see `robot_rl.parallel`."""
 
-    def __init__(self, make: Callable[..., gymnasium.Env], *arguments: Any) -> None:
+    def __init__(self, make: Callable[[], gymnasium.Env]) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
-        self._process = context.Process(target=_serve, args=(other, make, arguments), daemon=True)
+        self._process = context.Process(target=_serve, args=(other, make), daemon=True)
         self._process.start()
         other.close()
 
@@ -50,10 +50,10 @@ class RemoteEnv:
             self._process.kill()
 
 
-def _serve(pipe: Connection, make: Callable[..., gymnasium.Env], arguments: tuple[Any, ...]) -> None:
+def _serve(pipe: Connection, make: Callable[[], gymnasium.Env]) -> None:
     """Answer until the other end closes; an integer is a reset's seed, an array an action."""
     try:
-        env = make(*arguments)
+        env = make()
         while True:
             asked = pipe.recv()
             if isinstance(asked, int):
