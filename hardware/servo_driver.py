@@ -42,6 +42,7 @@ RESET_SPEED = 1.0  # rad/s
 JUMP = 0.35  # rad: a first command further than this from the arm is a mistake
 WARM, COOL = 5.0, 15.0  # K below a servo's own limit: too hot; cool enough again
 EXIT_S = 20.0
+STILL_NS = 200_000_000  # of rest at the end of a path
 OWN_NS = 5_000_000  # by which a reader may see a stamp of ours later than we do; see Publisher
 
 Mode = Literal["limp", "ready", "resetting", "confirming", "parking", "fault", "lost"]
@@ -93,8 +94,10 @@ class ServoDriver:
         """The cause of a fault."""
         self._goal: np.ndarray | None = None  # what the servos were told last
         self._target: np.ndarray | None = None  # what the newest command asks for
+        self._sample: Sample | None = None  # the newest command
         self._places: dict[str, np.ndarray] = {}
         self._motion: Homing | None = None
+        self._still = 0  # ticks at rest at its end
         self._request: Request | None = None  # whom the end of the motion is to be told
         self._seen: ArmState | None = None
         self._heard, self._misses = time.monotonic(), 0
@@ -122,6 +125,7 @@ class ServoDriver:
         """One round: feedback, what was asked for, goals."""
         now = time.monotonic()
         self._read(now)
+        self._sample = self._commands.newest()  # taken in every mode, or it would seem to arrive later
         if self.ticker.ticks % 10 == 0:
             self._watch_writers()
         self._serve()
@@ -293,7 +297,7 @@ class ServoDriver:
 
     def _set_out(self, mode: Mode, homing: Homing, request: Request | None) -> None:
         self._end_motion(False, f"{mode} instead")
-        self.mode, self._motion, self._request = mode, homing, request
+        self.mode, self._motion, self._request, self._still = mode, homing, request, 0
 
     def _end_motion(self, done: bool, said: str) -> None:
         request, self._motion, self._request = self._request, None, None
@@ -309,10 +313,8 @@ class ServoDriver:
 
     def _move(self, arm: Arm, seen: ArmState, now: float) -> None:
         """One goal, by what the arm is at."""
-        pressed = self._stopped()
-        sample = self._commands.newest()  # taken in every mode, or it would seem to arrive later
         try:
-            if pressed and self.mode in ("ready", "resetting", "confirming", "parking"):
+            if self._stopped() and self.mode in ("ready", "resetting", "confirming", "parking"):
                 self._fault(f"the protective stop on {self.robot.stop_topic} is pressed", press=False)
             if self._motion is not None:
                 self._follow(arm, seen, now)
@@ -320,7 +322,7 @@ class ServoDriver:
                 if self._operator.entered():
                     self._confirmed()
             elif self.mode == "ready":
-                self._obey(arm, seen, sample)
+                self._obey(arm, seen)
         except BusError as error:  # the next round tells whether it is gone for good
             say(f"driver: {error}")
 
@@ -328,7 +330,9 @@ class ServoDriver:
         motion, mode = self._motion, self.mode
         assert motion is not None
         self._send(arm, motion.command(seen.position, seen.velocity, now))
-        if not motion.finished(seen.position, seen.velocity, now):
+        done = motion.finished(seen.position, seen.velocity, now)
+        self._still = self._still + 1 if done else 0
+        if self._still * self.ticker.period_ns < STILL_NS:
             return
         away = np.abs(seen.position - motion.goal)
         if motion.late(now) and mode == "resetting":
@@ -355,9 +359,10 @@ class ServoDriver:
         self._rest()
         self._end_motion(True, "at the default pose")
 
-    def _obey(self, arm: Arm, seen: ArmState, sample: Sample | None) -> None:
+    def _obey(self, arm: Arm, seen: ArmState) -> None:
         """Follow the newest command within the limits; hold when commands stop coming."""
         assert self._goal is not None
+        sample = self._sample
         if self._outside():
             if self._streaming:
                 say("driver: holding: the workspace was left; a reset brings the arm back")
