@@ -275,8 +275,11 @@ class ServoBus:
                 raise PortLost(f"port {self.path}: {error}") from error
             for reply in self._parser.feed(got):
                 due = order[len(answers)] if len(answers) < len(order) else None
-                if reply.servo != due or len(reply.parameters) != sizes[reply.servo]:
+                if reply.servo in order[len(answers) + 1:]:
+                    why = SILENT + ", ".join(map(str, order[len(answers):order.index(reply.servo)]))
+                elif reply.servo != due or len(reply.parameters) != sizes[reply.servo]:
                     why = f"an answer of servo {reply.servo} that was not due"
+                if why:
                     break
                 answers[reply.servo] = reply
             if self._parser.bad > bad:

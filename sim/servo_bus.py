@@ -31,7 +31,7 @@ HAND_KP, HAND_KD = 60.0, 2.5  # N·m/rad, N·m·s/rad
 ROOM, COMFORT = 30, 120  # °C, 0.1 V
 
 HELP = """hand JOINT RAD | release | heat ID CELSIUS | volt ID DECIVOLT | drop ID TIMES | corrupt ID TIMES | \
-late ID MILLISECONDS | twin ID | pull | plug | power | where"""
+late ID MILLISECONDS | twin ID | pull | plug | power | heal | where"""
 
 
 class Servo:
@@ -41,16 +41,21 @@ class Servo:
         self.joint, self.strongest = index, effort
         self.mounted, self.direction = int(rng.integers(TICKS)), int(rng.choice([-1, 1]))
         self.memory = bytearray(128)
-        self.drop = self.corrupt = 0
-        self.late_s = 0.0
-        self.twin = False
         for register, value in (
                 (feetech.MODEL, feetech.STS3215), (feetech.ID, servo), (feetech.MAX_POSITION, TICKS - 1),
                 (feetech.MAX_TEMPERATURE, 70), (feetech.PHASE, 12), (feetech.SHUTDOWN, 44), (feetech.GAIN_P, 32),
-                (feetech.GAIN_D, 32), (feetech.VOLTAGE, COMFORT), (feetech.TEMPERATURE, ROOM)):
+                (feetech.GAIN_D, 32)):
             self.put(register, value)
+        self.mend()
         self._kept = bytes(self.memory)
         self.power_up()
+
+    def mend(self) -> None:
+        """Nothing is wrong any more."""
+        self.drop = self.corrupt = 0
+        self.late_s, self.twin = 0.0, False
+        self.put(feetech.VOLTAGE, COMFORT)
+        self.put(feetech.TEMPERATURE, ROOM)
 
     def get(self, register: Register) -> int:
         """A register."""
@@ -321,10 +326,16 @@ class ServoProcess:
             self.close()
             if word == "plug":
                 self.open()
-        elif word == "power":  # off and on again
+        elif word in ("power", "heal"):  # off and on again; heal mends everything before
             for servo in self.arm.servos:
+                if word == "heal":
+                    servo.mend()
                 servo.power_up()
             self.arm.drive()
+            if word == "heal":
+                self.arm.release()
+                if self._ends is None:
+                    self.open()
         elif word == "where":
             self._say(" ".join(f"{at:.4f}" for at in self.arm.position()))
             return
