@@ -147,18 +147,11 @@ class Arm:
         if len(silent) == len(self._calibration.joints):
             raise BusError(f"port {self.bus.path}: no servo answers: is the arm powered, and is this its port?")
         if silent:
-            seen = [i for i in range(1, 33) if self._answers(i)]
+            seen = self.bus.present()
             faults += [f"{line}; the ids that do are {seen}" for line in silent]
         if faults:
             raise SpecError(f"calibration {self._where} of arm '{self._calibration.arm}' is not that of the arm on "
                             f"{self.bus.path}:\n  " + "\n  ".join(faults))
-
-    def _answers(self, servo: int) -> bool:
-        try:
-            self.bus.ping(servo)
-        except BusError:
-            return False
-        return True
 
 
 def held(servo: ServoCalibration) -> list[tuple[str, int, Register]]:

@@ -76,7 +76,7 @@ def give_id(port: str, new: int) -> int:
     except BusError as error:
         raise SpecError(str(error)) from error
     try:
-        found = [i for i in range(feetech.LARGEST_ID + 1) if _there(bus, i)]
+        found = bus.present(range(feetech.LARGEST_ID + 1))
         if len(found) != 1:
             raise SpecError(f"--new-id {new}: connect one servo alone; the ids that answer on {port} are {found}")
         _probe(bus, "the servo", found[0])
@@ -94,13 +94,12 @@ def _joints(robot: RobotSpec, bus: ServoBus, operator: Operator, ids: Mapping[st
             gains: tuple[int, int, int] | None) -> dict[str, ServoCalibration]:
     missing = []
     for name, servo in ids.items():
-        if not _there(bus, servo):
-            missing.append(f"joint '{name}': id {servo} does not answer")
-        else:
+        try:
             _probe(bus, f"joint '{name}'", servo)
+        except NoAnswer:
+            missing.append(f"joint '{name}': id {servo} does not answer")
     if missing:
-        seen = [i for i in range(1, 33) if _there(bus, i)]
-        raise SpecError(f"port {bus.path}: {'; '.join(missing)}; the ids that do are {seen}")
+        raise SpecError(f"port {bus.path}: {'; '.join(missing)}; the ids that do are {bus.present()}")
     for servo in ids.values():
         bus.write(servo, feetech.TORQUE_ENABLE, 0)
 
@@ -121,27 +120,14 @@ def _joints(robot: RobotSpec, bus: ServoBus, operator: Operator, ids: Mapping[st
     return joints
 
 
-def _there(bus: ServoBus, servo: int) -> bool:
-    """Whether anything answers by an id; garbled counts."""
-    try:
-        bus.ping(servo)
-    except NoAnswer:
-        return False
-    except PortLost:
-        raise
-    except BusError:
-        return True
-    return True
-
-
 def _probe(bus: ServoBus, what: str, servo: int) -> None:
     """One servo of the right kind has this id. Two that share one talk at once, which garbles what differs."""
     bad = 0
     for _ in range(PROBES):
         try:
             bus.sync_read([servo], feetech.FEEDBACK)
-        except PortLost:
-            raise
+        except (NoAnswer, PortLost):
+            bus.tried(lambda: bus.ping(servo))
         except BusError:
             bad += 1
     if bad > PROBES // 2:

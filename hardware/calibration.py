@@ -15,7 +15,7 @@ from robot_rl.log import write_atomic
 from robot_rl.spec import Data, RobotSpec, SpecError
 
 RADIAN = TICKS / math.tau  # ticks
-SLACK = 0.15  # rad by which a joint may fall short of the range that its robot file gives it
+SLACK = 0.1  # rad by which a joint may fall short of the range that its robot file gives it
 SCHEMA = 1
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import termios
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
@@ -25,7 +25,7 @@ HEADER = b"\xff\xff"
 TIMEOUT_S = 0.05  # a servo answers within 0.5 ms; adapters and a busy computer take the rest
 SILENT = "no answer from servo "
 QUIET_S = 0.004  # the silence that ends a disturbance
-TRIES = 3  # of everything but the cycle of the control loop, which has its next one soon
+PATIENCE_S = (TIMEOUT_S, 0.1, 0.5)  # tries of everything but the rounds of a control loop, which has its next one soon
 T = TypeVar("T")
 
 
@@ -188,6 +188,7 @@ class ServoBus:
         self.counts = Counts()
         self._parser = Parser()
         self._unsettled = False
+        self._patience = TIMEOUT_S
 
     def close(self) -> None:
         """Give the port back."""
@@ -196,6 +197,21 @@ class ServoBus:
     def ping(self, servo: int) -> int:
         """The status bits of a servo."""
         return self._ask(packet(servo, PING), {servo: 0})[servo].code
+
+    def present(self, ids: Iterable[int] = range(1, 33)) -> list[int]:
+        """The ids by which something answers; garbled counts, since two servos may share one. Raises PortLost."""
+        found = []
+        for servo in ids:
+            try:
+                self.ping(servo)
+            except NoAnswer:
+                continue
+            except PortLost:
+                raise
+            except BusError:
+                pass
+            found.append(servo)
+        return found
 
     def read(self, servo: int, register: Register) -> int:
         """A register of one servo; tried a few times."""
@@ -229,14 +245,14 @@ class ServoBus:
 
     def tried(self, ask: Callable[[], T]) -> T:
         """The result of `ask`, called again a few times while it raises BusError."""
-        for _ in range(TRIES - 1):
-            try:
-                return ask()
-            except PortLost:
-                raise
-            except BusError:
-                continue
-        return ask()
+        try:
+            for self._patience in PATIENCE_S[:-1]:
+                with suppress(BusError):
+                    return ask()
+            self._patience = PATIENCE_S[-1]
+            return ask()
+        finally:
+            self._patience = TIMEOUT_S
 
     def _send(self, request: bytes) -> None:
         try:
@@ -265,7 +281,7 @@ class ServoBus:
         self._send(request)
         bad, order, answers = self._parser.bad, list(sizes), dict[int, Packet]()
         wanted = sum(6 + size for size in sizes.values())
-        end = time.monotonic() + TIMEOUT_S
+        end = time.monotonic() + self._patience
         why = ""
         while not why and len(answers) < len(sizes):
             try:

@@ -27,6 +27,7 @@ TURN_S = 0.002  # the longest that the bus is not looked at
 HAND_STEP_S = 0.004
 LONGEST_S = 0.1  # of physics at once: what a stalled machine missed is dropped
 HAND_SPEED = 1.5  # rad/s of a hand that moves a joint
+HAND_STILL = 0.02  # rad/s
 HAND_KP, HAND_KD = 60.0, 2.5  # N·m/rad, N·m·s/rad
 ROOM, COMFORT = 30, 120  # °C, 0.1 V
 
@@ -181,8 +182,9 @@ class ServoArm:
 
     @property
     def moving(self) -> bool:
-        """Whether a hand is on its way."""
-        return any(hand != goal for hand, goal in self._hands.values())
+        """Whether a hand, or a joint in one, is on its way."""
+        return any(hand != goal or abs(self._data.qvel[self._dof[joint]]) > HAND_STILL
+                   for joint, (hand, goal) in self._hands.items())
 
     def answer(self, data: bytes) -> list[tuple[float, bytes]]:
         """Replies to bytes of the bus, each with how late it comes, s."""

@@ -124,7 +124,7 @@ def test_what_cannot_be_calibrated_is_refused_before_torque_changes(arm: SimServ
     robot, port, out = load_robot("so101"), str(arm.port), tmp_path / "arm.yaml"
     for given, words in (({"ids": [1, 2, 3]}, "needs 6 different ones"), ({"ids": [1, 2, 3, 4, 5, 5]}, "needs 6"),
                          ({"torque": {"jaw": 0.5}}, "--torque-limit jaw=0.5.*gripper"),
-                         ({"ids": [1, 2, 3, 4, 5, 9]}, r"'gripper': id 9 does not answer; .* \[1, 2, 3, 4, 5, 6\]")):
+                         ({"ids": [1, 2, 3, 4, 5, 9]}, r"'gripper': id 9 does not answer; the ids that do are \[1")):
         with pytest.raises(SpecError, match=words):
             calibrate(robot, port, out, **given)
     assert not out.exists()
@@ -135,6 +135,11 @@ def test_two_servos_of_one_id_are_noticed(tmp_path: Path) -> None:
         servos.do("twin 3")
         with pytest.raises(SpecError, match=r"joint 'elbow_flex': 5 of 5 answers of id 3 are garbled: do two servos"):
             calibrate(load_robot("so101"), str(servos.port), tmp_path / "arm.yaml")
+
+
+OUT_OF_THE_WAY = {"shoulder_lift": {"elbow_flex": -1.6}, "elbow_flex": {"shoulder_lift": -1.5},
+                  "wrist_flex": {"shoulder_lift": 0.0, "elbow_flex": -1.0}}
+"""Where an operator holds other joints, so that a joint reaches its ends before the arm meets the table."""
 
 
 def test_an_operator_calibrates_an_arm_and_the_file_says_where_it_is(tmp_path: Path) -> None:
@@ -154,6 +159,8 @@ def test_an_operator_calibrates_an_arm_and_the_file_says_where_it_is(tmp_path: P
             if joint.name == "elbow_flex":  # once the wrong way round, which is asked for again
                 enter(process)
                 assert f"move {joint.name}" in process.stdout.readline()
+            for other, at in OUT_OF_THE_WAY.get(joint.name, {}).items():
+                servos.do(f"hand {other} {at}")
             servos.do(f"hand {joint.name} {joint.upper + 0.02}")
             servos.do(f"hand {joint.name} {joint.lower - 0.02}")
             enter(process)
@@ -192,7 +199,7 @@ def test_a_new_servo_gets_an_id_only_when_it_is_alone(arm: SimServos, tmp_path: 
                           "--new-id", "7"], capture_output=True, text=True, timeout=120)
     assert got.returncode == 2
     assert "connect one servo alone" in got.stderr
-    assert "[1, 2, 3, 4, 5, 6]" in got.stderr
+    assert "the ids that answer" in got.stderr
     body = msgspec.to_builtins(load_robot("so101"))
     body["joints"], body["sensors"] = body["joints"][:1], body["sensors"][:1]
     del body["workspace"], body["cameras"]
@@ -205,6 +212,7 @@ def test_a_new_servo_gets_an_id_only_when_it_is_alone(arm: SimServos, tmp_path: 
 
 
 def enter(process: subprocess.Popen) -> None:
+    assert process.poll() is None, process.stderr.read()
     process.stdin.write("\n")
     process.stdin.flush()
 

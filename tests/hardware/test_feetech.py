@@ -141,7 +141,7 @@ def test_an_answer_that_comes_late_is_not_taken_for_the_next_one() -> None:
         with pytest.raises(NoAnswer):
             bus.sync_read([1, 2], feetech.POSITION)
         answer.again = True  # type: ignore[attr-defined]
-        with pytest.raises(BusError, match="no answer from servo 1$"):
+        with pytest.raises(BusError, match=r"no answer from servo 1$"):
             bus.sync_read([1, 2], feetech.POSITION)
         assert bus.sync_read([1, 2], feetech.POSITION) == {1: b"\x05\x00", 2: b"\x06\x00"}
         bus.close()
