@@ -15,7 +15,7 @@ from robot_rl.spec import RobotSpec, SpecError
 HOMING_SPEED = 1.6  # rad/s (m/s), of the joint path to the default pose
 SETTLED = 0.05  # rad/s (m/s)
 CLOSE = 0.15  # rad (m): how far a servo may hang behind its command at rest
-GRAIN = 0.04  # rad (m): how finely a path is checked
+GRAIN = 0.02  # rad (m): how finely a path is checked
 MARGIN_M = 0.01  # how much further out of its box than at its ends a guarded frame may get on the way
 ROUNDING = 1e-6
 
@@ -79,25 +79,25 @@ def plan(robot: RobotSpec, position: np.ndarray, goal: np.ndarray, chain: Chain 
     if chain is None or box is None:
         return np.stack([start, goal])
 
-    def outside(command: np.ndarray) -> float:
-        """How far outside its box the guarded frame is, m."""
-        pose = position.copy()
-        pose[robot.actuated_index] = command
-        place, _ = chain.pose(pose)
-        return float(np.max([np.subtract(box.lower, place), place - box.upper, np.zeros(3)]))
+    def outside(commands: np.ndarray) -> float:
+        """How far outside its box the guarded frame gets in poses (N, C), m."""
+        poses = np.tile(position, (len(commands), 1))
+        poses[:, robot.actuated_index] = commands
+        places = chain.positions(poses)
+        return max(0.0, float(np.max([box.lower - places, places - box.upper])))
 
-    allowed = outside(start) if enter else max(outside(start), outside(goal))
-    if outside(goal) > allowed:
-        raise SpecError(f"{robot.robot}: {box.sensor} would end {outside(goal):.3f} m outside its workspace "
-                        f"{box.lower} to {box.upper}")
+    first, last = outside(start[None]), outside(goal[None])
+    allowed = first if enter else max(first, last)
+    if last > allowed:
+        raise SpecError(f"{robot.robot}: {box.sensor} would end {last:.3f} m outside its workspace {box.lower} to "
+                        f"{box.upper}")
     moving = np.flatnonzero(np.abs(goal - start) > GRAIN)
-    firsts = [(), *itertools.combinations(moving, 1), *itertools.combinations(moving, 2)]
     least = np.inf
-    for first in firsts:
+    for leading in ((), *itertools.combinations(moving, 1), *itertools.combinations(moving, 2)):
         points = np.stack([start, start, goal])
-        points[1, list(first)] = goal[list(first)]
-        points = points if first else points[1:]
-        worst = max(outside(pose) for pose in _between(points))
+        points[1, list(leading)] = goal[list(leading)]
+        points = points if leading else points[1:]
+        worst = outside(_between(points))
         if worst <= allowed + MARGIN_M:
             return points
         least = min(least, worst)

@@ -44,13 +44,22 @@ class Chain:
 
     def pose(self, joints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Position (3,) m and orientation (4,) xyzw of the site in the frame, at joints (J,) as in `names`."""
-        back, path = np.eye(4), np.eye(4)
+        (place,) = self._places(joints[None])
+        return place[:3, 3], quaternion(place[:3, :3])
+
+    def positions(self, joints: np.ndarray) -> np.ndarray:
+        """(N, 3) m of the site in the frame, at joints (N, J)."""
+        return self._places(joints)[:, :3, 3]
+
+    def _places(self, joints: np.ndarray) -> np.ndarray:
+        """(N, 4, 4) of the site in the frame."""
+        back = path = np.tile(np.eye(4), (len(joints), 1, 1))
         for step in self._back:
             back = back @ _step(step, joints)
         for step in self._path:
             path = path @ _step(step, joints)
-        place = np.linalg.solve(back, path)
-        return place[:3, 3], quaternion(place[:3, :3])
+        found: np.ndarray = np.linalg.solve(back, path)
+        return found
 
     def _find(self, tag: str, name: str) -> ElementTree.Element:
         found = next((e for e in self._parents if e.tag == tag and e.get("name") == name), None)
@@ -151,11 +160,13 @@ def chains(robot: RobotSpec, mjcf: Path) -> dict[str, Chain]:
     return found
 
 
-def rotation(axis: np.ndarray, angle: float) -> np.ndarray:
-    """(3, 3) turn by an angle, rad, about a unit axis (3,)."""
+def rotation(axis: np.ndarray, angle: float | np.ndarray) -> np.ndarray:
+    """(..., 3, 3) turns by angles (...), rad, about a unit axis (3,)."""
     x, y, z = axis
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+    angles = np.asarray(angle)[..., None, None]
+    turn: np.ndarray = np.eye(3) + np.sin(angles) * cross + (1 - np.cos(angles)) * (cross @ cross)
+    return turn
 
 
 def quaternion(turn: np.ndarray) -> np.ndarray:
@@ -169,16 +180,17 @@ def quaternion(turn: np.ndarray) -> np.ndarray:
 
 
 def _step(step: np.ndarray | Step, joints: np.ndarray) -> np.ndarray:
-    """(4, 4) of a placement, or of a joint where it stands."""
+    """(4, 4) of a placement, or (N, 4, 4) of a joint where it stands."""
     if isinstance(step, np.ndarray):
         return step
     index, hinge, axis, position, rest = step
-    place, value = np.eye(4), joints[index] - rest
+    value = joints[:, index] - rest
+    place = np.tile(np.eye(4), (len(joints), 1, 1))
     if hinge:
-        place[:3, :3] = rotation(axis, value)
-        place[:3, 3] = position - place[:3, :3] @ position
+        place[:, :3, :3] = rotation(axis, value)
+        place[:, :3, 3] = position - place[:, :3, :3] @ position
     else:
-        place[:3, 3] = value * axis
+        place[:, :3, 3] = value[:, None] * axis
     return place
 
 

@@ -26,7 +26,7 @@ from sim.robot import SimRobot
 TURN_S = 0.002  # the longest that the bus is not looked at
 HAND_STEP_S = 0.004
 LONGEST_S = 0.1  # of physics at once: what a stalled machine missed is dropped
-HAND_SPEED = 1.5  # rad/s of a hand that moves a joint
+HAND_SPEED = 4.0  # rad/s of a hand that moves a joint
 HAND_STILL = 0.02  # rad/s
 HAND_KP, HAND_KD = 60.0, 2.5  # N·m/rad, N·m·s/rad
 ROOM, COMFORT = 30, 120  # °C, 0.1 V

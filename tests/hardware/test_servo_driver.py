@@ -413,6 +413,26 @@ def test_jog_and_home_move_the_arm_and_say_where_it_is(servos, domain, tmp_path)
         np.testing.assert_allclose(servos.where(), HOME, atol=DROOP)
 
 
+def test_home_works_with_any_robot_that_takes_positions(domain, tmp_path) -> None:
+    file, _ = patient(tmp_path)
+    body = yaml.safe_load(file.read_text())
+    body["command"] = {"interface": "position", "topic": "arm_controller/joint_trajectory",
+                       "type": "trajectory_msgs/msg/JointTrajectory"}
+    file.write_text(yaml.safe_dump(body))
+    where = ["--bus", "dds", "--domain", str(domain)]
+    robot = subprocess.Popen([sys.executable, "-m", "robot_rl.cli", "sim-robot", str(file), "--no-cameras", *where],
+                             stdout=subprocess.PIPE, text=True)
+    try:
+        assert "ready" in robot.stdout.readline()
+        for command, pan in ((["jog", file, "shoulder_pan", "--to", 0.5], 0.5), (["home", file], 0.0)):
+            got = cli(*command, "--speed", 1.0, "--json", *where)
+            assert got.returncode == 0, got.stderr
+            assert json.loads(got.stdout.splitlines()[-1])["shoulder_pan"] == pytest.approx(pan, abs=0.03)
+    finally:
+        robot.terminate()
+        assert robot.wait(20) == 0
+
+
 def test_jogs_that_may_not_be_are_refused(servos, domain, tmp_path) -> None:
     from hardware.jog import Jog
     file, spec = patient(tmp_path)
