@@ -25,7 +25,8 @@ HEADER = b"\xff\xff"
 TIMEOUT_S = 0.05  # a servo answers within 0.5 ms; adapters and a busy computer take the rest
 SILENT = "no answer from servo "
 QUIET_S = 0.004  # the silence that ends a disturbance
-PATIENCE_S = (TIMEOUT_S, 0.1, 0.5)  # tries of everything but the rounds of a control loop, which has its next one soon
+LENGTHS = 4  # of the answers to the requests before one, from which its own differs
+PATIENCE_S = (TIMEOUT_S, 0.1, 1.0)  # tries of everything but the rounds of a control loop, which has its next one soon
 T = TypeVar("T")
 
 
@@ -189,6 +190,7 @@ class ServoBus:
         self._parser = Parser()
         self._unsettled = False
         self._patience = TIMEOUT_S
+        self._more = 0
 
     def close(self) -> None:
         """Give the port back."""
@@ -215,8 +217,8 @@ class ServoBus:
 
     def read(self, servo: int, register: Register) -> int:
         """A register of one servo; tried a few times."""
-        return self.tried(lambda: number(register, self._ask(
-            packet(servo, READ, bytes([register.address, register.size])), {servo: register.size})[servo].parameters))
+        return self.tried(lambda: number(register, self._read(
+            lambda size: packet(servo, READ, bytes([register.address, size])), [servo], register)[servo]))
 
     def write(self, servo: int, register: Register, value: int) -> None:
         """Write a register of one servo and read it back; tried a few times."""
@@ -234,9 +236,8 @@ class ServoBus:
 
     def sync_read(self, servos: Sequence[int], register: Register) -> dict[int, bytes]:
         """The bytes of a register of several servos, in one round; all or BusError."""
-        request = packet(BROADCAST, SYNC_READ, bytes([register.address, register.size, *servos]))
-        answers = self._ask(request, dict.fromkeys(servos, register.size))
-        return {servo: answers[servo].parameters for servo in servos}
+        return self._read(lambda size: packet(BROADCAST, SYNC_READ, bytes([register.address, size, *servos])), servos,
+                          register)
 
     def sync_write(self, register: Register, values: dict[int, int]) -> None:
         """Write a register of several servos at once; nobody answers."""
@@ -253,6 +254,16 @@ class ServoBus:
             return ask()
         finally:
             self._patience = TIMEOUT_S
+
+    def _read(self, request: Callable[[int], bytes], servos: Sequence[int], register: Register) -> dict[int, bytes]:
+        """A register of each servo, by a request for so many bytes.
+
+        Each request is for another number of bytes than those before: a late answer is known by its length.
+        """
+        size = register.size + self._more
+        self._more = (self._more + 1) % LENGTHS
+        answers = self._ask(request(size), dict.fromkeys(servos, size))
+        return {servo: answers[servo].parameters[:register.size] for servo in servos}
 
     def _send(self, request: bytes) -> None:
         try:
