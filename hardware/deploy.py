@@ -76,7 +76,7 @@ def topics(spec: PolicySpec, robot: RobotSpec, cameras: bool) -> list[tuple[str,
     found += [(c.topic, IMAGE, "sensor") for c in robot.cameras if cameras]
     found += [(c.topic.rsplit("/", 1)[0] + "/camera_info", "sensor_msgs/msg/CameraInfo", "sensor")
               for c in robot.cameras if cameras]
-    found += [(robot.command.topic, robot.command.type, "command"), (robot.stop_topic, BOOL, "latched")]
+    found += [(to.topic, to.type, "command") for to in robot.command_topics] + [(robot.stop_topic, BOOL, "latched")]
     if spec.goal:
         found.append((spec.goal.topic, POSE, "latched"))
     return [*found, (STEP_TOPIC, STEP_TYPE, "events"), (EPISODE_TOPIC, TEXT_TYPE, "events"),

@@ -95,14 +95,15 @@ def _robot(spec: bytes, kind: str, domain: int, ready: Any) -> None:
     robot = msgspec.json.decode(spec, type=RobotSpec)
     with connect(kind, "robot", "bench", domain) as bus:  # type: ignore[arg-type]
         pubs = [(s, bus.publisher(s.topic, s.type, Qos(reliable=True))) for s in robot.sensors]
-        commands = bus.reader(robot.command.topic, robot.command.type, COMMAND)
+        commands = [bus.reader(to.topic, to.type, COMMAND) for to in robot.command_topics]
         rest = np.array([j.default for j in robot.joints])
         ticker = Ticker(max(s.rate_hz for s in robot.sensors))
         ready.set()
         ticker.start()
         while True:
             ticker.wait()
-            commands.newest()
+            for reader in commands:
+                reader.newest()
             stamp = time.time_ns()
             for sensor, publisher in pubs:
                 message = (messages.joint_state(stamp, robot.names, rest, 0 * rest, 0 * rest)

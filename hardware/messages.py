@@ -182,6 +182,17 @@ def joint_trajectory(names: Sequence[str], position: ArrayLike = (), velocity: A
     return new("trajectory_msgs/msg/JointTrajectory", header=header(stamp_ns), joint_names=list(names), points=points)
 
 
+def joint_interfaces(stamp_ns: int, names: Sequence[str], interfaces: Sequence[str], values: ArrayLike) -> Any:
+    """control_msgs/DynamicJointState: (J, I) values, the same interfaces of every joint."""
+    rows = _floats(values, 2)
+    if rows.shape != (len(names), len(interfaces)):
+        raise ValueError(f"DynamicJointState has values {rows.shape} for {len(names)} names and "
+                         f"{len(interfaces)} interfaces")
+    return new("control_msgs/msg/DynamicJointState", header=header(stamp_ns), joint_names=list(names),
+               interface_values=[new("control_msgs/msg/InterfaceValue", interface_names=list(interfaces), values=row)
+                                 for row in rows])
+
+
 def float64s(values: ArrayLike, labels: Sequence[tuple[str, int]] | None = None) -> Any:
     """std_msgs/Float64MultiArray of (N,) values; labels name consecutive segments as (name, size) in layout.dim."""
     data = _floats(values)

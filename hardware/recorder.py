@@ -53,7 +53,8 @@ def robot_topics(robot: RobotSpec, cameras: bool = True) -> list[tuple[str, str,
     for camera in robot.cameras if cameras else ():
         rows += [(camera.topic, "sensor_msgs/msg/Image", "sensor"),
                  (camera.topic.rpartition("/")[0] + "/camera_info", "sensor_msgs/msg/CameraInfo", "sensor")]
-    rows += [(robot.command.topic, robot.command.type, "command"), (robot.stop_topic, "std_msgs/msg/Bool", "latched"),
+    rows += [(to.topic, to.type, "command") for to in robot.command_topics]
+    rows += [(robot.stop_topic, "std_msgs/msg/Bool", "latched"),
              ("policy/step", "std_msgs/msg/Float64MultiArray", "events"), ("policy/info", TEXT, "latched")]
     return rows
 

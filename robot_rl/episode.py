@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from robot_rl.act import ActionMap
-from robot_rl.observe import Observation, Observer, Readings, blank
+from robot_rl.observe import Observation, Observer, Readings, Speeds, blank
 from robot_rl.reward import Rewards, SuccessClock
 from robot_rl.safety import Reason, Safety
 from robot_rl.spec import GOAL, PolicySpec
@@ -63,7 +63,7 @@ class Episode:
         self.last: np.ndarray | None = None
         """Last sent command (C,)."""
         self.faults = Reason.NONE
-        self._observer, self._rewards = Observer(spec), Rewards(spec)
+        self._observer, self._rewards, self._speeds = Observer(spec), Rewards(spec), Speeds(spec)
         self._clock = SuccessClock(spec) if spec.success else None
         self._map = ActionMap(spec.action, spec.robot)
         self._safety = Safety(spec.robot, spec.rate_hz, spec.cameras)
@@ -79,7 +79,7 @@ class Episode:
             raise ValueError(f"task {self.spec.task}: goal is {self.spec.goal}, given {goal}")
         self.steps, self.last, self.faults = 0, None, Reason.NONE
         self._goal, self._action = goal, np.zeros(self.spec.action_size)
-        for part in (self._observer, self._rewards, self._clock):
+        for part in (self._observer, self._rewards, self._speeds, self._clock):
             if part is not None:
                 part.reset()
 
@@ -89,7 +89,7 @@ class Episode:
 
     def observe(self, readings: Readings) -> Outcome:
         """Judge the step that led to these readings; the first call of an episode only observes."""
-        self._readings = readings
+        readings = self._readings = self._speeds(readings)
         self.faults |= self._safety.check(readings)
         if self.faults & ~Reason.WORKSPACE:
             return Outcome(self._observation, 0.0, False, True, False, self.faults, False)

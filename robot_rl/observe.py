@@ -34,6 +34,36 @@ class Readings:
     """Seconds since each sensor's and camera's message arrived, on the monotonic clock."""
 
 
+class Speeds:
+    """Joint speeds, rad/s, from the positions of two decisions: for joint states with `velocity: derived`."""
+
+    def __init__(self, spec: PolicySpec) -> None:
+        assert spec.robot is not None
+        self._sensor, self._period = spec.robot.joint_sensor, 1.0 / spec.rate_hz
+        self.reset()
+
+    def reset(self) -> None:
+        """An episode begins, at rest."""
+        self._before: tuple[np.ndarray, int | None] | None = None
+        self._speed: np.ndarray | None = None
+
+    def __call__(self, readings: Readings) -> Readings:
+        """The readings with speeds in them; as they are where speeds are measured or no position has come."""
+        name = self._sensor.name
+        position, stamp = readings.values.get(f"{name}.position"), readings.stamps.get(name)
+        if self._sensor.velocity == "measured" or position is None:
+            return readings
+        if self._before is None or self._speed is None:
+            self._speed = np.zeros_like(position)
+        else:
+            then, before = self._before
+            seconds = self._period if stamp is None or before is None else (stamp - before) * 1e-9
+            if seconds > 0:  # else it is the message of the decision before
+                self._speed = (position - then) / seconds
+        self._before = position, stamp
+        return Readings(readings.values | {f"{name}.velocity": self._speed}, readings.stamps, readings.ages)
+
+
 class Quantity:
     """One term, ready to be evaluated; holds what `change` and `history` remember within an episode."""
 

@@ -19,7 +19,9 @@ POSE = "geometry_msgs/msg/PoseStamped"
 JOINT_STATE = "sensor_msgs/msg/JointState"
 IMAGE = "sensor_msgs/msg/Image"
 GOAL = "goal.position"  # the source of a term that reads the goal
-COMMAND_TYPES = ("std_msgs/msg/Float64MultiArray", JOINT_STATE, "trajectory_msgs/msg/JointTrajectory")
+TRAJECTORY = "trajectory_msgs/msg/JointTrajectory"
+PD = "control_msgs/msg/DynamicJointState"
+COMMAND_TYPES = ("std_msgs/msg/Float64MultiArray", JOINT_STATE, TRAJECTORY, PD)
 
 
 class SpecError(ValueError):
@@ -45,6 +47,13 @@ class Joint(Data, kw_only=True):
     actuated: bool = True
     kp: float = 0.0
     kd: float = 0.0
+    stop_kd: float | None = None
+    """Gain of the brake that `stop: damping` puts on, N·m·s/rad; None: `kd`."""
+
+    @property
+    def brake(self) -> float:
+        """kd of the damping stop, N·m·s/rad."""
+        return self.kd if self.stop_kd is None else self.stop_kd
 
     def __post_init__(self) -> None:
         if (self.lower is None) != (self.upper is None):
@@ -59,16 +68,49 @@ class Joint(Data, kw_only=True):
                 raise ValueError(f"joint {self.name}: {key}={getattr(self, key)} must be above 0")
 
 
-class CommandInterface(Data, kw_only=True):
-    """How the robot is moved: one number for each actuated joint, in the order of `joints`."""
+class CommandTopic(Data, kw_only=True):
+    """A topic that commands some joints.
 
-    interface: Literal["position", "velocity", "effort"]
+    Float64MultiArray (a forward controller) holds one number for each of `joints`, in this order; JointState and
+    JointTrajectory (a joint trajectory controller) name them; DynamicJointState carries `position`, `kp` and `kd` of
+    each, for motors that close the loop themselves.
+    """
+
     topic: str
     type: str = COMMAND_TYPES[0]
+    joints: tuple[str, ...] = ()
+    """In the order of the controller's own list; empty in `command`: the rest, in the order of the robot file."""
+    time_from_start_s: float = 0.0
+    """JointTrajectory: when the point is to be reached. Until then the controller moves in a straight line from where
+    the joint is; 0 makes it jump there. One to two decisions is usual."""
 
     def __post_init__(self) -> None:
         if self.type not in COMMAND_TYPES:
-            raise ValueError(f"command.type={self.type}: known are {', '.join(COMMAND_TYPES)}")
+            raise ValueError(f"{self.topic}: type={self.type}: known are {', '.join(COMMAND_TYPES)}")
+        if self.time_from_start_s < 0 or (self.time_from_start_s and self.type != TRAJECTORY):
+            raise ValueError(f"{self.topic}: time_from_start_s={self.time_from_start_s} with type={self.type}: "
+                             f"at least 0, and for {TRAJECTORY} only")
+        _distinct(f"{self.topic}: joints", list(self.joints))
+
+
+class CommandInterface(CommandTopic, kw_only=True):
+    """How the robot is moved: one number for each actuated joint, on one topic or, with `groups`, on several."""
+
+    interface: Literal["position", "velocity", "effort"]
+    groups: tuple[CommandTopic, ...] = ()
+    """Joints on topics of their own, such as a gripper's; `topic` is for those that no group names."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _distinct("command topics", [self.topic] + [g.topic for g in self.groups])
+        for group in self.groups:
+            if not group.joints:
+                raise ValueError(f"command.groups: {group.topic}: joints=[]: name those that it commands")
+        for one in (self, *self.groups):
+            if one.type in (TRAJECTORY, PD) and self.interface != "position":
+                # a trajectory controller refuses points without positions, and an end at speed
+                raise ValueError(f"{one.topic}: type={one.type} with command.interface={self.interface}: "
+                                 "it takes positions")
 
 
 class Sensor(Data, kw_only=True):
@@ -82,10 +124,14 @@ class Sensor(Data, kw_only=True):
     frame: str = "base_link"
     site: str | None = None
     """The MJCF site whose pose the simulated robot publishes here, as a motion-capture system would."""
+    velocity: Literal["measured", "derived"] = "measured"
+    """JointState: speeds are in the message, or are made from the positions of two decisions, in training too."""
 
     def __post_init__(self) -> None:
         if self.type not in (JOINT_STATE, POSE):
             raise ValueError(f"sensor {self.name}: type={self.type}: known are {JOINT_STATE}, {POSE}")
+        if self.velocity == "derived" and self.type != JOINT_STATE:
+            raise ValueError(f"sensor {self.name}: velocity=derived with type={self.type}: {JOINT_STATE} only")
 
 
 class Camera(Data, kw_only=True):
@@ -161,14 +207,27 @@ class RobotSpec(Data, kw_only=True):
         _distinct("objects", [o.object for o in self.objects])
         if not self.actuated:
             raise ValueError("joints: none is actuated, so there is nothing to command")
+        commanded = [name for topic in self.command_topics for name in topic.joints]
+        _distinct("command joints", commanded)
+        idle = [topic.topic for topic in self.command_topics if not topic.joints]
+        if idle:
+            raise ValueError(f"command.topic={idle[0]}: groups name every actuated joint, so it has none to command")
+        if sorted(commanded) != sorted(j.name for j in self.actuated):
+            raise ValueError(f"command: joints {', '.join(commanded)}; the actuated joints are "
+                             f"{', '.join(j.name for j in self.actuated)}")
         if sum(s.type == JOINT_STATE for s in self.sensors) != 1:
             raise ValueError(f"sensors: exactly one {JOINT_STATE} is needed, found "
                              f"{[s.name for s in self.sensors if s.type == JOINT_STATE]}")
-        if (self.stop == "hold") != (self.command.interface == "position"):
-            raise ValueError(f"stop={self.stop} does not suit command.interface={self.command.interface}: "
-                             "position robots hold; velocity and effort robots take zero or damping")
-        if self.stop == "damping" and self.command.interface != "effort":
-            raise ValueError(f"stop=damping needs command.interface=effort, not {self.command.interface}")
+        kinds = {topic.type for topic in self.command_topics}
+        for joint in self.actuated if PD in kinds else ():
+            if joint.kp <= 0 or joint.kd <= 0:
+                raise ValueError(f"joint {joint.name}: kp={joint.kp}, kd={joint.kd}: a command of type {PD} carries "
+                                 "them, so both must be above 0")
+        suits = {"position": ("hold", "damping") if kinds == {PD} else ("hold",), "velocity": ("zero",),
+                 "effort": ("zero", "damping")}[self.command.interface]
+        if self.stop not in suits:
+            raise ValueError(f"stop={self.stop} does not suit command.interface={self.command.interface} on "
+                             f"{', '.join(sorted(kinds))}: it takes {' or '.join(suits)}")
         if self.workspace is not None:
             poses = [s.name for s in self.sensors if s.type == POSE]
             if self.workspace.sensor not in poses:
@@ -188,6 +247,15 @@ class RobotSpec(Data, kw_only=True):
     def actuated_index(self) -> np.ndarray:
         """(C,) int: where each commanded joint stands among all joints."""
         return np.array([i for i, j in enumerate(self.joints) if j.actuated], dtype=np.intp)
+
+    @property
+    def command_topics(self) -> tuple[CommandTopic, ...]:
+        """Every topic that commands joints, with its joints named, `command` itself first."""
+        main, groups = self.command, self.command.groups
+        grouped = {name for group in groups for name in group.joints}
+        rest = main.joints or tuple(j.name for j in self.actuated if j.name not in grouped)
+        first = CommandTopic(topic=main.topic, type=main.type, joints=rest, time_from_start_s=main.time_from_start_s)
+        return first, *groups
 
     @property
     def joint_sensor(self) -> Sensor:
@@ -391,7 +459,9 @@ class PolicySpec(Data, kw_only=True):
                             + "\n  ".join(differences))
         order = {j.name: j for j in robot.joints}
         ours = tuple(order[name] for name in self.robot.names)
-        return msgspec.structs.replace(self, robot=msgspec.structs.replace(robot, joints=ours))
+        # the order on the wire is the robot's, whatever the policy's
+        command = msgspec.structs.replace(robot.command, joints=robot.command_topics[0].joints)
+        return msgspec.structs.replace(self, robot=msgspec.structs.replace(robot, joints=ours, command=command))
 
 
 def policy_spec(robot: RobotSpec, *, task: str, rate_hz: float, time_limit_s: float, observations: tuple[Term, ...],

@@ -16,6 +16,7 @@ from sim.wiring import compile_model, wire
 VELOCITY_WINDOW_S = 0.05  # servos difference their encoder over about this time, so noise reaches the speed too
 Values = dict[str, np.ndarray]
 State = tuple[np.ndarray, np.ndarray, np.ndarray]
+Order = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # target, seconds until there, kp, kd; (C,) each
 
 
 class SimRobot:
@@ -38,7 +39,11 @@ class SimRobot:
         self._bias = self.gap.biases(len(spec.joints))
         self._noise = np.random.default_rng(self.gap.seed)
         self._lags = self.gap.command_delay > 0 or self.gap.sensor_delay > 0
-        self._commands: DelayLine[np.ndarray] = DelayLine(self.gap.command_delay)
+        self._gains = self.model.actuator_gainprm[:, 0].copy(), self.model.actuator_biasprm[:, :3].copy()
+        self._kp, self._kd = (np.array([getattr(j, key) for j in spec.actuated]) for key in ("kp", "kd"))
+        self._seconds = np.array([next(to.time_from_start_s for to in spec.command_topics if j.name in to.joints)
+                                  for j in spec.actuated])
+        self._commands: DelayLine[Order] = DelayLine(self.gap.command_delay)
         self._states: DelayLine[State] = DelayLine(self.gap.sensor_delay)
         self._cameras = {c.name: c for c in spec.cameras}
         self._pictures: dict[str, tuple[mujoco.MjData, Offscreen | None]] = {}
@@ -46,6 +51,7 @@ class SimRobot:
         self._eye: tuple[mujoco.MjData, Offscreen] | None = None  # one for all cameras in use
         self._filmed: dict[str, tuple[float, Values]] = {}  # when, and what was seen
         self._goal = _mocap(self.model, "goal")
+        self._driven = spec.actuated_index
         self._poses = {s.name: (self.model.site(s.site).id, self.model.body(s.frame).id)
                        for s in spec.sensors if s.site is not None}
         self.reset()
@@ -71,8 +77,11 @@ class SimRobot:
         mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[self._wiring.position] = np.clip(pose, *self._limits())
         default = [j.default if self.spec.command.interface == "position" else 0.0 for j in self.spec.actuated]
-        self._commands.restart(0.0, np.array(default))
-        self._drive(np.array(default))
+        self._order: Order = np.array(default), np.zeros(len(default)), self._kp, self._kd
+        self._commands.restart(0.0, self._order)
+        self._start, self._since, self._ramps = np.array(default), 0.0, False
+        self._regulate(self._order)
+        self._drive(self._order)
         filtered = self.model.actuator_actadr >= 0
         self.data.act[self.model.actuator_actadr[filtered]] = self.data.ctrl[filtered]
         self.place(rng)
@@ -94,15 +103,23 @@ class SimRobot:
                 pose = np.concatenate([where, wxyz(turn)])
             self.data.qpos[position:position + 7], self.data.qvel[dof:dof + 6] = pose, 0.0
 
-    def apply(self, command: np.ndarray) -> None:
-        """Obey a command (C,): rad, rad/s or N·m, by the spec's interface. Raises ValueError if it makes no sense."""
-        command = np.array(command, dtype=np.float64)
-        if command.shape != self._wiring.actuator.shape:
-            raise ValueError(f"command has shape {command.shape}; "
-                             f"{self.spec.robot} takes {self._wiring.actuator.shape}")
-        if not np.isfinite(command).all():
-            raise ValueError(f"command {command} is not finite")
-        self._commands.push(self.time, command)
+    def apply(self, command: np.ndarray, seconds: np.ndarray | None = None, kp: np.ndarray | None = None,
+              kd: np.ndarray | None = None) -> None:
+        """Obey a command (C,): rad, rad/s or N·m, by the spec's interface. Raises ValueError if it makes no sense.
+
+        seconds: (C,) until each joint is to be there, on a straight line from where it is, as a trajectory controller
+        moves it; 0 is at once. kp, kd: (C,) gains of the servos. What is not given is as the spec has it.
+        """
+        order = tuple(np.array(own if given is None else given, dtype=np.float64) for given, own in (
+            (command, None), (seconds, self._seconds), (kp, self._kp), (kd, self._kd)))
+        for name, part in zip(("command", "seconds", "kp", "kd"), order, strict=True):
+            if part.shape != self._wiring.actuator.shape:
+                raise ValueError(f"{name} has shape {part.shape}; {self.spec.robot} takes "
+                                 f"{self._wiring.actuator.shape}")
+            if not np.isfinite(part).all():
+                raise ValueError(f"{name} {part} is not finite")
+        self._commands.push(self.time, order)  # type: ignore[arg-type]  # four of them
+        self._ramps = bool(order[1].any())
         if not self._lags:
             self._drive(self._commands.read(self.time))
 
@@ -111,7 +128,7 @@ class SimRobot:
         self._owed += seconds
         steps = int(self._owed / self.model.opt.timestep + 1e-6)
         self._owed -= steps * self.model.opt.timestep
-        if not self._lags:
+        if not (self._lags or self._ramps):
             mujoco.mj_step(self.model, self.data, steps)
         else:
             for _ in range(steps):
@@ -238,11 +255,31 @@ class SimRobot:
         upper = np.array([np.inf if j.upper is None else j.upper for j in self.spec.joints])
         return lower, upper
 
-    def _drive(self, command: np.ndarray) -> None:
-        """Put a command (C,) on the actuators; a position servo closes its loop on the biased encoder."""
+    def _drive(self, order: Order) -> None:
+        """Put an order on the actuators; a position servo closes its loop on the biased encoder."""
+        if order is not self._order:
+            if not (np.array_equal(order[2], self._order[2]) and np.array_equal(order[3], self._order[3])):
+                self._regulate(order)
+            self._order, self._since = order, self.time
+            self._start = (self.data.qpos[self._wiring.position] + self._bias)[self._driven]
+        command, seconds = order[:2]
+        if seconds.any():
+            passed = (self.time - self._since) / np.maximum(seconds, 1e-9)
+            command = np.where(passed < 1.0, self._start + passed * (command - self._start), command)
         if self.spec.command.interface == "position":
-            command = command - self._bias[self.spec.actuated_index]
+            command = command - self._bias[self._driven]
         self.data.ctrl[self._wiring.actuator] = self._wiring.scale * command
+
+    def _regulate(self, order: Order) -> None:
+        """Set the servos' gains to an order's, the spec's being those of the model."""
+        index = self._wiring.actuator
+        share = [np.divide(now, own, out=np.ones_like(own), where=own > 0)
+                 for now, own in zip(order[2:], (self._kp, self._kd), strict=True)]
+        gain, bias = self._gains
+        if self.spec.command.interface == "position":
+            self.model.actuator_gainprm[index, 0] = gain[index] * share[0]
+            self.model.actuator_biasprm[index, 1] = bias[index, 1] * share[0]
+            self.model.actuator_biasprm[index, 2] = bias[index, 2] * share[1]
 
     def _state(self) -> State:
         return self.data.qpos.copy(), self.data.qvel.copy(), self.data.qfrc_actuator.copy()
@@ -257,8 +294,11 @@ class SimRobot:
         else:
             values = self._look(sensor, self.data, self._state())
         if sensor.type == JOINT_STATE:
+            if sensor.velocity == "derived":
+                del values[f"{sensor.name}.velocity"]
+            else:
+                self._add(values, f"{sensor.name}.velocity", self.gap.noise / VELOCITY_WINDOW_S)
             self._add(values, f"{sensor.name}.position", self.gap.noise)
-            self._add(values, f"{sensor.name}.velocity", self.gap.noise / VELOCITY_WINDOW_S)
             values[f"{sensor.name}.position"] += self._bias
         else:
             self._add(values, f"{sensor.name}.position", self.gap.pose_noise)

@@ -52,7 +52,8 @@ def run_robot(spec: bytes, domain: int, ready: Any, stop: Any) -> None:
     body = msgspec.json.decode(spec, type=RobotSpec)
     with connect("dds", "robot", "", domain) as bus:
         joints, tip = (bus.publisher(s.topic, s.type, Qos(reliable=True)) for s in body.sensors)
-        commands, resets = bus.reader(body.command.topic, body.command.type, COMMAND), bus.service("reset")
+        (to,), resets = body.command_topics, bus.service("reset")
+        commands = bus.reader(to.topic, to.type, COMMAND)
         counting, count, last = False, 0, 0.0
         ready.set()
         while not stop.is_set():
@@ -60,7 +61,7 @@ def run_robot(spec: bytes, domain: int, ready: Any, stop: Any) -> None:
                 counting, count, last = True, 0, 0.0
                 request.reply(True, "counting from 0")
             for sample in commands.take():
-                count, last = count + counting, float(decode_command(body, sample.data)[0])
+                count, last = count + counting, float(decode_command(body, to, sample.data).target[0])
             stamp = time.time_ns()
             state = messages.joint_state(stamp, ["b", "a"], [0.5, UNIT * count], [0, 0], [0, last])
             joints.publish(messages.encode(state))
