@@ -221,6 +221,19 @@ def pose_stamped(stamp_ns: int, frame: str, position: ArrayLike, quaternion_xyzw
     return new("geometry_msgs/msg/PoseStamped", header=header(stamp_ns, frame), pose=pose)
 
 
+def imu(stamp_ns: int, frame: str, quaternion_xyzw: ArrayLike, angular_velocity: ArrayLike,
+        linear_acceleration: ArrayLike) -> Any:
+    """sensor_msgs/Imu: orientation (4,) in a world whose z is up; (3,) rad/s and m/s², at rest +g up, in its frame."""
+    x, y, z, w = (float(v) for v in _quaternions(quaternion_xyzw))
+    vectors = [new("geometry_msgs/msg/Vector3", **dict(zip("xyz", map(float, v), strict=True)))
+               for v in (_floats(angular_velocity), _floats(linear_acceleration))]
+    unknown = np.zeros(9)  # covariances of 0 say that they are not known, REP 145
+    return new("sensor_msgs/msg/Imu", header=header(stamp_ns, frame), orientation_covariance=unknown,
+               orientation=new("geometry_msgs/msg/Quaternion", x=x, y=y, z=z, w=w), angular_velocity=vectors[0],
+               angular_velocity_covariance=unknown, linear_acceleration=vectors[1],
+               linear_acceleration_covariance=unknown)
+
+
 def image(stamp_ns: int, frame: str, array: NDArray[np.uint8]) -> Any:
     """sensor_msgs/Image, rgb8, from (H, W, 3) uint8; frame is the camera's optical frame."""
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:

@@ -14,6 +14,7 @@ from hardware.bus import COMMAND, SENSOR, Bus, Reader, Sample
 from robot_rl.observe import Readings, Values
 from robot_rl.spec import (
     IMAGE,
+    IMU,
     JOINT_STATE,
     PD,
     TRAJECTORY,
@@ -124,6 +125,9 @@ def decode(sensor: Sensor | Camera, data: bytes, robot: RobotSpec) -> Values:
         return {f"{sensor.name}.{field}": _by_index(getattr(message, field), index, field)
                 for field in ("position", "velocity", "effort")
                 if field != "velocity" or sensor.velocity == "measured"}
+    if sensor.type == IMU:
+        return {f"{sensor.name}.{field}": _measured(message, field, axes) for field, axes in (
+            ("orientation", "xyzw"), ("angular_velocity", "xyz"), ("linear_acceleration", "xyz"))}
     p, q = message.pose.position, message.pose.orientation
     return {f"{sensor.name}.position": np.array([p.x, p.y, p.z]),
             f"{sensor.name}.orientation": np.array([q.x, q.y, q.z, q.w])}
@@ -136,6 +140,9 @@ def encode(sensor: Sensor | Camera, values: Values, stamp_ns: int, robot: RobotS
     if sensor.type == JOINT_STATE:
         fields = [values.get(f"{sensor.name}.{key}", ()) for key in ("position", "velocity", "effort")]
         return messages.encode(messages.joint_state(stamp_ns, list(robot.names), *fields))
+    if sensor.type == IMU:
+        fields = [values[f"{sensor.name}.{key}"] for key in ("orientation", "angular_velocity", "linear_acceleration")]
+        return messages.encode(messages.imu(stamp_ns, sensor.frame, *fields))
     pose = [values[f"{sensor.name}.{key}"] for key in ("position", "orientation")]
     return messages.encode(messages.pose_stamped(stamp_ns, sensor.frame, *pose))
 
@@ -211,6 +218,14 @@ def _encode(robot: RobotSpec, to: CommandTopic, command: np.ndarray, braking: bo
 
 def _type(sensor: Sensor | Camera) -> str:
     return IMAGE if isinstance(sensor, Camera) else sensor.type
+
+
+def _measured(message: Any, field: str, axes: str) -> np.ndarray:
+    """A quantity of an Imu message; NaN where a covariance of -1 says that it is not measured (REP 145)."""
+    if getattr(message, f"{field}_covariance")[0] == -1:
+        return np.full(len(axes), np.nan)
+    value = getattr(message, field)
+    return np.array([getattr(value, axis) for axis in axes])
 
 
 def _by_index(values: np.ndarray, index: list[int], field: str) -> np.ndarray:

@@ -128,7 +128,8 @@ def sim_robot(
     robot: Annotated[str, typer.Argument(help="Robot name, or path of a robot.yaml.")],
     gap: Annotated[str, typer.Option(help="Reality gap: NAME=VALUE,... of payload (kg), friction (N·m), "
                                      "motor_strength (share), encoder_bias (rad), command_delay (s), "
-                                     "sensor_delay (s), noise (rad), dropout (share).")] = "",
+                                     "sensor_delay (s), noise (rad), pose_noise (m), imu_noise (rad/s), dropout "
+                                     "(share).")] = "",
     bus: BusOption = "auto", namespace: Namespace = "", domain: Domain = None, seed: Seed = 0,
     cameras: Annotated[bool, typer.Option(help="Render and publish the cameras.")] = True,
     seconds: Annotated[float | None, typer.Option(help="Stop after so many seconds [default: never].")] = None,

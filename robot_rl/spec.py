@@ -17,6 +17,7 @@ SCHEMA = 1
 
 POSE = "geometry_msgs/msg/PoseStamped"
 JOINT_STATE = "sensor_msgs/msg/JointState"
+IMU = "sensor_msgs/msg/Imu"
 IMAGE = "sensor_msgs/msg/Image"
 GOAL = "goal.position"  # the source of a term that reads the goal
 TRAJECTORY = "trajectory_msgs/msg/JointTrajectory"
@@ -114,7 +115,7 @@ class CommandInterface(CommandTopic, kw_only=True):
 
 
 class Sensor(Data, kw_only=True):
-    """A state topic: JointState (mapped by joint name) or PoseStamped."""
+    """A state topic: JointState (by joint name), PoseStamped, or Imu (with an orientation; its world's z is up)."""
 
     name: str
     topic: str
@@ -123,13 +124,13 @@ class Sensor(Data, kw_only=True):
     stale_after_s: float
     frame: str = "base_link"
     site: str | None = None
-    """The MJCF site whose pose the simulated robot publishes here, as a motion-capture system would."""
+    """The MJCF site whose pose the simulated robot publishes here, as a motion-capture system would; or its IMU's."""
     velocity: Literal["measured", "derived"] = "measured"
     """JointState: speeds are in the message, or are made from the positions of two decisions, in training too."""
 
     def __post_init__(self) -> None:
-        if self.type not in (JOINT_STATE, POSE):
-            raise ValueError(f"sensor {self.name}: type={self.type}: known are {JOINT_STATE}, {POSE}")
+        if self.type not in (JOINT_STATE, POSE, IMU):
+            raise ValueError(f"sensor {self.name}: type={self.type}: known are {JOINT_STATE}, {POSE}, {IMU}")
         if self.velocity == "derived" and self.type != JOINT_STATE:
             raise ValueError(f"sensor {self.name}: velocity=derived with type={self.type}: {JOINT_STATE} only")
 
@@ -163,7 +164,7 @@ class Placement(Data, kw_only=True):
     """
 
     object: str
-    """The MJCF body, which has a free joint."""
+    """The MJCF body, which has a free joint; the base of a robot that stands on the ground is one too."""
     lower: tuple[float, float, float]
     upper: tuple[float, float, float]
     yaw: tuple[float, float] = (0.0, 0.0)

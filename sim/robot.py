@@ -8,14 +8,14 @@ import mujoco
 import numpy as np
 
 from hardware.messages import wxyz, xyzw
-from robot_rl.spec import JOINT_STATE, Camera, RobotSpec, Sensor, Vision
+from robot_rl.spec import IMU, JOINT_STATE, POSE, Camera, RobotSpec, Sensor, Vision
 from sim.offscreen import Offscreen
 from sim.randomize import DelayLine, Gap
 from sim.wiring import compile_model, wire
 
 VELOCITY_WINDOW_S = 0.05  # servos difference their encoder over about this time, so noise reaches the speed too
 Values = dict[str, np.ndarray]
-State = tuple[np.ndarray, np.ndarray, np.ndarray]
+State = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # position, velocity, effort, acceleration
 Order = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # target, seconds until there, kp, kd; (C,) each
 
 
@@ -52,8 +52,8 @@ class SimRobot:
         self._filmed: dict[str, tuple[float, Values]] = {}  # when, and what was seen
         self._goal = _mocap(self.model, "goal")
         self._driven = spec.actuated_index
-        self._poses = {s.name: (self.model.site(s.site).id, self.model.body(s.frame).id)
-                       for s in spec.sensors if s.site is not None}
+        self._sites = {s.name: self.model.site(s.site).id for s in spec.sensors if s.site is not None}
+        self._frames = {s.name: self.model.body(s.frame).id for s in spec.sensors if s.type == POSE}
         self.reset()
 
     @property
@@ -148,7 +148,8 @@ class SimRobot:
         """The newest message of every sensor; where one is lost, the one before it.
 
         `<joint sensor>.position|velocity|effort` (J,), `<pose sensor>.position` (3,) and `.orientation` (4,) xyzw in
-        the sensor's frame. `<camera>.image` (H, W, 3) uint8 rgb of the cameras in use. Raises RenderError.
+        the sensor's frame, `<imu>.orientation` in the world, `.angular_velocity` (3,) rad/s and `.linear_acceleration`
+        (3,) m/s² in its own frame. `<camera>.image` (H, W, 3) uint8 rgb of the cameras in use. Raises RenderError.
         """
         for sensor in self.spec.sensors:
             seen = self.measure(sensor.name)
@@ -163,7 +164,7 @@ class SimRobot:
         return {name: self.time - taken for name, (taken, _) in self._filmed.items()}
 
     def truth(self) -> Values:
-        """What `readings` would say with perfect sensors; for judging from outside, never for a policy."""
+        """What `readings` would say with perfect sensors, and the speed of every IMU; never for a policy to see."""
         return {key: value for sensor in self.spec.sensors
                 for key, value in self._look(sensor, self.data, self._state()).items()}
 
@@ -282,13 +283,14 @@ class SimRobot:
             self.model.actuator_biasprm[index, 2] = bias[index, 2] * share[1]
 
     def _state(self) -> State:
-        return self.data.qpos.copy(), self.data.qvel.copy(), self.data.qfrc_actuator.copy()
+        data = self.data
+        return data.qpos.copy(), data.qvel.copy(), data.qfrc_actuator.copy(), data.qacc.copy()
 
     def _measure(self, sensor: Sensor) -> Values:
         """A message of a sensor: late and noisy, but not lost."""
         if self.gap.sensor_delay:
             state = self._states.read(self.time)
-            self._seen.qpos[:] = state[0]
+            self._seen.qpos[:], self._seen.qvel[:], self._seen.qacc[:] = state[0], state[1], state[3]
             mujoco.mj_kinematics(self.model, self._seen)
             values = self._look(sensor, self._seen, state)
         else:
@@ -300,6 +302,9 @@ class SimRobot:
                 self._add(values, f"{sensor.name}.velocity", self.gap.noise / VELOCITY_WINDOW_S)
             self._add(values, f"{sensor.name}.position", self.gap.noise)
             values[f"{sensor.name}.position"] += self._bias
+        elif sensor.type == IMU:
+            del values[f"{sensor.name}.linear_velocity"]
+            self._add(values, f"{sensor.name}.angular_velocity", self.gap.imu_noise)
         else:
             self._add(values, f"{sensor.name}.position", self.gap.pose_noise)
         return values
@@ -311,16 +316,33 @@ class SimRobot:
     def _look(self, sensor: Sensor, data: mujoco.MjData, state: State) -> Values:
         """Perfect values of a sensor in a state; `data` holds the poses of that state."""
         if sensor.type == JOINT_STATE:
-            position, velocity, effort = state
+            position, velocity, effort, _ = state
             return {f"{sensor.name}.position": position[self._wiring.position],
                     f"{sensor.name}.velocity": velocity[self._wiring.dof],
                     f"{sensor.name}.effort": effort[self._wiring.dof]}
-        site, frame = self._poses[sensor.name]
+        site = self._sites[sensor.name]
+        if sensor.type == IMU:
+            return self._sense_motion(sensor.name, site, data)
+        frame = self._frames[sensor.name]
         axes = data.xmat[frame].reshape(3, 3).T
         quaternion = np.empty(4)
         mujoco.mju_mat2Quat(quaternion, (axes @ data.site_xmat[site].reshape(3, 3)).ravel())
         return {f"{sensor.name}.position": axes @ (data.site_xpos[site] - data.xpos[frame]),
                 f"{sensor.name}.orientation": xyzw(quaternion)}
+
+
+    def _sense_motion(self, name: str, site: int, data: mujoco.MjData) -> Values:
+        """What an IMU at a site says, and its speed, which no IMU knows, as `<name>.linear_velocity` (3,) m/s."""
+        mujoco.mj_comPos(self.model, data)
+        mujoco.mj_comVel(self.model, data)
+        mujoco.mj_rnePostConstraint(self.model, data)  # accelerations of bodies, gravity included
+        motion, change, quaternion = np.empty(6), np.empty(6), np.empty(4)
+        kind = mujoco.mjtObj.mjOBJ_SITE
+        mujoco.mj_objectVelocity(self.model, data, kind, site, motion, 1)
+        mujoco.mj_objectAcceleration(self.model, data, kind, site, change, 1)
+        mujoco.mju_mat2Quat(quaternion, data.site_xmat[site])
+        return {f"{name}.orientation": xyzw(quaternion), f"{name}.angular_velocity": motion[:3],
+                f"{name}.linear_acceleration": change[3:], f"{name}.linear_velocity": motion[3:]}
 
 
 def _mocap(model: mujoco.MjModel, body: str) -> int | None:

@@ -13,7 +13,7 @@ from hardware.robot_io import Order, decode, decode_command, encode, encode_comm
 from robot_rl.episode import Episode
 from robot_rl.observe import Readings
 from robot_rl.safety import Safety
-from robot_rl.spec import JOINT_STATE, PD, TRAJECTORY, PolicySpec, RobotSpec, Term
+from robot_rl.spec import JOINT_STATE, PD, TRAJECTORY, PolicySpec, RobotSpec, Term, load_robot
 from sim.robot import SimRobot
 from tests.robots import contract, robot
 
@@ -169,6 +169,23 @@ def test_what_joint_states_lack_reads_nan_and_absent_efforts_read_0() -> None:
     np.testing.assert_array_equal(values["joints.position"], [1, 2, np.nan])
     assert np.isnan(values["joints.velocity"]).all()
     assert list(values["joints.effort"]) == [0, 0, 0]
+
+
+@pytest.mark.parametrize("unknown", ["orientation", "angular_velocity", "linear_acceleration"])
+def test_what_an_imu_says_it_does_not_know_reads_nan(unknown: str) -> None:
+    body = load_robot("quadruped")
+    sensor = next(s for s in body.sensors if s.name == "imu")
+    given = {"imu.orientation": np.array([0, 0, 0, 1.0]), "imu.angular_velocity": np.array([1.0, 2, 3]),
+             "imu.linear_acceleration": np.array([0, 0, 9.81])}
+    message = messages.decode(encode(sensor, given, 5, body), sensor.type)
+    assert message.header.frame_id == "imu_link"
+    for key, value in decode(sensor, messages.encode(message), body).items():
+        np.testing.assert_array_equal(value, given[key])
+    covariance = np.zeros(9)
+    covariance[0] = -1
+    setattr(message, f"{unknown}_covariance", covariance)
+    values = decode(sensor, messages.encode(message), body)
+    assert [key for key, value in values.items() if np.isnan(value).all()] == [f"imu.{unknown}"]
 
 
 def derived() -> PolicySpec:
