@@ -79,6 +79,8 @@ def topics(spec: PolicySpec, robot: RobotSpec, cameras: bool) -> list[tuple[str,
     found += [(to.topic, to.type, "command") for to in robot.command_topics] + [(robot.stop_topic, BOOL, "latched")]
     if spec.goal:
         found.append((spec.goal.topic, POSE, "latched"))
+    if spec.steering:
+        found.append((spec.steering.topic, spec.steering.type, "sensor"))
     return [*found, (STEP_TOPIC, STEP_TYPE, "events"), (EPISODE_TOPIC, TEXT_TYPE, "events"),
             (INFO_TOPIC, TEXT_TYPE, "latched")]
 

@@ -221,6 +221,16 @@ def pose_stamped(stamp_ns: int, frame: str, position: ArrayLike, quaternion_xyzw
     return new("geometry_msgs/msg/PoseStamped", header=header(stamp_ns, frame), pose=pose)
 
 
+def twist(velocity: ArrayLike, stamp_ns: int | None = None, frame: str = "base_link") -> Any:
+    """geometry_msgs/Twist of (3,) forward and left m/s and turning left rad/s; with a stamp, a TwistStamped."""
+    x, y, turn = (float(v) for v in _floats(velocity))
+    made = new("geometry_msgs/msg/Twist", linear=new("geometry_msgs/msg/Vector3", x=x, y=y, z=0.0),
+               angular=new("geometry_msgs/msg/Vector3", x=0.0, y=0.0, z=turn))
+    if stamp_ns is None:
+        return made
+    return new("geometry_msgs/msg/TwistStamped", header=header(stamp_ns, frame), twist=made)
+
+
 def imu(stamp_ns: int, frame: str, quaternion_xyzw: ArrayLike, angular_velocity: ArrayLike,
         linear_acceleration: ArrayLike) -> Any:
     """sensor_msgs/Imu: orientation (4,) in a world whose z is up; (3,) rad/s and m/s², at rest +g up, in its frame."""

@@ -60,7 +60,7 @@ class PolicyNode:
         self._reloads = bus.service("policy/reload")
         self._use(policy)
         assert self._spec.robot is not None
-        self._io = RobotIO(self._spec.robot, bus, self._spec.cameras)
+        self._io = RobotIO(self._spec.robot, bus, self._spec.cameras, self._spec.steering)
         self._goal = bus.publisher(self._spec.goal.topic, POSE, LATCHED) if self._spec.goal else None
         self._goals = np.random.default_rng([seed, 0])
         self._noise = np.random.default_rng([seed, 1])

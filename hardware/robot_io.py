@@ -17,25 +17,29 @@ from robot_rl.spec import (
     IMU,
     JOINT_STATE,
     PD,
+    STEERING,
     TRAJECTORY,
     Camera,
     CommandTopic,
     RobotSpec,
     Sensor,
     SpecError,
+    Steering,
 )
 
 FLOATS = "std_msgs/msg/Float64MultiArray"
 
 
 class RobotIO:
-    """A robot's state topics, the cameras in use and its command topics on a bus."""
+    """A robot's state topics, the cameras in use and its command topics on a bus, and the topic that steers."""
 
-    def __init__(self, robot: RobotSpec, bus: Bus, cameras: Sequence[Camera] = ()) -> None:
+    def __init__(self, robot: RobotSpec, bus: Bus, cameras: Sequence[Camera] = (), steering: Steering | None = None
+                 ) -> None:
         self.robot = robot
         inputs: tuple[Sensor | Camera, ...] = (*robot.sensors, *cameras)
         self._sensors: list[tuple[Sensor | Camera, Reader]] = [
             (s, bus.reader(s.topic, _type(s), SENSOR)) for s in inputs]
+        self._steering = (steering, bus.reader(steering.topic, steering.type, SENSOR)) if steering else None
         self._commands = {to.topic: bus.publisher(to.topic, to.type, COMMAND) for to in robot.command_topics}
         self._decoded: dict[str, tuple[Sample, Values]] = {}
         self.refused: dict[str, str] = {}
@@ -62,7 +66,17 @@ class RobotIO:
             readings.values |= known[1]
             readings.stamps[sensor.name] = sample.stamp_ns
             readings.ages[sensor.name] = (time.monotonic_ns() - sample.arrival_ns) * 1e-9
+        self._steer(readings)
         return readings
+
+    def _steer(self, readings: Readings) -> None:
+        """Add the velocity that is asked for; one that is too old, or never came, is as if none were."""
+        if self._steering is None or (sample := self._steering[1].newest()) is None:
+            return
+        steering, age = self._steering[0], (time.monotonic_ns() - sample.arrival_ns) * 1e-9
+        if age <= steering.stale_after_s:
+            readings.values |= decode(steering, sample.data, self.robot)
+            readings.stamps[steering.name], readings.ages[steering.name] = sample.stamp_ns, age
 
     def send(self, command: np.ndarray) -> None:
         """Publish a command (C,) of the actuated joints: rad, rad/s or N·m."""
@@ -107,7 +121,7 @@ class RobotIO:
         return lines
 
 
-def decode(sensor: Sensor | Camera, data: bytes, robot: RobotSpec) -> Values:
+def decode(sensor: Sensor | Camera | Steering, data: bytes, robot: RobotSpec) -> Values:
     """One message as named arrays, joints in the spec's order by name; a joint that is absent reads NaN.
 
     Efforts that are absent altogether read 0, as ROS allows; derived speeds are left out, whatever the message says.
@@ -119,6 +133,9 @@ def decode(sensor: Sensor | Camera, data: bytes, robot: RobotSpec) -> Values:
         except ValueError as error:
             raise SpecError(f"camera '{sensor.name}' on {sensor.topic}: {error}") from error
     message: Any = messages.decode(data, sensor.type)
+    if isinstance(sensor, Steering):
+        twist = getattr(message, "twist", message)
+        return {STEERING: np.array([twist.linear.x, twist.linear.y, twist.angular.z])}
     if sensor.type == JOINT_STATE:
         places = {name: i for i, name in enumerate(message.name)}
         index = [places.get(name, -1) for name in robot.names]
@@ -133,10 +150,13 @@ def decode(sensor: Sensor | Camera, data: bytes, robot: RobotSpec) -> Values:
             f"{sensor.name}.orientation": np.array([q.x, q.y, q.z, q.w])}
 
 
-def encode(sensor: Sensor | Camera, values: Values, stamp_ns: int, robot: RobotSpec) -> bytes:
+def encode(sensor: Sensor | Camera | Steering, values: Values, stamp_ns: int, robot: RobotSpec) -> bytes:
     """CDR bytes of the message that `decode` reads, from named arrays with joints in the spec's order."""
     if isinstance(sensor, Camera):
         return messages.encode(messages.image(stamp_ns, sensor.frame, values[f"{sensor.name}.image"]))
+    if isinstance(sensor, Steering):
+        stamp = stamp_ns if sensor.type.endswith("Stamped") else None
+        return messages.encode(messages.twist(values[STEERING], stamp))
     if sensor.type == JOINT_STATE:
         fields = [values.get(f"{sensor.name}.{key}", ()) for key in ("position", "velocity", "effort")]
         return messages.encode(messages.joint_state(stamp_ns, list(robot.names), *fields))

@@ -73,6 +73,9 @@ class Quantity:
         self._pick = _picker(term.source, term, spec)
         self._minus = _picker(term.minus, term, spec) if term.minus else None
         self._transform = _TRANSFORMS.get(term.transform, lambda x: x)
+        if term.transform == "down":
+            chosen = np.array(["xyz".index(axis) for axis in term.axes or "xyz"], dtype=np.intp)
+            self._transform = lambda quaternion: _down(quaternion)[chosen]
         self._previous: np.ndarray | None = None
         self._past: np.ndarray | None = None
 
@@ -161,10 +164,16 @@ _TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+def _down(quaternion: np.ndarray) -> np.ndarray:
+    """(3,) where gravity points in the frame of an orientation (4,) xyzw: the last row of its matrix, turned round."""
+    x, y, z, w = quaternion
+    return np.array([2 * (w * y - x * z), -2 * (w * x + y * z), 2 * (x * x + y * y) - 1])
+
+
 def _picker(source: str, term: Term, spec: PolicySpec) -> Callable[[Values], np.ndarray]:
     """A function that takes one source, or the joints or axes of it that a term names, out of all values."""
     assert spec.robot is not None
-    if not term.joints and not term.axes:
+    if not term.joints and (not term.axes or term.transform == "down"):
         return lambda values: values[source]
     names = [j.name for j in (spec.robot.actuated if source == "command" else spec.robot.joints)]
     index = np.array([names.index(j) for j in term.joints] or ["xyz".index(a) for a in term.axes], dtype=np.intp)

@@ -40,6 +40,8 @@ class Homing:
         self._robot, self._start, self._began = robot, position[robot.actuated_index], now
         self._goal = np.array([j.default for j in robot.actuated])
         self._limit = np.array([j.effort for j in robot.actuated])
+        # a soft servo stands as far off as the robot's weight pushes it
+        self._close = np.array([max(0.15, 0.5 * j.effort / j.kp if j.kp > 0 else 0.0) for j in robot.actuated])
         self._path_s = float(np.max(np.abs(self._goal - self._start))) / HOMING_SPEED
 
     def command(self, position: np.ndarray, velocity: np.ndarray, now: float) -> np.ndarray:
@@ -56,8 +58,9 @@ class Homing:
     def finished(self, position: np.ndarray, velocity: np.ndarray, now: float) -> bool:
         """At rest at the end of the path; joints that no motor drives must have settled too."""
         error = np.abs(position[self._robot.actuated_index] - self._goal)
-        resting = bool(np.all(np.abs(velocity) < SETTLED)) and bool(np.all(error < 0.15))
-        return now - self._began > self._path_s + 0.05 and (resting or now - self._began > self._robot.reset_timeout_s)
+        resting = bool(np.all(np.abs(velocity) < SETTLED)) and bool(np.all(error < self._close))
+        patience = 0.8 * self._robot.reset_timeout_s  # the answer must come before the caller gives up
+        return now - self._began > self._path_s + 0.05 and (resting or now - self._began > patience)
 
 
 class Hand:
