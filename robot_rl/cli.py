@@ -32,7 +32,8 @@ Options = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="NAME=
 
 @app.command()
 def train(
-    task: Annotated[str, typer.Argument(help="so101-reach, furuta-swingup, dmc:<domain>-<task> or gym:<id>.")] = "",
+    task: Annotated[str, typer.Argument(help="so101-reach, furuta-swingup, quadruped-walk, dmc:<domain>-<task>, "
+                                             "gym:<id>.")] = "",
     recipe: Annotated[str, typer.Option(help="Which learner; `inspect --recipe list` names them.")] = "default",
     robot: RobotOption = None,
     steps: Annotated[int, typer.Option(help="Decisions to take in the environment.")] = 100_000,
