@@ -296,11 +296,11 @@ class SimRobot:
         else:
             values = self._look(sensor, self.data, self._state())
         if sensor.type == JOINT_STATE:
+            self._add(values, f"{sensor.name}.position", self.gap.noise)
             if sensor.velocity == "derived":
                 del values[f"{sensor.name}.velocity"]
             else:
                 self._add(values, f"{sensor.name}.velocity", self.gap.noise / VELOCITY_WINDOW_S)
-            self._add(values, f"{sensor.name}.position", self.gap.noise)
             values[f"{sensor.name}.position"] += self._bias
         elif sensor.type == IMU:
             del values[f"{sensor.name}.linear_velocity"]
