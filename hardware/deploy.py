@@ -76,9 +76,11 @@ def topics(spec: PolicySpec, robot: RobotSpec, cameras: bool) -> list[tuple[str,
     filmed = robot.cameras if cameras else ()
     found = [(*heard_on(s), "sensor") for s in robot.sensors] + [(*heard_on(c), "sensor") for c in filmed]
     found += [(c.info_topic, "sensor_msgs/msg/CameraInfo", "sensor") for c in filmed]
-    found += [(robot.command.topic, robot.command.type, "command"), (robot.stop_topic, BOOL, "latched")]
+    found += [(to.topic, to.type, "command") for to in robot.command_topics] + [(robot.stop_topic, BOOL, "latched")]
     if spec.goal:
         found.append((spec.goal.topic, POSE, "latched"))
+    if spec.steering:
+        found.append((spec.steering.topic, spec.steering.type, "sensor"))
     return [*found, (STEP_TOPIC, STEP_TYPE, "events"), (EPISODE_TOPIC, TEXT_TYPE, "events"),
             (INFO_TOPIC, TEXT_TYPE, "latched")]
 

@@ -59,7 +59,8 @@ class PolicyNode:
         self._info = bus.publisher(INFO_TOPIC, TEXT_TYPE, LATCHED)
         self._reloads = bus.service("policy/reload")
         self._use(policy)
-        self._io = RobotIO(robot, bus, self._spec.cameras)
+        assert self._spec.robot is not None
+        self._io = RobotIO(self._spec.robot, bus, self._spec.cameras, self._spec.steering)
         self._goal = bus.publisher(self._spec.goal.topic, POSE, LATCHED) if self._spec.goal else None
         self._goals = np.random.default_rng([seed, 0])
         self._noise = np.random.default_rng([seed, 1])
@@ -168,7 +169,7 @@ class PolicyNode:
     def _safe_stop(self, episode: Episode, readings: Readings) -> None:
         command = episode.stop(readings)
         if command is not None:
-            self._io.send(command)
+            self._io.stop(command)
 
     def _draw(self) -> np.ndarray | None:
         return self._noise.standard_normal(self._policy.noise_size) if self.explore else None

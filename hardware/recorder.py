@@ -53,7 +53,8 @@ def robot_topics(robot: RobotSpec, cameras: bool = True) -> list[tuple[str, str,
     rows = [(*heard_on(sensor), "sensor") for sensor in robot.sensors]
     for camera in robot.cameras if cameras else ():
         rows += [(*heard_on(camera), "sensor"), (camera.info_topic, "sensor_msgs/msg/CameraInfo", "sensor")]
-    rows += [(robot.command.topic, robot.command.type, "command"), (robot.stop_topic, "std_msgs/msg/Bool", "latched"),
+    rows += [(to.topic, to.type, "command") for to in robot.command_topics]
+    rows += [(robot.stop_topic, "std_msgs/msg/Bool", "latched"),
              ("policy/step", "std_msgs/msg/Float64MultiArray", "events"), ("policy/info", TEXT, "latched")]
     return rows
 

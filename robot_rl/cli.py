@@ -35,7 +35,8 @@ Options = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="NAME=
 
 @app.command()
 def train(
-    task: Annotated[str, typer.Argument(help="so101-reach, furuta-swingup, dmc:<domain>-<task> or gym:<id>.")] = "",
+    task: Annotated[str, typer.Argument(help="so101-reach, furuta-swingup, quadruped-walk, dmc:<domain>-<task>, "
+                                             "gym:<id>.")] = "",
     recipe: Annotated[str, typer.Option(help="Which learner; `inspect --recipe list` names them.")] = "default",
     robot: RobotOption = None,
     steps: Annotated[int, typer.Option(help="Decisions to take in the environment.")] = 100_000,
@@ -136,7 +137,8 @@ def sim_robot(
     robot: Annotated[str, typer.Argument(help="Robot name, or path of a robot.yaml.")],
     gap: Annotated[str, typer.Option(help="Reality gap: NAME=VALUE,... of payload (kg), friction (N·m), "
                                      "motor_strength (share), encoder_bias (rad), command_delay (s), "
-                                     "sensor_delay (s), camera_delay (s), noise (rad), dropout (share).")] = "",
+                                     "sensor_delay (s), camera_delay (s), noise (rad), pose_noise (m), imu_noise "
+                                     "(rad/s), dropout (share).")] = "",
     latency: LatencyOption = None,
     bus: BusOption = "auto", namespace: Namespace = "", domain: Domain = None, seed: Seed = 0,
     cameras: Annotated[bool, typer.Option(help="Render and publish the cameras.")] = True,

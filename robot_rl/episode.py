@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from robot_rl.act import ActionMap
-from robot_rl.observe import Observation, Observer, Readings, blank
+from robot_rl.observe import Observation, Observer, Quantity, Readings, Speeds, blank
 from robot_rl.reward import Rewards, SuccessClock
 from robot_rl.safety import Reason, Safety
-from robot_rl.spec import GOAL, PolicySpec
+from robot_rl.spec import GOAL, STEERING, PolicySpec
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,9 @@ class Episode:
         self.last: np.ndarray | None = None
         """Last sent command (C,)."""
         self.faults = Reason.NONE
-        self._observer, self._rewards = Observer(spec), Rewards(spec)
+        self._observer, self._rewards, self._speeds = Observer(spec), Rewards(spec), Speeds(spec)
         self._clock = SuccessClock(spec) if spec.success else None
+        self._failure = Quantity(spec.failure.term, spec) if spec.failure else None
         self._map = ActionMap(spec.action, spec.robot)
         self._safety = Safety(spec.robot, spec.rate_hz, spec.cameras)
         self._max_steps = round(spec.time_limit_s * spec.rate_hz)
@@ -79,7 +80,7 @@ class Episode:
             raise ValueError(f"task {self.spec.task}: goal is {self.spec.goal}, given {goal}")
         self.steps, self.last, self.faults = 0, None, Reason.NONE
         self._goal, self._action = goal, np.zeros(self.spec.action_size)
-        for part in (self._observer, self._rewards, self._clock):
+        for part in (self._observer, self._rewards, self._speeds, self._clock, self._failure):
             if part is not None:
                 part.reset()
 
@@ -89,7 +90,7 @@ class Episode:
 
     def observe(self, readings: Readings) -> Outcome:
         """Judge the step that led to these readings; the first call of an episode only observes."""
-        self._readings = readings
+        readings = self._readings = self._speeds(readings)
         self.faults |= self._safety.check(readings)
         if self.faults & ~Reason.WORKSPACE:
             return Outcome(self._observation, 0.0, False, True, False, self.faults, False)
@@ -99,11 +100,15 @@ class Episode:
         values = readings.values | {"command": self.last, "action": self._action}
         if self._goal is not None:
             values[GOAL] = self._goal
+        if self.spec.steering is not None:
+            values[STEERING] = self.spec.steering.within(values.get(STEERING, np.zeros(3)))
         succeeded = self._clock is not None and not first and self._clock(values)
         values["hold"] = np.array([self._clock.hold_s if self._clock else 0.0])
         self._observation = self._observer(values)
         reward = self._rewards(values)
-        return self._judge(0.0 if first else reward, succeeded)
+        failed = self._failure is not None and self.spec.failure is not None and self.spec.failure.holds(
+            float(self._failure(values)[0]))
+        return self._judge(0.0 if first else reward, succeeded, failed)
 
     def act(self, action: np.ndarray) -> Command:
         """Turn the policy's action (A,) into the command to send now."""
@@ -130,11 +135,11 @@ class Episode:
         """The stop behaviour's command (C,), or None when none would be safe."""
         return self._safety.stop(readings, self.last)
 
-    def _judge(self, reward: float, succeeded: bool) -> Outcome:
+    def _judge(self, reward: float, succeeded: bool, failed: bool) -> Outcome:
         success = self.spec.success
         timeout = self.steps >= self._max_steps
-        ended = succeeded and success is not None and success.ends_episode
-        won = ended or (succeeded and timeout)
+        ended = failed or (succeeded and success is not None and success.ends_episode)
+        won = succeeded and (ended or timeout) and not failed
         if won and success is not None:
             reward += success.bonus
         truncated = (timeout or bool(self.faults)) and not ended

@@ -118,7 +118,7 @@ class EpisodeLog:
         for record in self.records:
             faults = Reason(int(record.faults[0]))
             episode.halt(faults & ~Reason.WORKSPACE)
-            outcome = episode.observe(Readings(self.values(record, spec)))
+            outcome = episode.observe(Readings(self.values(record, spec), self._stamps(record)))
             last = outcome.done or not np.isfinite(record.asked).all()
             yield outcome, None if last else episode.took(record.sent)
             if last:
@@ -134,13 +134,18 @@ class EpisodeLog:
         seen = (self.values(record, spec, images=False).get(source) for record in self.records)
         return np.array([value for value in seen if value is not None and np.isfinite(value).all()]).reshape(-1, 3)
 
+    def _stamps(self, record: StepRecord) -> dict[str, int]:
+        """The source stamp of each message that a step used, ns."""
+        parts = zip(self.spec.inputs, record.inputs.reshape(-1, 2), strict=True)
+        return {s.name: stamp for s, (seconds, rest) in parts if (stamp := join_ns(seconds, rest))}
+
     def values(self, record: StepRecord, spec: PolicySpec, images: bool = True) -> Values:
         """What every sensor, and every camera that `spec` uses, had said when a step was decided. Raises SpecError."""
         assert spec.robot is not None
         wanted, values = {s.name for s in (spec.inputs if images else spec.robot.sensors)}, Values()
-        for sensor, (seconds, nanoseconds) in zip(self.spec.inputs, record.inputs.reshape(-1, 2), strict=True):
-            stamp = join_ns(seconds, nanoseconds)
-            if stamp == 0 or sensor.name not in wanted:
+        stamps = self._stamps(record)
+        for sensor in self.spec.inputs:
+            if sensor.name not in wanted or (stamp := stamps.get(sensor.name)) is None:
                 continue
             data = self.readings[sensor.name].get(stamp)
             if data is None:

@@ -1,6 +1,6 @@
 """The robot as a process of its own: MuJoCo in real time behind the robot's own topics.
 
-It publishes joint states, poses (as a motion-capture system would) and camera images, obeys the command topic, and
+It publishes joint states, poses (as a motion-capture system would) and camera images, obeys the command topics, and
 serves `reset`. Nobody outside can tell it from the robot by its topics; a policy, a reward or a reset that looked
 inside the simulator would have nothing to look at.
 """
@@ -18,7 +18,7 @@ import numpy as np
 from hardware import messages
 from hardware.bus import COMMAND, LATCHED, SENSOR, Bus, Publisher, Qos
 from hardware.loop import Ticker
-from hardware.robot_io import decode_command, encode, heard_on
+from hardware.robot_io import Order, decode_command, encode, heard_on
 from robot_rl import image
 from robot_rl.homing import Homing
 from robot_rl.kinematics import guarded
@@ -27,7 +27,74 @@ from sim.robot import SimRobot
 
 STATE = Qos(reliable=True)  # drivers publish reliably; consumers choose (REP 2003)
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
-COMMAND_TIMEOUT_S = 0.2  # a driver's own watchdog: velocity and effort go to zero when commands stop coming
+COMMAND_TIMEOUT_S = 0.2  # a driver's own watchdog: what does not hold its pose stops when commands stop coming
+
+
+class Hand:
+    """What the command topics ask for now, joint by joint; on each of them the newest message counts.
+
+    Position servos keep the last target for ever, as theirs do. Others are stopped by their own watchdog when a topic
+    falls silent: no speed, no effort, or the brake alone.
+    """
+
+    def __init__(self, robot: RobotSpec, bus: Bus) -> None:
+        self._robot = robot
+        places = {joint.name: i for i, joint in enumerate(robot.actuated)}
+        self._topics = [(to, bus.reader(to.topic, to.type, COMMAND), np.array([places[n] for n in to.joints]))
+                        for to in robot.command_topics]
+        self._brake = np.array([j.brake for j in robot.actuated])
+        self.rest()
+
+    @property
+    def order(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(C,) each: target, seconds until there, kp, kd."""
+        return self._target, self._seconds, self._kp, self._kd
+
+    def rest(self) -> None:
+        """Forget what was asked for: the default pose, no speed or no effort."""
+        joints, holds = self._robot.actuated, self._robot.command.interface == "position"
+        self._target = np.array([j.default if holds else 0.0 for j in joints])
+        self._seconds = np.zeros(len(joints))
+        self._kp, self._kd = np.array([j.kp for j in joints]), np.array([j.kd for j in joints])
+        self._seen = dict.fromkeys((to.topic for to, _, _ in self._topics), time.monotonic_ns())
+
+    def take(self) -> bool:
+        """Look at the newest message of every topic; True when anything is to be done differently."""
+        news = False
+        for to, reader, index in self._topics:
+            sample = reader.newest()
+            if sample is None:
+                continue
+            age = (time.monotonic_ns() - sample.arrival_ns) * 1e-9
+            if self._robot.stop != "hold" and age > COMMAND_TIMEOUT_S:
+                news |= self._let_go(index)
+            elif sample.arrival_ns > self._seen[to.topic]:
+                self._seen[to.topic] = sample.arrival_ns
+                try:
+                    self._follow(decode_command(self._robot, to, sample.data), index)
+                    news = True
+                except ValueError as error:
+                    print(f"sim-robot: command refused: {error}", file=sys.stderr, flush=True)
+        return news
+
+    def _follow(self, order: Order, index: np.ndarray) -> None:
+        """Note an order for some joints; one that is not finite changes nothing. Raises ValueError for it."""
+        if not np.isfinite([order.target, *(order.gains or ())]).all():
+            raise ValueError("it is not finite")
+        self._target[index], self._seconds[index] = order.target, order.time_s
+        if order.gains:
+            self._kp[index], self._kd[index] = order.gains
+
+    def _let_go(self, index: np.ndarray) -> bool:
+        """Stop some joints; True unless they are stopped already."""
+        if self._robot.command.interface == "position":
+            parts = ((self._kp, np.zeros(len(index))), (self._kd, self._brake[index]))
+        else:
+            parts = ((self._target, np.zeros(len(index))),)  # type: ignore[assignment]
+        changed = any((part[index] != value).any() for part, value in parts)
+        for part, value in parts:
+            part[index] = value
+        return changed
 
 
 class RobotProcess:
@@ -39,12 +106,11 @@ class RobotProcess:
         self.ticker = Ticker(rate)
         self._rng = np.random.default_rng(seed)
         self._sensors = [(s, bus.publisher(s.topic, s.type, STATE), _every(rate, s.rate_hz)) for s in robot.sensors]
-        self._commands = bus.reader(robot.command.topic, robot.command.type, COMMAND)
+        self._hand = Hand(robot, bus)
         self._goal = bus.reader("goal", POSE, LATCHED)
         self._reset = bus.service(robot.reset_service)
         self._homing: tuple[Homing, Any] | None = None
         self._chain = guarded(robot, sim.mjcf)
-        self._last_command_ns = 0
         self._goal_ns = 0
         self._answer: Any = None  # a reset request that is done but for telling where things are now
         self._lock = threading.Lock()
@@ -93,26 +159,12 @@ class RobotProcess:
         return self.sim.render_snapshot(camera.name), taken
 
     def _obey(self) -> None:
-        """Apply the newest command; a driver's own watchdog answers silence on velocity and effort interfaces."""
-        now = time.monotonic()
-        sample = self._commands.newest()  # taken while homing too, or it would seem to arrive after the reset
+        """Apply the newest commands."""
+        news = self._hand.take()  # while homing too, or they would seem to arrive after the reset
         if self._homing is not None:
-            self._follow_home(now)
-            return
-        if sample is None:
-            return
-        age = (time.monotonic_ns() - sample.arrival_ns) * 1e-9
-        if self.robot.command.interface != "position" and age > COMMAND_TIMEOUT_S:
-            self.sim.apply(np.zeros(len(self.robot.actuated)))
-        elif sample.arrival_ns > self._last_command_ns:
-            self._last_command_ns = sample.arrival_ns
-            try:
-                command = decode_command(self.robot, sample.data)
-            except ValueError as error:
-                print(f"sim-robot: command refused: {error}", file=sys.stderr, flush=True)
-                return
-            if np.isfinite(command).all():
-                self.sim.apply(command)
+            self._follow_home(time.monotonic())
+        elif news:
+            self.sim.apply(*self._hand.order)
 
     def _serve_reset(self) -> None:
         request = self._reset.take()
@@ -131,12 +183,12 @@ class RobotProcess:
         self.sim.apply(homing.command(position, velocity, now))
         if homing.finished(position, velocity, now):
             self._homing, self._answer = None, request
-            self._last_command_ns = time.monotonic_ns()  # what was sent before the reset is over
+            self._hand.rest()  # what was sent before the reset is over
             with self._lock:
                 self.sim.place(self._rng)
 
     def _joints(self) -> tuple[np.ndarray, np.ndarray]:
-        readings, name = self.sim.readings(), self.robot.joint_sensor.name
+        readings, name = self.sim.truth() | self.sim.readings(), self.robot.joint_sensor.name
         return readings[f"{name}.position"], readings[f"{name}.velocity"]
 
     def _show_goal(self) -> None:

@@ -81,7 +81,7 @@ def test_a_bad_robot_file_names_file_key_and_value(tmp_path: Path, key: str, val
 
 
 def test_unknown_robot_lists_the_known() -> None:
-    with pytest.raises(SpecError, match="furuta, so101"):
+    with pytest.raises(SpecError, match="furuta, quadruped, so101"):
         load_robot("so100")
 
 

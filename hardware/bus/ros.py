@@ -239,11 +239,12 @@ class RosRequest:
         self._service.send_response(Trigger.Response(success=success, message=message), self._header)
 
 
-def timer_node(node: str, namespace: str, domain: int, sensors: Sequence[tuple[str, str]], command: tuple[str, str],
-               rate_hz: float, tick: Callable[[dict[str, bytes], Callable[[bytes], None]], bool]) -> None:
+def timer_node(node: str, namespace: str, domain: int, sensors: Sequence[tuple[str, str]],
+               commands: Sequence[tuple[str, str]], rate_hz: float,
+               tick: Callable[[dict[str, bytes], Callable[[str, bytes], None]], bool]) -> None:
     """A node as tutorials write it, for comparison: callbacks keep the newest message, a timer calls `tick`.
 
-    `tick` is given the newest CDR bytes by topic and the function that publishes a command; False ends it.
+    `tick` is given the newest CDR bytes by topic and what publishes on a command topic; False ends it.
     """
     context, newest = rclpy.Context(), dict[str, bytes]()
     rclpy.init(context=context, domain_id=domain)
@@ -251,12 +252,12 @@ def timer_node(node: str, namespace: str, domain: int, sensors: Sequence[tuple[s
     for topic, type in sensors:
         plain.create_subscription(_message(type), topic, functools.partial(newest.__setitem__, topic),
                                   _profile(SENSOR), raw=True)
-    commands = plain.create_publisher(_message(command[1]), command[0], _profile(COMMAND))
+    publishers = {topic: plain.create_publisher(_message(type), topic, _profile(COMMAND)) for topic, type in commands}
     executor, going = SingleThreadedExecutor(context=context), True
 
     def on_timer() -> None:
         nonlocal going
-        going = tick(newest, commands.publish)
+        going = tick(newest, lambda topic, data: publishers[topic].publish(data))
 
     plain.create_timer(1.0 / rate_hz, on_timer)
     executor.add_node(plain)
