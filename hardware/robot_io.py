@@ -18,7 +18,7 @@ class RobotIO:
     """A robot's state topics, the cameras in use and its command topic on a bus."""
 
     def __init__(self, robot: RobotSpec, bus: Bus, cameras: Sequence[Camera] = ()) -> None:
-        self.robot = robot
+        self.robot, self._bus = robot, bus
         inputs: tuple[Sensor | Camera, ...] = (*robot.sensors, *cameras)
         self._sensors: list[tuple[Sensor | Camera, Reader]] = [
             (s, bus.reader(s.topic, _type(s), SENSOR)) for s in inputs]
@@ -52,21 +52,32 @@ class RobotIO:
 
     def send(self, command: np.ndarray) -> None:
         """Publish a command (C,) of the actuated joints: rad, rad/s or N·m."""
-        self._command.publish(encode_command(self.robot, command))
+        self._command.publish(encode_command(self.robot, command, self._bus.now_ns()))
+
+    def close(self) -> None:
+        """Leave the topics."""
+        for _, reader in self._sensors:
+            reader.close()
+        self._command.close()
 
     def wait(self, timeout_s: float) -> None:
-        """Wait until every sensor and camera in use has spoken and somebody takes commands.
+        """Wait until every sensor and camera in use has spoken anew and somebody takes commands.
 
         Raises TimeoutError naming who is silent, and SpecError for an image that is none.
         """
         end = time.monotonic() + timeout_s
+        self.read()
+        before = {name: sample for name, (sample, _) in self._decoded.items()}  # it may have waited to be read
         while True:
-            heard = self.read().stamps
+            self.read()
             if self.refused:
                 raise SpecError("; ".join(self.refused.values()))
-            silent = [f"{s.name} on {s.topic} ({_type(s)})" for s, _ in self._sensors if s.name not in heard]
+            heard = {name for name, (sample, _) in self._decoded.items() if before.get(name) is not sample}
+            silent = [f"{s.name} on {self._bus.resolve(s.topic)} ({_type(s)})" for s, _ in self._sensors
+                      if s.name not in heard]
             if not self._command.matched():
-                silent.append(f"no subscriber on {self.robot.command.topic} ({self.robot.command.type})")
+                silent.append(f"no subscriber on {self._bus.resolve(self.robot.command.topic)} "
+                              f"({self.robot.command.type})")
             if not silent:
                 return
             if time.monotonic() > end:
@@ -106,7 +117,7 @@ def encode(sensor: Sensor | Camera, values: Values, stamp_ns: int, robot: RobotS
     return messages.encode(messages.pose_stamped(stamp_ns, sensor.frame, *pose))
 
 
-def encode_command(robot: RobotSpec, command: np.ndarray) -> bytes:
+def encode_command(robot: RobotSpec, command: np.ndarray, stamp_ns: int = 0) -> bytes:
     """CDR bytes of the robot's command message for (C,) numbers in the order of its actuated joints."""
     kind, interface = robot.command.type, robot.command.interface
     if kind == "std_msgs/msg/Float64MultiArray":
@@ -115,7 +126,7 @@ def encode_command(robot: RobotSpec, command: np.ndarray) -> bytes:
     empty = np.zeros(0)
     position, velocity, effort = (command if key == interface else empty for key in ("position", "velocity", "effort"))
     if kind == JOINT_STATE:
-        return messages.encode(messages.joint_state(time.time_ns(), names, position, velocity, effort))
+        return messages.encode(messages.joint_state(stamp_ns, names, position, velocity, effort))
     return messages.encode(messages.joint_trajectory(names, position, velocity, effort))
 
 

@@ -18,6 +18,7 @@ SCHEMA = 1
 POSE = "geometry_msgs/msg/PoseStamped"
 JOINT_STATE = "sensor_msgs/msg/JointState"
 IMAGE = "sensor_msgs/msg/Image"
+EDGE = 1e-6  # m, rad: how far beyond their bounds goals may lie
 GOAL = "goal.position"  # the source of a term that reads the goal
 COMMAND_TYPES = ("std_msgs/msg/Float64MultiArray", JOINT_STATE, "trajectory_msgs/msg/JointTrajectory")
 
@@ -266,6 +267,19 @@ class Goal(Data, kw_only=True):
         """A goal position (3,) float64, m."""
         radius, azimuth, height = rng.uniform(self.lower, self.upper)
         return np.array([radius * np.cos(azimuth), radius * np.sin(azimuth), height])
+
+    def check(self, position: np.ndarray, frame: str) -> None:
+        """Raises SpecError for a position (3,) m in another frame, or outside of where the policy's goals were."""
+        if frame != self.frame:
+            raise SpecError(f"goal in frame '{frame}', the policy's are in '{self.frame}'")
+        x, y, height = (float(value) for value in position)
+        place, low, high = (np.hypot(x, y), np.arctan2(y, x), height), np.array(self.lower), np.array(self.upper)
+        over = np.array(place) - low
+        over[1] = (over[1] + EDGE) % (2 * np.pi) - EDGE
+        if not (np.isfinite(over).all() and np.all(over >= -EDGE) and np.all(over <= high - low + EDGE)):
+            shown = ", ".join(f"{value:.4g}" for value in place)
+            raise SpecError(f"goal at ({shown}) (radius m, azimuth rad, height m), the policy's lie from {self.lower} "
+                            f"to {self.upper}")
 
 
 class ActionSpec(Data, kw_only=True):
