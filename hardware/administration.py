@@ -19,11 +19,11 @@ class Administration(threading.Thread):
     """Answers calls of std_srvs/Trigger services, and tells once a second how things are. A context manager."""
 
     def __init__(self, bus: Bus, answers: Answers, tell: Callable[[], None],
-                 tend: Callable[[], None] = lambda: None) -> None:
-        """`tell` is called once a second, `tend` at every look."""
+                 tend: Callable[[], None] = lambda: None, first: Callable[[], str] = str) -> None:
+        """`tell` is called once a second, `tend` at every look, `first` once."""
         super().__init__(daemon=True, name="administration")
         self._services = [(bus.service(name), call) for name, call in answers.items()]
-        self._tell, self._tend = tell, tend
+        self._tell, self._tend, self._first = tell, tend, first
         self._over = threading.Event()
 
     def __enter__(self) -> Administration:
@@ -38,6 +38,7 @@ class Administration(threading.Thread):
 
     def run(self) -> None:
         """Until the context is left."""
+        answer(self._first)
         due = time.monotonic()
         while not self._over.wait(POLL_S):
             for service, call in self._services:

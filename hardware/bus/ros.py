@@ -140,6 +140,11 @@ class RosBus:
         self.close()
 
     @property
+    def ros_node(self) -> Node:
+        """The node, for whoever administers it."""
+        return self._open
+
+    @property
     def _open(self) -> Node:
         if self._node is None:
             raise RuntimeError(f"bus of node '{self.node}' is closed")
