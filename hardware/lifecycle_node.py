@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
-from rcl_interfaces.msg import (  # type: ignore[import-not-found]
+from rcl_interfaces.msg import (
     FloatingPointRange,
     IntegerRange,
     ParameterDescriptor,
@@ -118,7 +118,8 @@ def serve(settings: Settings, where: BusOptions, stop: Callable[[], bool]) -> No
         thread = threading.Thread(target=_spin, args=(executor,), daemon=True, name="administration")
         thread.start()
         try:
-            managed.run(stop, fault.trigger)
+            # without the administering thread nobody could stop it: it then ends, by the stop behaviour
+            managed.run(lambda: stop() or not thread.is_alive(), fault.trigger)
         finally:
             executor.shutdown()
             thread.join()

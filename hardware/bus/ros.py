@@ -82,6 +82,7 @@ class RosBus:
                                                       callback_group=self._pulled)
         for event in subscription.event_handlers:  # that quality of service does not fit is told where somebody spins
             event.callback_group = self._open.default_callback_group
+            event.callback_group.add_entity(event)
         return self._keep(RosReader(self._open, subscription, qos.depth))
 
     def service(self, name: str) -> RosService:
