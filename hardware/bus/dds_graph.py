@@ -68,7 +68,7 @@ class Graph:
         info, node, gid = graph_types(self._size)
 
         def wide(key: bytes) -> Any:
-            return gid(data=list(key.ljust(self._size, b"\0")))
+            return gid(data=key.ljust(self._size, b"\0"))
         self._writer.write(info(gid=wide(self._participant), node_entities_info_seq=[node(
             node_namespace=self._names[0], node_name=self._names[1],
             reader_gid_seq=[wide(key) for key in self._ids["reader"]],

@@ -300,7 +300,7 @@ ROS_ONLY = re.compile(r"(rt/rosout|rt/parameter_events|rt/arm/policy/transition_
 def test_the_graph_from_outside_is_the_golden_one(active: Operator, kind: str, domain: int) -> None:
     with connect("dds", "outside", "", domain, "lo") as bus:
         assert isinstance(bus, DdsBus)
-        found = until(lambda: (seen := endpoints(bus, "/arm", "policy")) and GOLDEN <= set(seen) and seen)
+        found = until(lambda: (seen := endpoints(bus, "/arm", "policy")) and set(seen) >= GOLDEN and seen)
         assert endpoints(bus, "/arm", "robot"), "the robot's node is named too"
     others = {row for row in found if not ROS_ONLY.search(row)} - GOLDEN
     assert not others
