@@ -13,8 +13,8 @@ import importlib.util
 from pathlib import Path
 
 import yaml
-from launch import LaunchContext, LaunchDescription
-from launch.actions import Action, DeclareLaunchArgument, ExecuteProcess, OpaqueFunction, Shutdown
+from launch import Action, LaunchContext, LaunchDescription
+from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction, Shutdown
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode
 
@@ -35,7 +35,7 @@ def policy(context: LaunchContext) -> list[Action]:
         raise RuntimeError(f"robot '{robot}': give policy_path:=FILE, or write it in {file}")
     # not respawned: after a fault a person decides whether the robot moves again
     shown = {"name": "policy", "output": "both", "on_exit": Shutdown(reason="the policy has ended")}
-    if "episodes" in given:
+    if given["episodes"] != "0":
         return [ExecuteProcess(cmd=_episodes(str(options["policy_path"]), given), **shown)]
     actions = _recorder(given) if "record" in given else []
     options |= {"robot": robot, "autostart": given["autostart"] == "true", "seed": int(given["seed"])}
@@ -80,8 +80,8 @@ def generate_launch_description() -> LaunchDescription:
                               description="Namespace of the robot's topics."),
         DeclareLaunchArgument("autostart", default_value="false", choices=["true", "false"],
                               description="Configure and activate the policy at once: the robot moves."),
-        DeclareLaunchArgument("episodes", default_value="", description="Run so many episodes, each after the robot's "
-                              "reset, and end [default: continuous control, by an operator]."),
+        DeclareLaunchArgument("episodes", default_value="0", description="Run so many episodes, each after the robot's "
+                              "reset, and end; 0: continuous control, by an operator."),
         DeclareLaunchArgument("record", default_value="", description="Folder for one bag an episode, or each time "
                               "that the policy is active [default: none]."),
         DeclareLaunchArgument("cameras", default_value="true", choices=["true", "false"],
