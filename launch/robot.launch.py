@@ -9,14 +9,12 @@ and ends. Without an installed package, give the path: `ros2 launch ./launch/rob
 the python3 that is first on PATH. DDS domain: ROS_DOMAIN_ID.
 """
 
-import importlib.util
 from pathlib import Path
 
 import yaml
 from launch import Action, LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction, Shutdown
 from launch.substitutions import LaunchConfiguration
-from launch_ros.actions import LifecycleNode
 
 CONFIG = Path(__file__).resolve().parent / "config"
 PROGRAM = ["python3", "-m", "robot_rl.cli"]
@@ -38,17 +36,14 @@ def policy(context: LaunchContext) -> list[Action]:
     if given["episodes"] != "0":
         return [ExecuteProcess(cmd=_episodes(str(options["policy_path"]), given), **shown)]
     actions = _recorder(given) if "record" in given else []
-    options |= {"robot": robot, "autostart": given["autostart"] == "true", "seed": int(given["seed"])}
-    if given["bus"] == "ros" or (given["bus"] == "auto" and importlib.util.find_spec("rclpy")):
-        simulated = {"use_sim_time": given["use_sim_time"] == "true"}
-        node = LifecycleNode(executable=PROGRAM[0], arguments=[*PROGRAM[1:], "policy", "run", "--bus=ros"],
-                             namespace=given.get("namespace", ""), parameters=[options | simulated], **shown)
-        return [*actions, node]
+    options |= {"autostart": given["autostart"] == "true", "seed": given["seed"]}
     words = {"fade_s": "fade", "fresh_timeout_s": "fresh-timeout", "seed": "seed"}
-    command = [*PROGRAM, "policy", "run", str(options["policy_path"]), f"--robot={robot}", "--bus=dds",
+    command = [*PROGRAM, "policy", "run", str(options["policy_path"]), f"--robot={robot}", f"--bus={given['bus']}",
                *(f"--{word}={options[key]}" for key, word in words.items() if key in options),
                *(f"--{flag}" for flag in ("autostart", "explore") if options.get(flag))]
     command += [f"--namespace={given['namespace']}"] if "namespace" in given else []
+    ros = given.get("ros_args", "").split() + ["-p", "use_sim_time:=true"] * (given["use_sim_time"] == "true")
+    command += ["--ros-args", *ros] if ros else []
     return [*actions, ExecuteProcess(cmd=command, **shown)]
 
 
@@ -90,6 +85,8 @@ def generate_launch_description() -> LaunchDescription:
                               description="rclpy (ros), the built-in DDS (dds), or rclpy where it is found (auto)."),
         DeclareLaunchArgument("use_sim_time", default_value="false", choices=["true", "false"],
                               description="Stamp headers by /clock (ros only); deadlines stay on the monotonic clock."),
+        DeclareLaunchArgument("ros_args", default_value="", description="More ROS arguments of the policy node (ros "
+                              "only), e.g. '-r joint_states:=/real/joint_states'."),
         DeclareLaunchArgument("seed", default_value="0", description="Seed of the goals and of exploration."),
         OpaqueFunction(function=policy),
     ])
