@@ -36,7 +36,7 @@ class RobotIO:
 
     def __init__(self, robot: RobotSpec, bus: Bus, cameras: Sequence[Camera] = (), steering: Steering | None = None
                  ) -> None:
-        self.robot = robot
+        self.robot, self._bus = robot, bus
         inputs: tuple[Sensor | Camera, ...] = (*robot.sensors, *cameras)
         self._sensors: list[tuple[Sensor | Camera, Reader]] = [
             (s, bus.reader(*heard_on(s), SENSOR)) for s in inputs]
@@ -94,28 +94,41 @@ class RobotIO:
 
     def send(self, command: np.ndarray) -> None:
         """Publish a command (C,) of the actuated joints: rad, rad/s or N·m."""
-        for topic, data in encode_command(self.robot, command):
-            self._commands[topic].publish(data)
+        self._publish(encode_command(self.robot, command, self._bus.now_ns()))
 
     def stop(self, command: np.ndarray) -> None:
         """Publish the stop behaviour's command (C,); a robot that stops by damping gets its brake with it."""
-        for topic, data in encode_command(self.robot, command, braking=self.robot.stop == "damping"):
+        self._publish(encode_command(self.robot, command, self._bus.now_ns(), self.robot.stop == "damping"))
+
+    def _publish(self, commands: Sequence[tuple[str, bytes]]) -> None:
+        for topic, data in commands:
             self._commands[topic].publish(data)
 
+    def close(self) -> None:
+        """Leave the topics."""
+        for _, reader in (*self._sensors, *((self._steering,) if self._steering else ())):
+            reader.close()
+        for publisher in self._commands.values():
+            publisher.close()
+
     def wait(self, timeout_s: float) -> None:
-        """Wait until every sensor and camera in use has told of every joint and somebody takes each command.
+        """Wait until every sensor and camera in use has told of every joint anew and somebody takes each command.
 
         Raises TimeoutError naming who is silent and what is missing, and SpecError for an image that is none.
         """
         end = time.monotonic() + timeout_s
+        self.read()
+        before = {name: sample for name, (sample, _) in self._decoded.items()}  # it may have waited to be read
         while True:
             readings = self.read()
-            heard = readings.stamps
             if self.refused:
                 raise SpecError("; ".join(self.refused.values()))
-            silent = ["{} on {} ({})".format(s.name, *heard_on(s)) for s, _ in self._sensors if s.name not in heard]
+            heard = {name for name, (sample, _) in self._decoded.items() if before.get(name) is not sample}
+            topics = {s.name: heard_on(s) for s, _ in self._sensors}
+            silent = [f"{name} on {self._bus.resolve(topic)} ({type})" for name, (topic, type) in topics.items()
+                      if name not in heard]
             silent += self._absent(readings)
-            silent += [f"no subscriber on {to.topic} ({to.type})" for to in self.robot.command_topics
+            silent += [f"no subscriber on {self._bus.resolve(to.topic)} ({to.type})" for to in self.robot.command_topics
                        if not self._commands[to.topic].matched()]
             if not silent:
                 return
@@ -206,13 +219,14 @@ class Order:
     """kp and kd, where the message carries them."""
 
 
-def encode_command(robot: RobotSpec, command: np.ndarray, braking: bool = False) -> list[tuple[str, bytes]]:
+def encode_command(robot: RobotSpec, command: np.ndarray, stamp_ns: int = 0, braking: bool = False
+                   ) -> list[tuple[str, bytes]]:
     """(topic, CDR bytes) of each command message for (C,) numbers in the order of the robot's actuated joints.
 
     `braking` lets motors that take gains go limp but for their brake, kp 0 and `stop_kd`.
     """
     at = {joint.name: i for i, joint in enumerate(robot.actuated)}
-    return [(to.topic, _encode(robot, to, command[[at[name] for name in to.joints]], braking))
+    return [(to.topic, _encode(robot, to, command[[at[name] for name in to.joints]], stamp_ns, braking))
             for to in robot.command_topics]
 
 
@@ -249,18 +263,18 @@ def decode_command(robot: RobotSpec, to: CommandTopic, data: bytes) -> Order:
     return Order(values[places], time_s)
 
 
-def _encode(robot: RobotSpec, to: CommandTopic, command: np.ndarray, braking: bool) -> bytes:
+def _encode(robot: RobotSpec, to: CommandTopic, command: np.ndarray, stamp_ns: int, braking: bool) -> bytes:
     """CDR bytes of one command message, (n,) numbers in the order of the topic's joints."""
     if to.type == FLOATS:
         return messages.encode(messages.float64s(command))
     if to.type == TRAJECTORY:
         return messages.encode(messages.joint_trajectory(to.joints, command, times_s=to.time_from_start_s))
     if to.type == JOINT_STATE:
-        return messages.encode(messages.joint_state(time.time_ns(), to.joints, **{robot.command.interface: command}))
+        return messages.encode(messages.joint_state(stamp_ns, to.joints, **{robot.command.interface: command}))
     joints = {joint.name: joint for joint in robot.actuated}
     gains = [(0.0, joints[name].brake) if braking else (joints[name].kp, joints[name].kd) for name in to.joints]
     return messages.encode(messages.joint_interfaces(
-        time.time_ns(), to.joints, ("position", "kp", "kd"), np.column_stack([command, np.array(gains)])))
+        stamp_ns, to.joints, ("position", "kp", "kd"), np.column_stack([command, np.array(gains)])))
 
 
 def heard_on(sensor: Sensor | Camera | Steering) -> tuple[str, str]:

@@ -17,11 +17,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hardware import messages
+from hardware import diagnostics, messages
 from hardware.arm import Arm, ArmState
 from hardware.bus import COMMAND, LATCHED, SENSOR, Bus, Qos, Request, Sample
 from hardware.calibration import load_calibration
-from hardware.episode_recorder import DIAGNOSTICS, DIAGNOSTICS_TOPIC, diagnostic
 from hardware.feetech import BusError, PortLost, faults
 from hardware.loop import Ticker, percentiles
 from hardware.operator import Operator, say
@@ -88,7 +87,7 @@ class ServoDriver:
         self._stops = [bus.reader(robot.stop_topic, BOOL, qos) for qos in (LATCHED, SENSOR)]
         self._stop = bus.publisher(robot.stop_topic, BOOL, LATCHED)
         self._our_stop_ns = 0
-        self._diagnostics = bus.publisher(DIAGNOSTICS_TOPIC, DIAGNOSTICS, COMMAND)
+        self._diagnostics = bus.publisher(diagnostics.TOPIC, diagnostics.TYPE, COMMAND)
         self._services = {name: bus.service(service) for name, service in (
             ("arm", "arm"), ("park", "park"), ("reset", robot.reset_service),
             ("confirm", f"{robot.reset_service}/confirm"))}
@@ -490,4 +489,5 @@ class ServoDriver:
                        "temperature_C": self._seen.temperature.tolist()}
         self._clamps = Reason.NONE
         said = self.why or self.mode
-        self._diagnostics.publish(messages.encode(diagnostic("driver: servos", level, said, values)))
+        self._diagnostics.publish(messages.encode(diagnostics.diagnostic(
+            time.time_ns(), "driver: servos", level, said, values)))

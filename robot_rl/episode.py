@@ -54,11 +54,14 @@ class Command:
 
 
 class Episode:
-    """The rules of a contract, applied one step at a time at `spec.rate_hz`."""
+    """The rules of a contract, applied one step at a time at `spec.rate_hz`.
 
-    def __init__(self, spec: PolicySpec) -> None:
+    An endless one is control without episodes: it ends by a fault or `halt` only, not by success or the time limit.
+    """
+
+    def __init__(self, spec: PolicySpec, endless: bool = False) -> None:
         assert spec.robot is not None and spec.action is not None
-        self.spec = spec
+        self.spec, self._endless = spec, endless
         self.steps = 0
         self.last: np.ndarray | None = None
         """Last sent command (C,)."""
@@ -73,16 +76,28 @@ class Episode:
         self._goal: np.ndarray | None = None
         self._action = np.zeros(spec.action_size)
         self._observation = blank(spec)
+        self._fade_steps = 0
+        self._push = spec.robot.command.interface != "position"
 
-    def begin(self, goal: np.ndarray | None = None) -> None:
-        """Start an episode, with the goal position (3,) in m where the contract has one."""
+    def begin(self, goal: np.ndarray | None = None, fade_s: float = 0.0) -> None:
+        """Start an episode, with the goal position (3,) in m where the contract has one.
+
+        The first command is the one that moves nothing; for `fade_s` from then on the policy has a growing say.
+        """
         if (goal is None) != (self.spec.goal is None):
             raise ValueError(f"task {self.spec.task}: goal is {self.spec.goal}, given {goal}")
         self.steps, self.last, self.faults = 0, None, Reason.NONE
+        self._fade_steps = round(fade_s * self.spec.rate_hz)
         self._goal, self._action = goal, np.zeros(self.spec.action_size)
         for part in (self._observer, self._rewards, self._speeds, self._clock, self._failure):
             if part is not None:
                 part.reset()
+
+    def aim(self, goal: np.ndarray) -> None:
+        """Another goal (3,) in m from now on; success has to hold anew."""
+        self._goal = goal
+        if self._clock is not None:
+            self._clock.reset()
 
     def halt(self, reason: Reason = Reason.STOP) -> None:
         """Stop this episode; the stop stays until the next `begin`."""
@@ -120,6 +135,9 @@ class Episode:
         else:
             target, reasons = self.last, Reason.NONFINITE
             self.halt(Reason.NONFINITE)
+        if self.steps < self._fade_steps:
+            start = np.zeros_like(target) if self._push else self.last
+            target, reasons = start + self.steps / self._fade_steps * (target - start), reasons | Reason.FADE
         sent, limited = self._safety.limit(target, self.last, self._readings)
         return Command(asked, self.took(sent), sent, reasons | limited)
 
@@ -137,6 +155,10 @@ class Episode:
 
     def _judge(self, reward: float, succeeded: bool, failed: bool) -> Outcome:
         success = self.spec.success
+        if self._endless:
+            if succeeded and success is not None and success.ends_episode and self._clock is not None:
+                self._clock.reset()  # a policy that ends its episodes has never seen it hold for longer
+            return Outcome(self._observation, reward, False, bool(self.faults), succeeded, self.faults, True)
         timeout = self.steps >= self._max_steps
         ended = failed or (succeeded and success is not None and success.ends_episode)
         won = succeeded and (ended or timeout) and not failed

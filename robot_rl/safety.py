@@ -27,6 +27,7 @@ class Reason(IntFlag):
     POSITION = 32  # clipped to a position limit
     RATE = 64  # clipped to a speed or acceleration limit
     EFFORT = 128  # clipped to an effort limit
+    FADE = 256  # the policy is being faded in after the robot was activated
     FAULTS = STOP | MISSING | STALE | NONFINITE | WORKSPACE
 
     def words(self) -> str:

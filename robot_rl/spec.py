@@ -21,6 +21,7 @@ IMU = "sensor_msgs/msg/Imu"
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED = "sensor_msgs/msg/CompressedImage"
 TWISTS = ("geometry_msgs/msg/Twist", "geometry_msgs/msg/TwistStamped")
+EDGE = 1e-6  # m, rad: how far beyond their bounds goals may lie
 GOAL = "goal.position"  # the source of a term that reads the goal
 STEERING = "steering"  # the source of a term that reads the velocity that is asked for
 TRUTH = "truth."  # before a source that only a simulator knows
@@ -393,6 +394,19 @@ class Goal(Data, kw_only=True):
         """A goal position (3,) float64, m."""
         radius, azimuth, height = rng.uniform(self.lower, self.upper)
         return np.array([radius * np.cos(azimuth), radius * np.sin(azimuth), height])
+
+    def check(self, position: np.ndarray, frame: str) -> None:
+        """Raises SpecError for a position (3,) m in another frame, or outside of where the policy's goals were."""
+        if frame != self.frame:
+            raise SpecError(f"goal in frame '{frame}', the policy's are in '{self.frame}'")
+        x, y, height = (float(value) for value in position)
+        place, low, high = (np.hypot(x, y), np.arctan2(y, x), height), np.array(self.lower), np.array(self.upper)
+        over = np.array(place) - low
+        over[1] = (over[1] + EDGE) % (2 * np.pi) - EDGE
+        if not (np.isfinite(over).all() and np.all(over >= -EDGE) and np.all(over <= high - low + EDGE)):
+            shown = ", ".join(f"{value:.4g}" for value in place)
+            raise SpecError(f"goal at ({shown}) (radius m, azimuth rad, height m), the policy's lie from {self.lower} "
+                            f"to {self.upper}")
 
 
 class Steering(Data, kw_only=True):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from robot_rl.safety import Reason
 from robot_rl.spec import GOAL, PolicySpec, SpecError
 
 STEP_TOPIC, STEP_TYPE = "policy/step", "std_msgs/msg/Float64MultiArray"
-EPISODE_TOPIC, INFO_TOPIC, TEXT_TYPE = "policy/episode", "policy/info", "std_msgs/msg/String"
+EPISODE_TOPIC, TEXT_TYPE = "policy/episode", "std_msgs/msg/String"
+INFO_TOPIC = "policy/policy_info"
+"""Private to the policy's node: `~/policy_info` there, and this where the node has its usual name."""
 
 
 @dataclass
@@ -90,12 +92,14 @@ class EpisodeLog:
     folder: str
     spec: PolicySpec
     info: dict[str, Any]
-    """What `policy/info` said: contract, policy hash, robot."""
+    """What `~/policy_info` said: contract, with the topics' absolute names, and policy hash."""
     start: dict[str, Any]
     end: dict[str, Any]
     """Outcome as the policy process reported it; empty when the recording broke off."""
     records: list[StepRecord]
     readings: dict[str, dict[int, bytes]]
+    goals: dict[int, np.ndarray] = field(default_factory=dict)
+    """Goals (3,) in m that came while it ran, by the tick from which they held."""
 
     def replayed(self, spec: PolicySpec | None = None, goal: np.ndarray | None = None
                  ) -> Iterator[tuple[Outcome, np.ndarray | None]]:
@@ -111,11 +115,14 @@ class EpisodeLog:
             used = ", ".join(c.name for c in self.spec.cameras) or "none"
             raise SpecError(f"{self.folder}: task {spec.task} sees through camera '{camera}', {self.spec.task} ran "
                             f"with {used}: which image belongs to which step is not in the bag")
+        episode = Episode(spec, endless=bool(self.start.get("continuous")))
+        moved = {} if goal is not None else self.goals
         if goal is None and self.start.get("goal") is not None:
             goal = np.array(self.start["goal"])
-        episode = Episode(spec)
         episode.begin(goal)
         for record in self.records:
+            if (tick := int(record.tick[0])) in moved:
+                episode.aim(moved[tick])
             faults = Reason(int(record.faults[0]))
             episode.halt(faults & ~Reason.WORKSPACE)
             outcome = episode.observe(Readings(self.values(record, spec), self._stamps(record)))
@@ -162,23 +169,27 @@ def read_episode(folder: str | Path) -> EpisodeLog:
     end: dict[str, Any] = {}
     records: list[StepRecord] = []
     raw: dict[str, dict[int, bytes]] = {}
+    goals: dict[int, np.ndarray] = {}
     for message in read(folder):
         if message.topic.endswith(STEP_TOPIC):
             records.append(StepRecord.decode(message.data))
-        elif message.topic.endswith(INFO_TOPIC):
+        elif message.topic.endswith("/policy_info"):
             info = json.loads(messages.decode(message.data, TEXT_TYPE).data)
         elif message.topic.endswith(EPISODE_TOPIC):
             event = json.loads(messages.decode(message.data, TEXT_TYPE).data)
-            start, end = (event, end) if event["event"] == "start" else (start, event)
+            if event["event"] == "goal":
+                goals[event["tick"]] = np.array(event["goal"])
+            else:
+                start, end = (event, end) if event["event"] == "start" else (start, event)
         else:
             raw.setdefault(message.topic, {})[message.publish_ns] = message.data
     if "contract" not in info:
-        raise SpecError(f"{folder}: no contract on {INFO_TOPIC}: this bag was not recorded by `robot-rl deploy`")
+        raise SpecError(f"{folder}: no contract on ~/policy_info: this bag was not recorded by `robot-rl deploy`")
     spec = PolicySpec.from_json(json.dumps(info["contract"]), str(folder))
     readings = {s.name: next((m for topic, m in raw.items() if topic.endswith(heard_on(s)[0])), {})
                 for s in spec.inputs}
     records = [r for r in records if not start or int(r.episode[0]) == start["episode"]]
-    return EpisodeLog(str(folder), spec, info, start, end, records, readings)
+    return EpisodeLog(str(folder), spec, info, start, end, records, readings, goals)
 
 
 def split_ns(stamp_ns: int) -> tuple[int, int]:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from hardware import messages
+from hardware.administration import Administration
 from hardware.bus import COMMAND, EVENTS, Qos, connect
 from hardware.deploy import BusOptions, Recorder
 from hardware.policy_node import PolicyNode
@@ -129,10 +130,12 @@ def test_ten_stages(running: tuple[int, RobotSpec], tmp_path: Path) -> None:
         # 7: whole episodes by the policy process's own loop, recorded by the recorder process
         node = PolicyNode(policy, body, bus)
         bags = bus.reader("recorder/bag", TEXT_TYPE, EVENTS)
-        with Recorder(tmp_path / "bags", spec, body, where, cameras=False):
+        with Recorder(tmp_path / "bags", spec, body, where, cameras=False, bus=bus), \
+                Administration(bus, {"policy/reload": node.reload}, lambda: None):
             first = node.run_episode()
             export(CountPolicy(2.0), path)  # 10: a new export is swapped into the running process
-            answered, said = _reload(node, where)
+            with where.connect("learner") as other:
+                answered, said = other.call("policy/reload", 10.0)
             assert answered, said
             second = node.run_episode()
             folders = _folders(bags, 2)
@@ -166,23 +169,6 @@ def test_ten_stages(running: tuple[int, RobotSpec], tmp_path: Path) -> None:
         np.testing.assert_allclose(batch["discount"], 0.9)  # the time limit truncates: it is not terminal
         agent = recipes.make("sac", spec.observation_size, spec.action_size, batch=16, compile=False)
         assert np.isfinite(float(agent.update(replay)["critic/loss"]))
-
-
-def _reload(node: PolicyNode, where: BusOptions) -> tuple[bool, str]:
-    """Ask from another participant, while the node serves."""
-    import threading
-    answer: list[tuple[bool, str]] = []
-
-    def ask() -> None:
-        with where.connect("learner") as bus:
-            answer.append(bus.call("policy/reload", 10.0))
-    asking = threading.Thread(target=ask)
-    asking.start()
-    while asking.is_alive():
-        node.poll()
-        time.sleep(0.01)
-    node.poll()
-    return answer[0]
 
 
 def _folders(bags: Any, count: int) -> list[Path]:
