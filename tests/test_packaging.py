@@ -176,7 +176,8 @@ def test_launch_files_use_options_that_exist() -> None:
     offered: dict[str, set[str]] = {name: {flag for p in commands[name].params for flag in (*p.opts, *p.secondary_opts)}
                                     for name in ("sim-robot", "deploy")}
     running = commands["policy"].commands["run"].params
-    offered["deploy"] |= {flag for p in running for flag in (*p.opts, *p.secondary_opts)} | {"--out", "--ros-args"}  # the last is rclpy's
+    offered["deploy"] |= {flag for p in running for flag in (*p.opts, *p.secondary_opts)}
+    offered["deploy"] |= {"--out", "--ros-args"}  # the recorder's and rclpy's
     offered["hardware.recorder"] = {flag for action in recorder._parser()._actions for flag in action.option_strings}
     for file, command in (("sim", "sim-robot"), ("robot", "deploy"), ("record", "hardware.recorder")):
         nodes = ast.walk(ast.parse((ROOT / f"launch/{file}.launch.py").read_text()))
