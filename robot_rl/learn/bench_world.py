@@ -159,9 +159,9 @@ def _peer(request: dict[str, Any]) -> tuple[Callable[[], int], dict[str, Any]]:
     config.get = lambda name, default=None: getattr(config, name, default)
     agent = importlib.import_module("tdmpc2").TDMPC2(config)
     shape = config.horizon, BATCH
-    batch = (torch.randn(shape[0] + 1, BATCH, OBS), torch.rand(*shape, ACTION) * 2 - 1, torch.randn(*shape, 1),
+    drawn = (torch.randn(shape[0] + 1, BATCH, OBS), torch.rand(*shape, ACTION) * 2 - 1, torch.randn(*shape, 1),
              torch.zeros(*shape, 1))
-    batch = tuple(one.to(device) for one in batch)
+    batch = [one.to(device) for one in drawn]
     obs = torch.randn(OBS)
 
     def update() -> int:

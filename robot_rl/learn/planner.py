@@ -26,7 +26,7 @@ from robot_rl.learn.critics import Critic
 from robot_rl.learn.world import World
 from robot_rl.replay import Batch
 
-EVEN = 1e-3  # share of a plan that all candidates have together, so that there is one where none is better
+EVEN, NEAR = 0.1, 10.0  # weight that all candidates share that are nearly as good as the best, and how near
 Act = Callable[[Tensor, Tensor], Tensor]
 """A latent (R, Z) and noise (R, A) -> action (R, A)."""
 
@@ -193,14 +193,15 @@ class Planner(nn.Module):
         return mean, std, first
 
     def shares(self, values: Tensor) -> Tensor:
-        """Values (B, N) -> how much each candidate counts (B, N): elites by their value, the others hardly.
+        """Values (B, N) -> how much each candidate counts (B, N): elites by their value, others hardly.
 
-        An elite weighs what its value gives it more than the best that is none. So nothing jumps where candidates change
-        places, and a value that another runtime rounds otherwise moves the plan by no more than that.
+        An elite weighs what its value gives it more than the best that is none. So nothing jumps where candidates
+        change places, and a value that another runtime rounds otherwise moves the plan by no more than that; nor where
+        values hardly differ, since those near the best share a small weight besides.
         """
         best = values.topk(self.search.elites + 1, 1).values
         weight, least = ((self.search.sharpness * (one - best[:, :1])).exp() for one in (values, best[:, -1:]))
-        weight = (weight - least).clamp(min=0) + EVEN / self.search.samples
+        weight = (weight - least).clamp(min=0) + EVEN / self.search.samples * weight**NEAR
         return weight / weight.sum(1, keepdim=True)
 
     def propose(self, actor: Act, latent: Tensor) -> tuple[Tensor, Tensor]:

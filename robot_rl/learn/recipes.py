@@ -300,7 +300,7 @@ class Tcrl(Modelled, Acting, Greedy):
         actor = self.deterministic(world, sizes, start, self.modern())
         critic = Critic(self.width, sizes.action, self.hidden, self.critics, self.head(), start, self.modern(),
                         self.tilt())
-        target, slow_actor, slow_world = (copy.deepcopy(part) for part in (critic, actor, world))
+        target, slow_actor, slow_world = copy.deepcopy(critic), copy.deepcopy(actor), copy.deepcopy(world)
         weights = Weights(self.consistency, self.reward_price, 0.0, self.end_price, self.rho)
         lessons: list[Lesson] = [
             Bellman(critic, SoftBackup(slow_actor, target, NoTemperature(), Minimum())),

@@ -45,7 +45,8 @@ def entropy(agent: Agent) -> float:
         return -float(agent.actor.sample(agent.latent(obs), noise)[1].mean())
 
 
-SLOW = ("mrq", "default", "tdmpc2", "tdmpc2_small", "tcrl")  # a model that learns before the critics do; categories that are sorted out first
+# models that learn before the critics do; categories that are sorted out first
+SLOW = ("mrq", "default", "tdmpc2", "tdmpc2_small", "tcrl")
 QUICK = ("sac", "rlpd", "mrq", "default")
 
 
