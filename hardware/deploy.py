@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from hardware.bus import Bus, connect
@@ -19,7 +20,7 @@ from robot_rl.evaluate import summary
 from robot_rl.log import progress, write_atomic
 from robot_rl.policy import Policy
 from robot_rl.spec import IMAGE, POSE, PolicySpec, RobotSpec, SpecError, load_robot
-from robot_rl.steplog import EPISODE_TOPIC, INFO_TOPIC, STEP_TOPIC, STEP_TYPE, TEXT_TYPE
+from robot_rl.steplog import EPISODE_TOPIC, INFO_TOPIC, STEP_TOPIC, STEP_TYPE, TEXT_TYPE, supervisor_topics
 
 RUN_SERVICE = "policy/run"
 DETAILS = "deploy.json"  # beside the bags: the figures with every episode and the timing of every tick
@@ -77,6 +78,7 @@ def topics(spec: PolicySpec, robot: RobotSpec, cameras: bool) -> list[tuple[str,
     found += [(c.topic.rsplit("/", 1)[0] + "/camera_info", "sensor_msgs/msg/CameraInfo", "sensor")
               for c in robot.cameras if cameras]
     found += [(robot.command.topic, robot.command.type, "command"), (robot.stop_topic, BOOL, "latched")]
+    found += supervisor_topics(robot)
     if spec.goal:
         found.append((spec.goal.topic, POSE, "latched"))
     return [*found, (STEP_TOPIC, STEP_TYPE, "events"), (EPISODE_TOPIC, TEXT_TYPE, "events"),
@@ -84,10 +86,11 @@ def topics(spec: PolicySpec, robot: RobotSpec, cameras: bool) -> list[tuple[str,
 
 
 def deploy(policy: Path, robot: str, *, episodes: int, record: Path | None, where: BusOptions, seed: int = 0,
-           explore: bool = False, serve: bool = False, cameras: bool = True,
+           explore: bool = False, serve: bool = False, cameras: bool = True, supervised: bool = False,
            stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
     """Run episodes on the robot and return their figures. Raises SpecError or TimeoutError before anything moves."""
     spec = load_robot(robot)
+    spec = msgspec.structs.replace(spec, supervised=spec.supervised or supervised)
     loaded = Policy(policy)
     contract = loaded.spec.on(spec, f"policy {policy}")
     if record is not None and contract.cameras and not cameras:

@@ -53,7 +53,7 @@ class PolicyNode:
         self.bus, self.explore = bus, explore
         self._robot = robot
         # a latched reader does not match a volatile publisher, and a stop must never be missed: listen both ways
-        self._stops = [bus.reader(robot.stop_topic, BOOL, qos) for qos in (LATCHED, SENSOR)]
+        self._stops = [bus.reader(topic, BOOL, qos) for topic in robot.stop_topics for qos in (LATCHED, SENSOR)]
         self._steps = bus.publisher(STEP_TOPIC, STEP_TYPE, EVENTS)
         self._events = bus.publisher(EPISODE_TOPIC, TEXT_TYPE, EVENTS)
         self._info = bus.publisher(INFO_TOPIC, TEXT_TYPE, LATCHED)

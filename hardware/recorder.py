@@ -26,6 +26,7 @@ from hardware.bag_thread import BagThread, say
 from hardware.bus import COMMAND, EVENTS, LATCHED, SENSOR, connect, resolve
 from hardware.episode_recorder import TEXT, Recorder, Source, bag_name
 from robot_rl.spec import RobotSpec, load_robot
+from robot_rl.steplog import supervisor_topics
 
 KINDS = {"sensor": SENSOR, "command": COMMAND, "latched": LATCHED, "events": EVENTS}
 
@@ -54,7 +55,8 @@ def robot_topics(robot: RobotSpec, cameras: bool = True) -> list[tuple[str, str,
         rows += [(camera.topic, "sensor_msgs/msg/Image", "sensor"),
                  (camera.topic.rpartition("/")[0] + "/camera_info", "sensor_msgs/msg/CameraInfo", "sensor")]
     rows += [(robot.command.topic, robot.command.type, "command"), (robot.stop_topic, "std_msgs/msg/Bool", "latched"),
-             ("policy/step", "std_msgs/msg/Float64MultiArray", "events"), ("policy/info", TEXT, "latched")]
+             ("policy/step", "std_msgs/msg/Float64MultiArray", "events"), ("policy/info", TEXT, "latched"),
+             *supervisor_topics(robot)]
     return rows
 
 

@@ -22,7 +22,7 @@ class RobotIO:
         inputs: tuple[Sensor | Camera, ...] = (*robot.sensors, *cameras)
         self._sensors: list[tuple[Sensor | Camera, Reader]] = [
             (s, bus.reader(s.topic, _type(s), SENSOR)) for s in inputs]
-        self._command = bus.publisher(robot.command.topic, robot.command.type, COMMAND)
+        self._command = bus.publisher(robot.commands_of_policies(robot.command.topic), robot.command.type, COMMAND)
         self._decoded: dict[str, tuple[Sample, Values]] = {}
         self.refused: dict[str, str] = {}
         """Why the newest image of a camera is none, by the camera's name."""
@@ -50,9 +50,9 @@ class RobotIO:
             readings.ages[sensor.name] = (time.monotonic_ns() - sample.arrival_ns) * 1e-9
         return readings
 
-    def send(self, command: np.ndarray) -> None:
-        """Publish a command (C,) of the actuated joints: rad, rad/s or N·m."""
-        self._command.publish(encode_command(self.robot, command))
+    def send(self, command: np.ndarray) -> int:
+        """Publish a command (C,) of the actuated joints: rad, rad/s or N·m; returns its source stamp, ns."""
+        return self._command.publish(encode_command(self.robot, command))
 
     def wait(self, timeout_s: float) -> None:
         """Wait until every sensor and camera in use has spoken and somebody takes commands.
@@ -66,7 +66,8 @@ class RobotIO:
                 raise SpecError("; ".join(self.refused.values()))
             silent = [f"{s.name} on {s.topic} ({_type(s)})" for s, _ in self._sensors if s.name not in heard]
             if not self._command.matched():
-                silent.append(f"no subscriber on {self.robot.command.topic} ({self.robot.command.type})")
+                topic = self.robot.commands_of_policies(self.robot.command.topic)
+                silent.append(f"no subscriber on {topic} ({self.robot.command.type})")
             if not silent:
                 return
             if time.monotonic() > end:

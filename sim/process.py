@@ -24,7 +24,6 @@ from sim.robot import SimRobot
 
 STATE = Qos(reliable=True)  # drivers publish reliably; consumers choose (REP 2003)
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
-COMMAND_TIMEOUT_S = 0.2  # a driver's own watchdog: velocity and effort go to zero when commands stop coming
 HOMING_SPEED = 1.6  # rad/s (m/s), of the joint path to the default pose
 SETTLED = 0.05  # rad/s (m/s)
 
@@ -74,6 +73,7 @@ class RobotProcess:
         self._reset = bus.service(robot.reset_service)
         self._homing: tuple[Homing, Any] | None = None
         self._last_command_ns = 0
+        self._held = False  # whether the robot holds itself because commands stopped coming
         self._goal_ns = 0
         self._answer: Any = None  # a reset request that is done but for telling where things are now
         self._lock = threading.Lock()
@@ -119,7 +119,7 @@ class RobotProcess:
         return self.sim.render_snapshot(camera.name)
 
     def _obey(self) -> None:
-        """Apply the newest command; a driver's own watchdog answers silence on velocity and effort interfaces."""
+        """Apply the newest command; silence is answered by the driver's own watchdog, where the robot has one."""
         now = time.monotonic()
         sample = self._commands.newest()  # taken while homing too, or it would seem to arrive after the reset
         if self._homing is not None:
@@ -127,11 +127,11 @@ class RobotProcess:
             return
         if sample is None:
             return
-        age = (time.monotonic_ns() - sample.arrival_ns) * 1e-9
-        if self.robot.command.interface != "position" and age > COMMAND_TIMEOUT_S:
-            self.sim.apply(np.zeros(len(self.robot.actuated)))
+        age, limit = (time.monotonic_ns() - sample.arrival_ns) * 1e-9, self.robot.watchdog.timeout_s
+        if limit is not None and age > limit:
+            self._time_out()
         elif sample.arrival_ns > self._last_command_ns:
-            self._last_command_ns = sample.arrival_ns
+            self._last_command_ns, self._held = sample.arrival_ns, False
             try:
                 command = decode_command(self.robot, sample.data)
             except ValueError as error:
@@ -139,6 +139,14 @@ class RobotProcess:
                 return
             if np.isfinite(command).all():
                 self.sim.apply(command)
+
+    def _time_out(self) -> None:
+        """No speed and no effort; servos hold the pose that they are in."""
+        if self.robot.command.interface != "position":
+            self.sim.apply(np.zeros(len(self.robot.actuated)))
+        elif not self._held:
+            self.sim.apply(self._joints()[0][self.robot.actuated_index])
+        self._held = True
 
     def _serve_reset(self) -> None:
         request = self._reset.take()
