@@ -156,6 +156,8 @@ class Scene:
         while time.monotonic() < end:
             self.look()
             state = self.said[-1]["state"]
+            if state == "armed":
+                return
             if state == "stopped":
                 self.call("reset")
             elif state == "inactive" and self.call("arm")[0]:
