@@ -240,6 +240,137 @@ def demo(
     _finish(run_demo(out, seed, quick), as_json)
 
 
+@app.command()
+def driver(
+    robot: Annotated[str, typer.Argument(help="Robot name, or path of a robot.yaml.")],
+    port: Annotated[str, typer.Option(help="Serial port of its servos, e.g. /dev/ttyACM0.")],
+    calibration: Annotated[Path, typer.Option(help="The arm's calibration, made by `calibrate`.")],
+    command_timeout: Annotated[float, typer.Option(help="Seconds without a command after which the arm holds.")] = 0.5,
+    confirm: Annotated[bool, typer.Option(help="Where objects are to be placed, a reset waits for Enter or for the "
+                                               "service reset/confirm.")] = True,
+    bus: BusOption = "auto", namespace: Namespace = "", domain: Domain = None,
+) -> None:
+    """Drive an arm on Feetech serial servos: joint states out, commands in; services arm, reset, park."""
+    from hardware.deploy import BusOptions
+    from hardware.loop import interrupted
+    from hardware.servo_driver import Options, ServoDriver
+    from robot_rl.spec import load_robot, mjcf_file
+    spec = load_robot(robot)
+    with BusOptions(bus, namespace, domain).connect("driver") as wire:
+        process = ServoDriver(spec, mjcf_file(robot), calibration, port, wire, Options(command_timeout, confirm))
+        print(f"driver: {spec.robot} ready on {port}", flush=True)
+        process.run(interrupted())
+
+
+@app.command()
+def calibrate(
+    robot: Annotated[str, typer.Argument(help="Robot name, or path of a robot.yaml.")],
+    port: Annotated[str, typer.Option(help="Serial port of its servos, e.g. /dev/ttyACM0.")],
+    out: Annotated[Path | None, typer.Option(help="The calibration file.")] = None,
+    arm: Annotated[str, typer.Option(help="Name of the arm [default: serial number of its adapter].")] = "",
+    ids: Annotated[str, typer.Option(help="Servo ids in the order of the joints [default: 1,2,...].")] = "",
+    torque_limit: Annotated[list[str] | None, typer.Option(metavar="JOINT=SHARE", help="Share of the motor's torque "
+                                                           "that a joint may use, repeatable.")] = None,
+    gains: Annotated[str, typer.Option(help="P,I,D of the servos' own loop [default: as they are].")] = "",
+    new_id: Annotated[int | None, typer.Option(help="Only give the one servo that is connected this id.")] = None,
+) -> None:
+    """Find out, from the arm itself, what its servos' ticks mean; nothing is driven, the operator moves the arm."""
+    from hardware.calibrate import calibrate as run
+    from hardware.calibrate import give_id
+    from robot_rl.spec import load_robot
+    spec = load_robot(robot)
+    if new_id is not None:
+        print(f"calibrate: servo {give_id(port, new_id)} is servo {new_id} now")
+        return
+    if out is None:
+        raise SpecError("calibrate: give --out FILE")
+    loop = [int(word) for word in gains.split(",")] if gains else []
+    if len(loop) not in (0, 3):
+        raise SpecError(f"--gains {gains}: give P,I,D")
+    shares = dict(text.partition("=")[::2] for text in torque_limit or [])
+    run(spec, port, out, arm=arm, ids=[int(word) for word in ids.split(",")] if ids else [],
+        torque={name: float(share) for name, share in shares.items()},
+        gains=(loop[0], loop[1], loop[2]) if loop else None)
+    print(f"calibrate: {out} written")
+
+
+@app.command()
+def jog(
+    robot: Annotated[str, typer.Argument(help="Robot name, or path of a robot.yaml.")],
+    joint: Annotated[str, typer.Argument(help="Which joint.")],
+    degrees: Annotated[float | None, typer.Argument(help="By how much, degrees.")] = None,
+    to: Annotated[float | None, typer.Option(help="Where to instead, rad (m for a slide).")] = None,
+    speed: Annotated[float, typer.Option(help="Fastest joint, rad/s (m/s).")] = 0.3,
+    bus: BusOption = "auto", namespace: Namespace = "", domain: Domain = None, as_json: Json = False,
+) -> None:
+    """Move one joint, slowly, on a checked path, and say where the joints then are (rad)."""
+    from math import radians
+
+    from hardware.deploy import BusOptions
+    from hardware.jog import Jog
+    from robot_rl.spec import load_robot, mjcf_file
+    with BusOptions(bus, namespace, domain).connect("jog") as wire:
+        hand = Jog(load_robot(robot), mjcf_file(robot), wire, speed)
+        goal = hand.target(joint, delta=None if degrees is None else radians(degrees), to=to)
+        _finish(hand.go(goal), as_json)
+
+
+@app.command()
+def home(
+    robot: Annotated[str, typer.Argument(help="Robot name, or path of a robot.yaml.")],
+    speed: Annotated[float, typer.Option(help="Fastest joint, rad/s (m/s).")] = 0.3,
+    bus: BusOption = "auto", namespace: Namespace = "", domain: Domain = None, as_json: Json = False,
+) -> None:
+    """Move to the default pose, slowly, on a checked path, and say where the joints then are (rad)."""
+    from hardware.deploy import BusOptions
+    from hardware.jog import Jog
+    from robot_rl.spec import load_robot, mjcf_file
+    with BusOptions(bus, namespace, domain).connect("home") as wire:
+        hand = Jog(load_robot(robot), mjcf_file(robot), wire, speed)
+        _finish(hand.go(hand.home()), as_json)
+
+
+@app.command()
+def call(
+    service: Annotated[str, typer.Argument(help="A std_srvs/Trigger service: arm, reset, reset/confirm, park, ...")],
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the answer.")] = 30.0,
+    bus: BusOption = "auto", namespace: Namespace = "", domain: Domain = None,
+) -> None:
+    """Call a service of the robot or of the policy, and print its answer."""
+    from hardware.deploy import BusOptions
+    with BusOptions(bus, namespace, domain).connect("call") as wire:
+        done, said = wire.call(service, timeout)
+    if not done:
+        raise SpecError(f"{service} refused: {said}")
+    print(said)
+
+
+@app.command(name="sim-servos")
+def sim_servos(
+    robot: Annotated[str, typer.Argument(help="Robot name, or path of a robot.yaml.")],
+    link: Annotated[Path | None, typer.Option(help="A name for the port, which stays when the cable is pulled and "
+                                              "plugged in again.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="Be the arm that this file is of; where there is none, "
+                                                     "write it.")] = None,
+    seed: Annotated[int, typer.Option(help="How the servos of an arm without calibration are mounted.")] = 0,
+) -> None:
+    """Be an arm on serial servos: their bytes on a pseudo-terminal, MuJoCo behind it. Lines on stdin spoil it."""
+    from hardware.calibration import load_calibration, save_calibration
+    from hardware.loop import interrupted
+    from robot_rl.spec import load_robot, mjcf_file
+    from sim import servo_bus
+    from sim.robot import SimRobot
+    spec = load_robot(robot)
+    arm = servo_bus.ServoArm(spec, SimRobot(spec, str(mjcf_file(robot))), seed)
+    if calibration is not None:
+        if not calibration.exists():
+            save_calibration(servo_bus.calibration_of(arm, f"simulated {seed}"), calibration)
+        servo_bus.fit(arm, load_calibration(calibration, spec))
+    process = servo_bus.ServoProcess(arm, link)
+    print(f"sim-servos: {spec.robot} on {process.open()}; on stdin: {servo_bus.HELP}", flush=True)
+    process.run(interrupted())
+
+
 @suite.command(name="run")
 def suite_run(
     out: Annotated[Path, typer.Option(help="Folder of everything; a run goes to OUT/RECIPE/TASK/seedK.")],

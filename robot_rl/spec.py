@@ -48,6 +48,8 @@ class Joint(Data, kw_only=True):
     actuated: bool = True
     kp: float = 0.0
     kd: float = 0.0
+    positive: str = ""
+    """Which way is positive, for the person who calibrates it."""
 
     def __post_init__(self) -> None:
         if (self.lower is None) != (self.upper is None):

@@ -19,44 +19,13 @@ from hardware import messages
 from hardware.bus import COMMAND, LATCHED, SENSOR, Bus, Publisher, Qos
 from hardware.loop import Ticker
 from hardware.robot_io import decode_command, encode
-from robot_rl.spec import IMAGE, POSE, Camera, RobotSpec
+from robot_rl.homing import Homing
+from robot_rl.kinematics import guarded
+from robot_rl.spec import IMAGE, POSE, Camera, RobotSpec, SpecError
 from sim.robot import SimRobot
 
 STATE = Qos(reliable=True)  # drivers publish reliably; consumers choose (REP 2003)
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
-HOMING_SPEED = 1.6  # rad/s (m/s), of the joint path to the default pose
-SETTLED = 0.05  # rad/s (m/s)
-
-
-class Homing:
-    """Bring the robot to its default pose through its own actuators and encoders, as a real reset does.
-
-    Position robots follow a straight joint path; others get a damped spring on their actuated joints. Then wait until
-    every joint is at rest.
-    """
-
-    def __init__(self, robot: RobotSpec, position: np.ndarray, now: float) -> None:
-        self._robot, self._start, self._began = robot, position[robot.actuated_index], now
-        self._goal = np.array([j.default for j in robot.actuated])
-        self._limit = np.array([j.effort for j in robot.actuated])
-        self._path_s = float(np.max(np.abs(self._goal - self._start))) / HOMING_SPEED
-
-    def command(self, position: np.ndarray, velocity: np.ndarray, now: float) -> np.ndarray:
-        """The command (C,) now."""
-        share = min(1.0, (now - self._began) / self._path_s) if self._path_s > 0 else 1.0
-        if self._robot.command.interface == "position":
-            return self._start + share * (self._goal - self._start)
-        index = self._robot.actuated_index
-        error, speed = self._goal - position[index], velocity[index]
-        if self._robot.command.interface == "velocity":
-            return np.clip(2.0 * error, -HOMING_SPEED, HOMING_SPEED)
-        return np.clip(self._limit * (0.6 * error - 0.08 * speed), -self._limit, self._limit)
-
-    def finished(self, position: np.ndarray, velocity: np.ndarray, now: float) -> bool:
-        """At rest at the end of the path; joints that no motor drives must have settled too."""
-        error = np.abs(position[self._robot.actuated_index] - self._goal)
-        resting = bool(np.all(np.abs(velocity) < SETTLED)) and bool(np.all(error < 0.15))
-        return now - self._began > self._path_s + 0.05 and (resting or now - self._began > self._robot.reset_timeout_s)
 
 
 class RobotProcess:
@@ -72,6 +41,7 @@ class RobotProcess:
         self._goal = bus.reader("goal", POSE, LATCHED)
         self._reset = bus.service(robot.reset_service)
         self._homing: tuple[Homing, Any] | None = None
+        self._chain = guarded(robot, sim.mjcf)
         self._last_command_ns = 0
         self._held = False  # whether the robot holds itself because commands stopped coming
         self._goal_ns = 0
@@ -153,7 +123,10 @@ class RobotProcess:
         if request is None:
             return
         position, _ = self._joints()
-        self._homing = (Homing(self.robot, position, time.monotonic()), request)
+        try:
+            self._homing = Homing(self.robot, position, time.monotonic(), chain=self._chain), request
+        except SpecError as error:
+            request.reply(False, str(error))
 
     def _follow_home(self, now: float) -> None:
         assert self._homing is not None

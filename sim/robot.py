@@ -29,9 +29,9 @@ class SimRobot:
 
     def __init__(self, spec: RobotSpec, mjcf: str | Path, gap: Gap | None = None, vision: Vision | None = None
                  ) -> None:
-        self.spec, self.gap = spec, gap or Gap()
-        self.model = compile_model(Path(mjcf))
-        self._wiring = wire(spec, self.model, Path(mjcf))
+        self.spec, self.gap, self.mjcf = spec, gap or Gap(), Path(mjcf)
+        self.model = compile_model(self.mjcf)
+        self._wiring = wire(spec, self.model, self.mjcf)
         self.gap.apply(self.model)
         self.data = mujoco.MjData(self.model)
         self._seen = mujoco.MjData(self.model)  # the state that sensors look at, when it is not the newest
@@ -49,6 +49,11 @@ class SimRobot:
         self._poses = {s.name: (self.model.site(s.site).id, self.model.body(s.frame).id)
                        for s in spec.sensors if s.site is not None}
         self.reset()
+
+    @property
+    def actuators(self) -> np.ndarray:
+        """(C,) int: where the actuators of the commanded joints stand in the model."""
+        return self._wiring.actuator
 
     @property
     def time(self) -> float:

@@ -39,7 +39,7 @@ OPTIONAL = {"robot_rl/log.py": "train", "robot_rl/session.py": "train", "robot_r
             "hardware/camera_node.py": "camera", "robot_rl/image.py": "camera", "robot_rl/page/plots.py": "plots"}
 """Files of the robot's side that do more where an extra is installed."""
 DISTRIBUTIONS = {"yaml": "pyyaml", "cv2": "opencv-python-headless", "backports": "backports-zstd", "absl": "absl-py",
-                 "sbx": "sbx-rl"}
+                 "sbx": "sbx-rl", "serial": "pyserial"}
 
 
 @pytest.fixture(scope="module")
