@@ -15,6 +15,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -26,9 +27,10 @@ from hardware.episode_recorder import DIAGNOSTICS, DIAGNOSTICS_TOPIC, diagnostic
 from hardware.loop import percentiles, steady
 from hardware.robot_io import RobotIO, decode_command
 from robot_rl import stop
+from robot_rl.guard import Guard
 from robot_rl.observe import Readings
 from robot_rl.safety import Reason, Safety
-from robot_rl.spec import SUPERVISOR_STATE, SUPERVISOR_STOPPED, RobotSpec, load_robot
+from robot_rl.spec import SUPERVISOR_STATE, SUPERVISOR_STOPPED, RobotSpec, load_robot, mjcf_file
 from robot_rl.steplog import SENT_TOPIC, STEP_TOPIC, STEP_TYPE, TEXT_TYPE, SentRecord, StepRecord, split_ns
 from robot_rl.stop import Flag, Stand, State
 
@@ -58,7 +60,7 @@ LEVELS = {State.ARMED: 0, State.INACTIVE: 0, State.STOPPING: 1, State.STOPPED: 2
 class Supervisor:
     """One robot's supervisor on a bus whose node is named `supervisor`."""
 
-    def __init__(self, robot: RobotSpec, bus: Bus, acknowledged: bool = False) -> None:
+    def __init__(self, robot: RobotSpec, mjcf: Path, bus: Bus, acknowledged: bool = False) -> None:
         """`acknowledged`: somebody knows that nobody behind it stops a position robot when commands stop."""
         robot = msgspec.structs.replace(robot, supervised=False)  # what it sends goes to the robot itself
         policies = msgspec.structs.replace(robot, supervised=True)
@@ -79,7 +81,8 @@ class Supervisor:
         self._stopped = bus.publisher(SUPERVISOR_STOPPED, BOOL, LATCHED)
         self._diagnostics = bus.publisher(DIAGNOSTICS_TOPIC, DIAGNOSTICS, COMMAND)
         self._rate = robot.joint_sensor.rate_hz
-        self._safety = Safety(robot, self._rate)
+        self._safety, self._guard = Safety(robot, self._rate), Guard(robot, mjcf)
+        self._position = f"{robot.joint_sensor.name}.position"
         self._stamps: deque[int] = deque(maxlen=BURST + round(0.2 * self._rate))  # twice the rate for 0.1 s, and more
         position = robot.command.interface == "position"
         alone = robot.watchdog.kind == "none" and not (position and acknowledged)
@@ -189,6 +192,8 @@ class Supervisor:
         faults = self._safety.check(readings)
         for reason, flag in SEEN.items():
             flags |= flag if reason in faults else Flag.NONE
+        if self._position in readings.values:
+            flags |= self._guard.check(readings.values[self._position])
         for flag, until in self._until.items():
             flags |= flag if now < until else Flag.NONE
         if self._pressed():
@@ -236,6 +241,8 @@ class Supervisor:
             self._bad(f"{self._topic}: {target} is not finite")
             return
         command, reasons = self._safety.limit(target, self._last, readings, gap * self._rate * SLACK)
+        command, held = self._guard.limit(command, self._last, readings.values[self._position], gap * SLACK)
+        reasons |= held
         self._last = command
         self._publish(command, reasons, sample.stamp_ns, heard)
         self._passed.append((time.time_ns() - heard) * 1e-6)
@@ -293,6 +300,6 @@ def supervise(robot: str, where: BusOptions, acknowledged: bool, over: Callable[
     """Run a supervisor until `over()`. Raises SpecError before anything moves."""
     spec = load_robot(robot)
     with where.connect("supervisor") as bus:
-        supervisor = Supervisor(spec, bus, acknowledged)
+        supervisor = Supervisor(spec, mjcf_file(robot), bus, acknowledged)
         print(f"supervisor: {spec.robot} ready", flush=True)
         supervisor.run(over)

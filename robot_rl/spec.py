@@ -141,8 +141,8 @@ class Supervision(Data, kw_only=True):
     deadman_s: float = 0.25
     tool_speed: float | None = None
     """m/s that a command may move the guarded frame with."""
-    margin: float = 0.0
-    """m that links keep from each other and from the base."""
+    margin: float | None = None
+    """m that commands keep links from each other and from the base; None: nobody looks."""
     actions: dict[str, str] = {}
     """What flags do, where that is more than the default."""
 
@@ -151,7 +151,7 @@ class Supervision(Data, kw_only=True):
             value = getattr(self, key)
             if value is not None and not value > 0:
                 raise ValueError(f"supervisor.{key}={value} must be above 0")
-        if not self.margin >= 0:
+        if self.margin is not None and not self.margin >= 0:
             raise ValueError(f"supervisor.margin={self.margin} must be at least 0")
         try:
             actions(self.actions)

@@ -131,7 +131,7 @@ def test_one_that_never_rests_is_latched() -> None:
     ({"overrun": "fly"}, ["actions.overrun=fly", "warn, disarm, stop"]),
 ])
 def test_actions_are_tightened_and_not_loosened(changes: dict[str, str], words: list[str]) -> None:
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(ValueError, match=r"^actions") as refused:
         actions(changes)
     for word in words:
         assert word in str(refused.value)

@@ -18,9 +18,9 @@ import numpy as np
 import yaml
 
 from hardware import messages
-from hardware.bus import COMMAND, EVENTS, LATCHED, Bus, Qos, connect
+from hardware.bus import EVENTS, Bus, Qos, connect
 from hardware.robot_io import RobotIO, decode_command
-from robot_rl.spec import JOINT_STATE, SUPERVISOR_STATE, RobotSpec
+from robot_rl.spec import SUPERVISOR_STATE, RobotSpec
 from robot_rl.steplog import SENT_TOPIC, STEP_TYPE, TEXT_TYPE, SentRecord, join_ns
 from tests.robots import robot
 
@@ -58,8 +58,6 @@ def commander(spec: bytes, domain: int, pipe: Connection) -> None:
     body = msgspec.json.decode(spec, type=RobotSpec)
     with connect("dds", "policy", "", domain) as bus:
         io = RobotIO(body, bus)
-        size = bus.publisher(body.commands_of_policies(body.command.topic), body.command.type, COMMAND)
-        size.close()
         pipe.send("ready")
         target, pause = np.array([0.05, 0.05]), 0.02
         while True:
@@ -108,6 +106,7 @@ class Scene:
         self._arguments = arguments
         self.said: list[dict[str, Any]] = []
         self.sent: list[SentRecord] = []
+        self._mark = -1
 
     def __enter__(self) -> Scene:
         self.bus: Bus = connect("dds", "operator", "", self.domain)
@@ -141,12 +140,14 @@ class Scene:
         self.sent += [SentRecord.decode(s.data) for s in self._sents.take()]
 
     def until(self, state: str, seconds: float = PATIENCE_S) -> dict[str, Any]:
-        """Wait for a state; returns what was said of it."""
+        """Wait for a state that was not waited for yet, or is the one now; returns what was said of it."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self.look()
-            if self.said and self.said[-1]["state"] == state:
-                return self.said[-1]
+            for place, said in enumerate(self.said):
+                if said["state"] == state and (place > self._mark or place == len(self.said) - 1):
+                    self._mark = place
+                    return said
             time.sleep(0.005)
         raise AssertionError(f"not {state} after {seconds} s: {self.said[-3:]}")
 
@@ -172,6 +173,7 @@ class Scene:
         while time.monotonic() < end:
             self.arm()
             self.sent.clear()
+            self._mark = len(self.said) - 1
             while self.said[-1]["state"] == "armed" and time.monotonic() < end:
                 self.look()
                 if len(self.theirs()) >= commands:
@@ -184,10 +186,7 @@ class Scene:
         return [record for record in self.sent if record.command.any()]
 
     def stopped_after_ms(self) -> float:
-        """From the last command of a policy, as it was heard, to the first one of the stop behaviour, as it was sent."""
+        """From the last command of a policy, as it was heard, to the first of the stop behaviour, as it was sent."""
         last = max(join_ns(*r.heard) for r in self.theirs())
         first = min(join_ns(*r.stamp) for r in self.sent if not r.command.any() and join_ns(*r.stamp) > last)
         return (first - last) * 1e-6
-
-
-__all__ = ["JOINT_STATE", "LATCHED", "PATIENCE_S", "Process", "Scene"]
