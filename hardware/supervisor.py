@@ -30,7 +30,7 @@ from robot_rl import stop
 from robot_rl.guard import Guard
 from robot_rl.observe import Readings
 from robot_rl.safety import Reason, Safety
-from robot_rl.spec import SUPERVISOR_STATE, SUPERVISOR_STOPPED, RobotSpec, load_robot, mjcf_file
+from robot_rl.spec import SUPERVISOR_STATE, SUPERVISOR_STOPPED, RobotSpec, load_robot, robot_file
 from robot_rl.steplog import SENT_TOPIC, STEP_TOPIC, STEP_TYPE, TEXT_TYPE, SentRecord, StepRecord, split_ns
 from robot_rl.stop import Flag, Stand, State
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 BOOL = "std_msgs/msg/Bool"
 TICK_S = 0.005  # it looks at least so often
 STOP_PERIOD_S = 0.01  # between commands of the stop behaviour
+POSE_S = 0.02  # between looks at how far apart links are
 GRAPH_S = 0.1  # between looks at who else is there
 LATE_S = 0.05  # without a look for longer, it was late
 EVENT_S, CLAMPED_S = 0.5, 1.0  # how long what happened in a moment counts as a flag
@@ -89,7 +90,7 @@ class Supervisor:
         self._standing = Flag.WATCHDOG if alone else Flag.NONE
         self.stand, self.flags = Stand(since_s=time.monotonic()), Flag.NONE
         self._until: dict[Flag, float] = {}  # when what happened in a moment is over
-        self._graph = Flag.NONE
+        self._graph = self._pose = Flag.NONE
         self._asked: Request | None = None
         self._armed_ns = 0  # commands that came before count for nothing
         self._newest: Sample | None = None  # the policy's newest command since it was armed
@@ -97,7 +98,7 @@ class Supervisor:
         self._over_ns = 0  # when the policy told of the end of its episode; 0: it is in one
         self._last: np.ndarray | None = None  # the last command sent, while they follow each other
         self._held: np.ndarray | None = None
-        self._looked = self._told_s = self._graph_s = self._stop_s = time.monotonic()
+        self._looked = self._told_s = self._graph_s = self._pose_s = self._stop_s = time.monotonic()
         self._passed: deque[float] = deque(maxlen=1000)
         self._refused = ""
         self._tell(None)
@@ -188,12 +189,13 @@ class Supervisor:
             self._graph_s = now + GRAPH_S
             rivals = self._rivals.matched() > 1 or self._commands.matched() > 1  # one of the first is ours
             self._graph = Flag.AUTHORITY if rivals else Flag.NONE
-        flags = self._standing | self._graph
+        if now >= self._pose_s and self._position in readings.values:
+            self._pose_s = now + POSE_S
+            self._pose = self._guard.check(readings.values[self._position])
+        flags = self._standing | self._graph | self._pose
         faults = self._safety.check(readings)
         for reason, flag in SEEN.items():
             flags |= flag if reason in faults else Flag.NONE
-        if self._position in readings.values:
-            flags |= self._guard.check(readings.values[self._position])
         for flag, until in self._until.items():
             flags |= flag if now < until else Flag.NONE
         if self._pressed():
@@ -300,6 +302,6 @@ def supervise(robot: str, where: BusOptions, acknowledged: bool, over: Callable[
     """Run a supervisor until `over()`. Raises SpecError before anything moves."""
     spec = load_robot(robot)
     with where.connect("supervisor") as bus:
-        supervisor = Supervisor(spec, mjcf_file(robot), bus, acknowledged)
+        supervisor = Supervisor(spec, robot_file(robot).parent / spec.mjcf, bus, acknowledged)
         print(f"supervisor: {spec.robot} ready", flush=True)
         supervisor.run(over)

@@ -60,8 +60,14 @@ class Links(Mjcf):
         excluded = {frozenset((e.get("body1"), e.get("body2"))) for e in self._root.iter("exclude")}
         self.pairs = [pair for pair in itertools.combinations(range(len(self.hulls)), 2)
                       if self._meet(*pair, excluded)]
+        square = [hull.half is not None for hull in self.hulls]
+        self._radii = np.array([hull.radius for hull in self.hulls])
+        rows = [(a, b, column) for column, (a, b) in enumerate(self.pairs)]
+        self._round = np.array([row for row in rows if not square[row[0]] and not square[row[1]]], int).reshape(-1, 3)
+        self._square = [(a, b, column) if square[a] else (b, a, column) for a, b, column in rows
+                        if square[a] or square[b]]
         both = [f"{self.hulls[a].name} and {self.hulls[b].name}" for a, b in self.pairs
-                if self.hulls[a].half is not None and self.hulls[b].half is not None]
+                if square[a] and square[b]]
         if both:
             raise SpecError(f"{mjcf}: geoms {both[0]} are boxes that may meet: make one of them a capsule")
 
@@ -78,21 +84,19 @@ class Links(Mjcf):
     def distances(self, joints: np.ndarray) -> np.ndarray:
         """(N, P) m between the two of each pair, at joints (N, J); below 0 where they overlap."""
         places = self.places(joints)
+        ends = np.stack([np.einsum("nij,ej->nei", places[h.body][:, :3, :3], h.ends) + places[h.body][:, None, :3, 3]
+                         for h in self.hulls], axis=1)
         out = np.full((len(joints), len(self.pairs)), np.inf)
-        ends = [np.einsum("nij,ej->nei", places[h.body][:, :3, :3], h.ends) + places[h.body][:, None, :3, 3]
-                for h in self.hulls]
-        for column, (i, j) in enumerate(self.pairs):
-            a, b = self.hulls[i], self.hulls[j]
-            if a.half is None and b.half is None:
-                out[:, column] = segments(ends[i], ends[j]) - a.radius - b.radius
-            else:
-                box, other, at = (a, b, ends[j]) if a.half is not None else (b, a, ends[i])
-                assert box.half is not None and box.turn is not None
-                place, middle = places[box.body], ends[i] if box is a else ends[j]
-                turn = place[:, :3, :3] @ box.turn
-                points = at[:, :1] + SAMPLES[None, :, None] * (at[:, 1:] - at[:, :1])
-                local = np.einsum("nji,nkj->nki", turn, points - middle[:, :1])
-                out[:, column] = _box(local, box.half).min(axis=1) - other.radius
+        if len(self._round):
+            one, other = (ends[:, self._round[:, side]].reshape(-1, 2, 3) for side in (0, 1))
+            between = segments(one, other).reshape(len(joints), -1)
+            out[:, self._round[:, 2]] = between - self._radii[self._round[:, :2]].sum(axis=1)
+        for i, j, column in self._square:  # the box, the other
+            box, at = self.hulls[i], ends[:, j]
+            assert box.half is not None and box.turn is not None
+            points = at[:, :1] + SAMPLES[:, None] * (at[:, 1:] - at[:, :1]) - ends[:, i, :1]
+            out[:, column] = _box(points @ (places[box.body][:, :3, :3] @ box.turn), box.half).min(axis=1)
+            out[:, column] -= self._radii[j]
         return out
 
     def _grow(self, element: ElementTree.Element, parent: int, before: list[np.ndarray | Step]) -> None:
@@ -148,11 +152,14 @@ class Links(Mjcf):
 
 
 class Guard:
-    """What the kinematics of one robot say of a pose and of a command. Raises SpecError for an MJCF it cannot read."""
+    """What the kinematics of one robot say of a pose and of a command: nothing, unless its file wants a margin or a
+    tool speed. Raises SpecError for an MJCF it cannot read.
+    """
 
     def __init__(self, robot: RobotSpec, mjcf: Path) -> None:
         self._robot, self._told = robot, robot.supervisor
-        self._tool = guarded(robot, mjcf)
+        wanted = self._told.margin is not None or self._told.tool_speed is not None
+        self._tool = guarded(robot, mjcf) if wanted else None
         self._links = Links(mjcf, robot.names) if self._told.margin is not None else None
         if self._told.tool_speed is not None and self._tool is None:
             sensor = robot.workspace.sensor if robot.workspace else None
