@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,12 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from hardware import messages
 from hardware.bus import connect
 from robot_rl.bag import read
 from robot_rl.finetune import bags_in
 from robot_rl.safety import Reason
+from robot_rl.spec import mjcf_file, robot_file
 from robot_rl.steplog import (
     SENT_TOPIC,
     STEP_TOPIC,
@@ -71,12 +74,22 @@ def test_steps_are_matched_to_what_was_let_through() -> None:
 
 
 @pytest.fixture
-def arm(domain: int) -> Iterator[int]:
+def file(tmp_path: Path) -> Path:
+    """An SO-101 whose supervisor is patient: how soon it stops a policy is not what is tried here."""
+    data = yaml.safe_load(robot_file("so101").read_text())
+    data["supervisor"]["heartbeat_s"] = 5.0
+    shutil.copy(mjcf_file("so101"), tmp_path / data["mjcf"])
+    (tmp_path / "robot.yaml").write_text(yaml.safe_dump(data))
+    return tmp_path / "robot.yaml"
+
+
+@pytest.fixture
+def arm(domain: int, file: Path) -> Iterator[int]:
     """The simulated arm behind its supervisor, armed."""
     where = ["--bus", "dds", "--domain", str(domain)]
     processes = [subprocess.Popen([sys.executable, "-m", "robot_rl.cli", *words, *where], stdout=subprocess.PIPE,
-                                  text=True) for words in (["sim-robot", "so101", "--no-cameras"],
-                                                           ["supervisor", "so101"])]
+                                  text=True) for words in (["sim-robot", file, "--no-cameras"],
+                                                           ["supervisor", file])]
     for process in processes:
         assert process.stdout is not None
         assert "ready" in process.stdout.readline()
@@ -92,9 +105,9 @@ def arm(domain: int) -> Iterator[int]:
 
 
 @pytest.mark.slow
-def test_a_supervised_episode_is_read_back_by_what_was_sent(arm: int, tmp_path: Path) -> None:
+def test_a_supervised_episode_is_read_back_by_what_was_sent(arm: int, file: Path, tmp_path: Path) -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "robot_rl.cli", "deploy", "so101-reach", "--robot", "so101", "--supervised",
+        [sys.executable, "-m", "robot_rl.cli", "deploy", "so101-reach", "--robot", str(file), "--supervised",
          "--bus", "dds", "--domain", str(arm), "--no-cameras", "--record", str(tmp_path / "bags"), "--json"],
         capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr

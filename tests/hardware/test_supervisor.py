@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from hardware import messages
-from hardware.bus import LATCHED, Qos
+from hardware.bus import LATCHED, SENSOR, Qos
+from hardware.episode_recorder import DIAGNOSTICS, DIAGNOSTICS_TOPIC
 from robot_rl.safety import Reason
 from robot_rl.steplog import join_ns
 from tests.hardware.scene import Scene
@@ -137,6 +138,12 @@ def test_somebody_downstream_times_out_or_it_is_not_armed(domain: int, tmp_path:
 
 def test_a_deadman_switch_is_held(domain: int, tmp_path: Path) -> None:
     with Scene(tmp_path, domain, supervisor={"deadman": "deadman", "deadman_s": 1.0}) as scene:
+        health = scene.bus.reader(DIAGNOSTICS_TOPIC, DIAGNOSTICS, SENSOR)
+        assert health.wait(60)
+        (status,) = messages.decode(health.take()[-1].data, DIAGNOSTICS).status
+        values = {pair.key: pair.value for pair in status.values}
+        assert status.name == "supervisor: stop logic"
+        assert (values["state"], values["flag deadman"], values["flag watchdog"]) == ("inactive", "True", "False")
         done, why = scene.call("arm")
         assert not done
         assert "deadman" in why
