@@ -12,7 +12,9 @@ import pytest
 from hardware import messages
 from hardware.bus import LATCHED, SENSOR, Qos
 from hardware.episode_recorder import DIAGNOSTICS, DIAGNOSTICS_TOPIC
+from hardware.supervisor import BOOL
 from robot_rl.safety import Reason
+from robot_rl.spec import SUPERVISOR_STOPPED
 from robot_rl.steplog import join_ns
 from tests.hardware.scene import Scene
 
@@ -134,6 +136,28 @@ def test_somebody_downstream_times_out_or_it_is_not_armed(domain: int, tmp_path:
         else:
             assert not done
             assert "watchdog" in why
+
+
+def test_an_effort_robot_is_stopped_by_zeros_and_policies_are_told(domain: int, tmp_path: Path) -> None:
+    with Scene(tmp_path, domain, interface="effort", supervisor={"heartbeat_s": 5.0}) as scene:
+        stopped = scene.bus.reader(SUPERVISOR_STOPPED, BOOL, LATCHED)
+        policy = scene.commander()
+        scene.forwarding()
+        assert {tuple(r.sent) for r in scene.theirs()} == {(0.05, 0.05)}
+        wait_for(lambda: (sample := stopped.newest()) is not None and not messages.decode(sample.data, BOOL).data)
+        assert scene.call("stop")[0]
+        scene.until("stopped")
+        wait_for(lambda: messages.decode(stopped.newest().data, BOOL).data)
+        wait_for(lambda: scene.look() or not scene.sent[-1].command.any())
+        np.testing.assert_array_equal(scene.sent[-1].sent, [0.0, 0.0])
+        policy.end()
+
+
+def wait_for(true) -> None:
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_a_deadman_switch_is_held(domain: int, tmp_path: Path) -> None:
