@@ -16,10 +16,11 @@ import numpy as np
 
 from hardware.bus import Bus, connect
 from hardware.policy_node import BOOL, EpisodeResult, PolicyNode
+from hardware.robot_io import heard_on
 from robot_rl.evaluate import summary
 from robot_rl.log import progress, write_atomic
 from robot_rl.policy import Policy
-from robot_rl.spec import IMAGE, POSE, PolicySpec, RobotSpec, SpecError, load_robot
+from robot_rl.spec import POSE, PolicySpec, RobotSpec, SpecError, load_robot
 from robot_rl.steplog import EPISODE_TOPIC, INFO_TOPIC, STEP_TOPIC, STEP_TYPE, TEXT_TYPE, supervisor_topics
 
 RUN_SERVICE = "policy/run"
@@ -73,10 +74,9 @@ class Recorder:
 
 def topics(spec: PolicySpec, robot: RobotSpec, cameras: bool) -> list[tuple[str, str, str]]:
     """What is recorded: (topic, type, QoS kind)."""
-    found = [(s.topic, s.type, "sensor") for s in robot.sensors]
-    found += [(c.topic, IMAGE, "sensor") for c in robot.cameras if cameras]
-    found += [(c.topic.rsplit("/", 1)[0] + "/camera_info", "sensor_msgs/msg/CameraInfo", "sensor")
-              for c in robot.cameras if cameras]
+    filmed = robot.cameras if cameras else ()
+    found = [(*heard_on(s), "sensor") for s in robot.sensors] + [(*heard_on(c), "sensor") for c in filmed]
+    found += [(c.info_topic, "sensor_msgs/msg/CameraInfo", "sensor") for c in filmed]
     found += [(robot.command.topic, robot.command.type, "command"), (robot.stop_topic, BOOL, "latched")]
     found += supervisor_topics(robot)
     if spec.goal:

@@ -21,7 +21,7 @@ BOOL = "std_msgs/msg/Bool"
 RATE_HZ = 50.0
 SPEED = 0.3  # rad/s (m/s)
 LISTEN_S = 1.0  # for other publishers to be discovered
-SETTLE_S = 0.5  # after the end of the path
+SETTLE_S, ARRIVE_S = 0.3, 5.0  # of rest at the end of the path; the longest to wait for it
 SENSORS_S = 10.0
 
 
@@ -62,12 +62,12 @@ class Jog:
         if others := self._others.matched() - 1:
             raise SpecError(f"{others} other publisher(s) on {self.robot.command.topic}: stop what commands "
                             f"'{self.robot.robot}' first")
-        joints = readings.values[f"{self.robot.joint_sensor.name}.position"]
+        joints = self._joints(readings)
         path = Homing(self.robot, joints, time.monotonic(), goal, self._speed, self._guarded)
         ticker, last = Ticker(RATE_HZ), self._position(readings)
         ticker.start()
-        end = time.monotonic() + path.path_s + SETTLE_S
-        while time.monotonic() < end:
+        end, still = time.monotonic() + path.path_s + ARRIVE_S, 0
+        while still < SETTLE_S * RATE_HZ and time.monotonic() < end:
             ticker.wait()
             readings = self._io.read()
             if fault := self._fault(readings):
@@ -78,6 +78,8 @@ class Jog:
             asked = path.command(joints, joints, time.monotonic())
             last, _ = self._safety.limit(asked, last, readings)
             self._io.send(last)
+            velocity = readings.values[f"{self.robot.joint_sensor.name}.velocity"]
+            still = still + 1 if path.finished(self._joints(readings), velocity, time.monotonic()) else 0
         found = self._position(self._io.read())
         worst = int(np.argmax(np.abs(found - goal)))
         joint = self.robot.actuated[worst].name
@@ -109,5 +111,8 @@ class Jog:
         reason = self._safety.check(readings) & ~Reason.WORKSPACE
         return reason.words() if reason else ""
 
+    def _joints(self, readings: Readings) -> np.ndarray:
+        return readings.values[f"{self.robot.joint_sensor.name}.position"]
+
     def _position(self, readings: Readings) -> np.ndarray:
-        return readings.values[f"{self.robot.joint_sensor.name}.position"][self.robot.actuated_index]
+        return self._joints(readings)[self.robot.actuated_index]

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,9 +21,11 @@ import numpy as np
 
 from hardware import messages
 from hardware.bus import COMMAND, Qos, connect
+from hardware.camera_bench import Sightings, cpu_s, filmed
 from hardware.loop import RealTime, Ticker, percentiles, steady
 from hardware.rehearsal import rehearsal
 from hardware.robot_io import RobotIO, decode, encode_command
+from robot_rl import image
 from robot_rl.episode import Episode
 from robot_rl.observe import Readings
 from robot_rl.policy import Policy
@@ -47,6 +49,8 @@ class Turn:
     domain: int
     cpu: int | None
     rehearse: bool
+    others: Mapping[str, int]
+    """Processes whose share of a core is told too, by name."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,10 @@ class Kept:
     """Of one core."""
     memory_growth_mb: float
     real_time: RealTime | None
+    stops: int
+    """Ticks at which a silent sensor or camera let nothing be sent."""
+    cameras: dict[str, dict[str, float]]
+    cpu_share_of: dict[str, float]
 
 
 @dataclass
@@ -87,18 +95,25 @@ class Figures:
     latency_ms_p99: float
     cpu_share: float
     memory_growth_mb: float
+    stops: int
     real_time: RealTime | None
+    cameras: dict[str, dict[str, float]] | None
+    """Of the last turn: the share of ticks with a new image, its age, how far behind the joints it is."""
+    cpu_share_of: dict[str, float] | None
+    """Of the last turn: of one core, by process beside the loop."""
     jitter_ms: list[float] = field(default_factory=list)
     """(ticks,)"""
 
 
 def bench(rates: Sequence[float], seconds: float, policy: str, loops: Sequence[str] = LOOPS,
           loads: Sequence[str] = ("idle",), repetitions: int = 1, kind: str = "auto", domain: int = 117,
-          cpu: int | None = None, rehearse: bool = True, out: Path | None = None,
+          cpu: int | None = None, cores: int = 0, rehearse: bool = True, out: Path | None = None,
           report: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Let the loops take turns at every rate under every load; returns the figures, and writes a page to `out`.
 
-    Loads: `idle`, and `busy` with a process on each core that never rests. `timer` is left out where rclpy is absent.
+    Loads: `idle`, and `busy` with a process on each core that never rests. A policy that sees gets camera processes and
+    a `sim-robot`. `timer` is left out for it, and where rclpy is absent. Everything together keeps to so many `cores`,
+    0 to all.
     """
     for name, given, known in (("loops", loops, LOOPS), ("loads", loads, LOADS)):
         if unknown := sorted(set(given) - set(known)):
@@ -106,19 +121,19 @@ def bench(rates: Sequence[float], seconds: float, policy: str, loops: Sequence[s
     if slow := [rate for rate in rates if not rate > 0]:
         raise ValueError(f"rate: {slow[0]:g} Hz; a rate is above 0")
     spec = _contract(policy)
-    there = [loop for loop in loops if loop != "timer" or _rclpy()]
+    there = [loop for loop in loops if loop != "timer" or (_rclpy() and not spec.vision)]
     if left_out := sorted(set(loops) - set(there)):
-        report(f"left out, because rclpy cannot be imported: {', '.join(left_out)}")
+        why = "the policy sees" if spec.vision else "rclpy cannot be imported"
+        report(f"left out, because {why}: {', '.join(left_out)}")
     found: list[Figures] = []
     for rate in rates:
-        assert spec.robot is not None
-        with _robot(_fast(spec.robot, rate), kind, domain):
+        with _kept_to(cores), _robot(spec, rate, kind, domain) as others:
             for load in loads:
                 turns: dict[str, list[Kept]] = {loop: [] for loop in there}
                 with _busy(load == "busy"):
                     for _ in range(repetitions):
                         for loop in there:
-                            turn = Turn(loop, rate, seconds, policy, kind, domain, cpu, rehearse)
+                            turn = Turn(loop, rate, seconds, policy, kind, domain, cpu, rehearse, others)
                             turns[loop].append(_in_a_process(turn))
                 for loop in there:
                     found.append(_figures(loop, load, rate, turns[loop]))
@@ -128,7 +143,8 @@ def bench(rates: Sequence[float], seconds: float, policy: str, loops: Sequence[s
         write_page(out, [asdict(f) for f in found])
     rows = [asdict(f) | {"jitter_ms": None} for f in found]
     rows = [{key: value for key, value in row.items() if value is not None} for row in rows]
-    shared = {"machine": f"{os.cpu_count()} cores", "policy": policy, "seconds": seconds, "repetitions": repetitions}
+    shared = {"machine": f"{os.cpu_count()} cores", "cores": cores or os.cpu_count(), "policy": policy,
+              "seconds": seconds, "repetitions": repetitions}
     return shared | ({"page": str(out)} if out else {}) | (rows[0] if len(rows) == 1 else {"loops": rows})
 
 
@@ -150,10 +166,13 @@ def _contract(policy: str) -> PolicySpec:
     spec = Policy(policy_file(policy)).spec
     if spec.robot is None:
         raise SpecError(f"policy {policy}: it declares no robot to run on")
-    if spec.vision:
-        raise SpecError(f"policy {policy}: it sees through {', '.join(spec.vision.cameras)}, which the robot of this "
-                        "benchmark does not have")
     return spec
+
+
+def _at(spec: PolicySpec, rate_hz: float) -> PolicySpec:
+    """The contract at a rate; with numbers only, on a robot as fast."""
+    robot = spec.robot if spec.vision or spec.robot is None else _fast(spec.robot, rate_hz)
+    return msgspec.structs.replace(spec, rate_hz=rate_hz, robot=robot)
 
 
 def _fast(robot: RobotSpec, rate_hz: float) -> RobotSpec:
@@ -179,7 +198,8 @@ def _figures(loop: str, load: str, rate_hz: float, turns: Sequence[Kept]) -> Fig
     (e50, e99), (l50, l99) = percentiles(error, 50, 99), percentiles(latency, 50, 99)
     return Figures(loop, load, rate_hz, float(ticks.sum() / lasted.sum()), int(ticks.sum()), int(sum(missed)),
                    j50, j99, j999, e50, e99, float(drift), l50, l99, float(np.mean([t.cpu_share for t in turns])),
-                   max(t.memory_growth_mb for t in turns), turns[-1].real_time, jitter.tolist())
+                   max(t.memory_growth_mb for t in turns), sum(t.stops for t in turns), turns[-1].real_time,
+                   turns[-1].cameras or None, turns[-1].cpu_share_of or None, jitter.tolist())
 
 
 def _line(f: Figures) -> str:
@@ -205,9 +225,8 @@ def _in_a_process(turn: Turn) -> Kept:
 
 def _turn(turn: Turn, results: Any) -> None:
     loaded = Policy(policy_file(turn.policy))
-    robot = loaded.spec.robot
-    assert robot is not None
-    spec = msgspec.structs.replace(loaded.spec, rate_hz=turn.rate_hz, robot=_fast(robot, turn.rate_hz))
+    spec = _at(loaded.spec, turn.rate_hz)
+    image.prepare(spec)
     run = _timer if turn.loop == "timer" else _ours if turn.loop == "ours" else _sleep
     results.put(run(turn, loaded, spec))
 
@@ -221,46 +240,53 @@ class _Decision:
         self._episode.begin(self._goal)
         policy.warm_up()
 
-    def __call__(self, readings: Readings) -> np.ndarray:
+    def __call__(self, readings: Readings) -> np.ndarray | None:
+        """The command (C,), or None where a sensor or a camera is silent."""
         outcome = self._episode.observe(readings)
         if outcome.done:
             self._episode.begin(self._goal)
             self._policy.reset()
             outcome = self._episode.observe(readings)
-        return self._episode.act(self._policy(outcome.observation)).sent
+        return self._episode.act(self._policy(outcome.observation)).sent if outcome.valid else None
 
 
 class _Watch:
     """Begin and latency of each tick, processor time and memory, from the end of the first few ticks on."""
 
-    def __init__(self, turn: Turn) -> None:
+    def __init__(self, turn: Turn, spec: PolicySpec) -> None:
         most = round(turn.rate_hz * turn.seconds) + 1
+        self._seen, self._others, self._stops = Sightings(spec, most), turn.others, 0
+        self._used: dict[str, float] = {}
         self._stamps, self._latency = np.zeros(most, np.int64), np.zeros(most)
         self._skip, self._most, self.ticks = WARM_TICKS, most, 0
         self._before = self._began = self._size = 0.0
         self._seconds = turn.seconds
 
-    def note(self, stamp_ns: int, taken_ns: int) -> bool:
-        """One tick, which began at `stamp_ns`, took its state at `taken_ns` and has published; False: enough."""
+    def note(self, taken_ns: int, readings: Readings, sent: bool) -> bool:
+        """One tick, which took its state at `taken_ns` and has published what it could; False: enough."""
         now = time.monotonic_ns()
         if self._skip:
             self._skip -= 1
             self._before, self._began, self._size = _cpu_s(), now * 1e-9, _memory_mb()
+            self._used = {name: cpu_s(process) for name, process in self._others.items()}
             return True
-        self._stamps[self.ticks], self._latency[self.ticks] = stamp_ns, (now - taken_ns) * 1e-9
+        self._stamps[self.ticks], self._latency[self.ticks] = taken_ns, (now - taken_ns) * 1e-9
+        self._seen.note(self.ticks, readings)
+        self._stops += not sent
         self.ticks += 1
         return self.ticks < self._most and now * 1e-9 - self._began < self._seconds
 
     def kept(self, real_time: RealTime | None) -> Kept:
         spent = time.monotonic() - self._began
+        shares = {name: (cpu_s(process) - self._used[name]) / spent for name, process in self._others.items()}
         return Kept(self._stamps[:self.ticks], self._latency[:self.ticks], (_cpu_s() - self._before) / spent,
-                    _memory_mb() - self._size, real_time)
+                    _memory_mb() - self._size, real_time, self._stops, self._seen.figures(self.ticks), shares)
 
 
 def _ours(turn: Turn, policy: Policy, spec: PolicySpec) -> Kept:
     assert spec.robot is not None
     with connect(turn.kind, NODE, NAMESPACE, turn.domain) as bus:  # type: ignore[arg-type]
-        io, decide, watch = RobotIO(spec.robot, bus), _Decision(policy, spec), _Watch(turn)
+        io, decide, watch = RobotIO(spec.robot, bus, spec.cameras), _Decision(policy, spec), _Watch(turn, spec)
         io.wait(15.0)
         rehearse = rehearsal(io, policy, spec) if turn.rehearse else None
         ticker = Ticker(turn.rate_hz, 1)
@@ -268,30 +294,36 @@ def _ours(turn: Turn, policy: Policy, spec: PolicySpec) -> Kept:
             ticker.start()
             while True:
                 ticker.wait(rehearse)
-                taken = time.monotonic_ns()
-                io.send(decide(io.read()))
-                if not watch.note(taken, taken):
+                if not _tick(io, decide, watch):
                     return watch.kept(granted)
 
 
 def _sleep(turn: Turn, policy: Policy, spec: PolicySpec) -> Kept:
     assert spec.robot is not None
     with connect(turn.kind, NODE, NAMESPACE, turn.domain) as bus:  # type: ignore[arg-type]
-        io, decide, watch = RobotIO(spec.robot, bus), _Decision(policy, spec), _Watch(turn)
+        io, decide, watch = RobotIO(spec.robot, bus, spec.cameras), _Decision(policy, spec), _Watch(turn, spec)
         io.wait(15.0)
         while True:
             taken = time.monotonic_ns()
-            io.send(decide(io.read()))
-            if not watch.note(taken, taken):
+            if not _tick(io, decide, watch):
                 return watch.kept(None)
             time.sleep(max(0.0, 1.0 / turn.rate_hz - (time.monotonic_ns() - taken) * 1e-9))
+
+
+def _tick(io: RobotIO, decide: _Decision, watch: _Watch) -> bool:
+    taken = time.monotonic_ns()
+    readings = io.read()
+    command = decide(readings)
+    if command is not None:
+        io.send(command)
+    return watch.note(taken, readings, command is not None)
 
 
 def _timer(turn: Turn, policy: Policy, spec: PolicySpec) -> Kept:
     from hardware.bus.ros import timer_node
     robot = spec.robot
     assert robot is not None
-    decide, watch = _Decision(policy, spec), _Watch(turn)
+    decide, watch = _Decision(policy, spec), _Watch(turn, spec)
 
     def tick(newest: dict[str, bytes], publish: Callable[[bytes], None]) -> bool:
         taken = time.monotonic_ns()
@@ -300,8 +332,10 @@ def _timer(turn: Turn, policy: Policy, spec: PolicySpec) -> Kept:
         readings = Readings({})
         for sensor in robot.sensors:
             readings.values |= decode(sensor, newest[sensor.topic], robot)
-        publish(encode_command(robot, decide(readings)))
-        return watch.note(taken, taken)
+        command = decide(readings)
+        if command is not None:
+            publish(encode_command(robot, command))
+        return watch.note(taken, readings, command is not None)
 
     timer_node(NODE, NAMESPACE, turn.domain, [(s.topic, s.type) for s in robot.sensors],
                (robot.command.topic, robot.command.type), turn.rate_hz, tick)
@@ -309,8 +343,24 @@ def _timer(turn: Turn, policy: Policy, spec: PolicySpec) -> Kept:
 
 
 @contextmanager
-def _robot(robot: RobotSpec, kind: str, domain: int) -> Iterator[None]:
-    """A robot's topics in a process of their own."""
+def _kept_to(cores: int) -> Iterator[None]:
+    """So many processors for whatever is started inside, 0 for all."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:cores or len(before)])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextmanager
+def _robot(spec: PolicySpec, rate_hz: float, kind: str, domain: int) -> Iterator[dict[str, int]]:
+    """A robot's topics in a process of their own, with its cameras in others; the latter by name."""
+    if spec.vision:
+        with filmed(spec, ["--bus", kind, "--namespace", NAMESPACE, "--domain", str(domain)]) as processes:
+            yield {name: process.pid for name, process in processes.items()}
+        return
+    robot = _at(spec, rate_hz).robot
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
     process = context.Process(target=_be_robot, args=(msgspec.json.encode(robot), kind, domain, ready), daemon=True)
@@ -318,7 +368,7 @@ def _robot(robot: RobotSpec, kind: str, domain: int) -> Iterator[None]:
     try:
         if not ready.wait(30):
             raise TimeoutError("the robot process did not start within 30 s")
-        yield
+        yield {}
     finally:
         process.terminate()
         process.join(5)

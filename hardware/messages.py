@@ -7,6 +7,7 @@ Units and frames are ROS's (REP 103): SI, quaternions x, y, z, w. MuJoCo's w, x,
 from __future__ import annotations
 
 import copy
+import struct
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -18,6 +19,7 @@ from rosbags.interfaces import Nodetype
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 NANO = 1_000_000_000
+IDENTITY = (1, 0, 0), (0, 1, 0), (0, 0, 1)
 VIEWED = 4096  # bytes; rosbags copies bytes before it reads, which only small messages can afford
 
 # Layouts of the ros2_control and std_srvs packages that rosbags does not ship.
@@ -210,13 +212,25 @@ def pose_stamped(stamp_ns: int, frame: str, position: ArrayLike, quaternion_xyzw
     return new("geometry_msgs/msg/PoseStamped", header=header(stamp_ns, frame), pose=pose)
 
 
-def image(stamp_ns: int, frame: str, array: NDArray[np.uint8]) -> Any:
-    """sensor_msgs/Image, rgb8, from (H, W, 3) uint8; frame is the camera's optical frame."""
+def acquired_ns(data: bytes) -> int:
+    """The header's stamp, ns since the Unix epoch, in the CDR bytes of a message that begins with a header."""
+    sec, nanosec = struct.unpack_from("<iI" if data[1] & 1 else ">iI", data, 4)
+    return int(sec) * NANO + int(nanosec)
+
+
+def image(stamp_ns: int, frame: str, array: NDArray[np.uint8], encoding: str = "rgb8") -> Any:
+    """sensor_msgs/Image, rgb8 or bgr8, from (H, W, 3) uint8; frame is the camera's optical frame."""
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        raise ValueError(f"an rgb8 image is (H, W, 3) uint8, not {array.shape} {array.dtype}")
+        raise ValueError(f"an {encoding} image is (H, W, 3) uint8, not {array.shape} {array.dtype}")
     height, width, _ = array.shape
-    return new("sensor_msgs/msg/Image", header=header(stamp_ns, frame), height=height, width=width, encoding="rgb8",
+    return new("sensor_msgs/msg/Image", header=header(stamp_ns, frame), height=height, width=width, encoding=encoding,
                is_bigendian=0, step=3 * width, data=np.ascontiguousarray(array).reshape(-1))
+
+
+def compressed_image(stamp_ns: int, frame: str, jpeg: NDArray[np.uint8]) -> Any:
+    """sensor_msgs/CompressedImage of (N,) bytes of a JPEG, its format in image_transport's words."""
+    return new("sensor_msgs/msg/CompressedImage", header=header(stamp_ns, frame),
+               format="bgr8; jpeg compressed bgr8", data=jpeg)
 
 
 def pixels(message: Any) -> NDArray[np.uint8]:
@@ -238,15 +252,21 @@ def pinhole(width: int, height: int, fovy: float) -> NDArray[np.float64]:
 
 
 def camera_info(stamp_ns: int, frame: str, width: int, height: int, intrinsics: ArrayLike,
-                distortion: ArrayLike = (0, 0, 0, 0, 0)) -> Any:
-    """sensor_msgs/CameraInfo from (3, 3) intrinsics in pixels; stamp and frame equal the image's."""
+                distortion: ArrayLike = (0, 0, 0, 0, 0), model: str = "plumb_bob", rectification: ArrayLike = IDENTITY,
+                projection: ArrayLike | None = None) -> Any:
+    """sensor_msgs/CameraInfo; stamp and frame equal the image's.
+
+    Intrinsics are (3, 3) in pixels, all zeros for a camera that was not calibrated; rectification (3, 3) and
+    projection (3, 4) are those of an unrectified single camera unless given.
+    """
     k = _floats(intrinsics, 2)
     if k.shape != (3, 3):
         raise ValueError(f"intrinsics are (3, 3), not {k.shape}")
+    p = np.hstack([k, np.zeros((3, 1))]) if projection is None else _floats(projection, 2)
     roi = new("sensor_msgs/msg/RegionOfInterest", x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
     return new("sensor_msgs/msg/CameraInfo", header=header(stamp_ns, frame), height=height, width=width,
-               distortion_model="plumb_bob", d=_floats(distortion), k=k.reshape(-1), r=np.eye(3).reshape(-1),
-               p=np.hstack([k, np.zeros((3, 1))]).reshape(-1), binning_x=0, binning_y=0, roi=roi)
+               distortion_model=model, d=_floats(distortion), k=k.reshape(-1), r=_floats(rectification, 2).reshape(-1),
+               p=p.reshape(-1), binning_x=0, binning_y=0, roi=roi)
 
 
 def string(text: str) -> Any:

@@ -25,6 +25,7 @@ from hardware import messages
 from hardware.bag_thread import BagThread, say
 from hardware.bus import COMMAND, EVENTS, LATCHED, SENSOR, connect, resolve
 from hardware.episode_recorder import TEXT, Recorder, Source, bag_name
+from hardware.robot_io import heard_on
 from robot_rl.spec import RobotSpec, load_robot
 from robot_rl.steplog import supervisor_topics
 
@@ -50,10 +51,9 @@ def sources(rows: Sequence[Sequence[str]], namespace: str) -> list[Source]:
 
 def robot_topics(robot: RobotSpec, cameras: bool = True) -> list[tuple[str, str, str]]:
     """Return what a robot says and is told, and the policy's steps, as (topic, type, kind)."""
-    rows = [(sensor.topic, sensor.type, "sensor") for sensor in robot.sensors]
+    rows = [(*heard_on(sensor), "sensor") for sensor in robot.sensors]
     for camera in robot.cameras if cameras else ():
-        rows += [(camera.topic, "sensor_msgs/msg/Image", "sensor"),
-                 (camera.topic.rpartition("/")[0] + "/camera_info", "sensor_msgs/msg/CameraInfo", "sensor")]
+        rows += [(*heard_on(camera), "sensor"), (camera.info_topic, "sensor_msgs/msg/CameraInfo", "sensor")]
     rows += [(robot.command.topic, robot.command.type, "command"), (robot.stop_topic, "std_msgs/msg/Bool", "latched"),
              ("policy/step", "std_msgs/msg/Float64MultiArray", "events"), ("policy/info", TEXT, "latched"),
              *supervisor_topics(robot)]

@@ -10,6 +10,7 @@ import numpy as np
 
 from hardware import messages
 from hardware.bus import COMMAND, SENSOR, Bus, Reader, Sample
+from robot_rl import image
 from robot_rl.observe import Readings, Values
 from robot_rl.spec import IMAGE, JOINT_STATE, Camera, RobotSpec, Sensor, SpecError
 
@@ -21,9 +22,10 @@ class RobotIO:
         self.robot = robot
         inputs: tuple[Sensor | Camera, ...] = (*robot.sensors, *cameras)
         self._sensors: list[tuple[Sensor | Camera, Reader]] = [
-            (s, bus.reader(s.topic, _type(s), SENSOR)) for s in inputs]
+            (s, bus.reader(*heard_on(s), SENSOR)) for s in inputs]
         self._command = bus.publisher(robot.commands_of_policies(robot.command.topic), robot.command.type, COMMAND)
         self._decoded: dict[str, tuple[Sample, Values]] = {}
+        self._taken: dict[str, tuple[int, int]] = {}  # by camera: stamp and arrival of the image that it shows
         self.refused: dict[str, str] = {}
         """Why the newest image of a camera is none, by the camera's name."""
 
@@ -31,6 +33,8 @@ class RobotIO:
         """The newest message of every sensor and camera in use, decoded once; what has not spoken is absent.
 
         So is a camera whose newest image is none, which `refused` then tells of: the episode stops as for a silent one.
+        Ages are reckoned on this machine's clock alone, so that clocks that differ stop no robot: from the arrival, of
+        an image by `delay_s` earlier; one that is sent once more, with the same stamp, is no newer for it.
         """
         readings = Readings({})
         for sensor, reader in self._sensors:
@@ -40,14 +44,24 @@ class RobotIO:
             known = self._decoded.get(sensor.name)
             if known is None or known[0] is not sample:
                 try:
-                    known = self._decoded[sensor.name] = (sample, decode(sensor, sample.data, self.robot))
+                    known = (sample, decode(sensor, sample.data, self.robot))
+                    if isinstance(sensor, Camera):
+                        _check_size(sensor, known[1])
+                    self._decoded[sensor.name] = known
                     self.refused.pop(sensor.name, None)
                 except SpecError as error:
                     self.refused[sensor.name] = str(error)
                     continue
             readings.values |= known[1]
             readings.stamps[sensor.name] = sample.stamp_ns
-            readings.ages[sensor.name] = (time.monotonic_ns() - sample.arrival_ns) * 1e-9
+            acquired, arrived, delay = messages.acquired_ns(sample.data), sample.arrival_ns, 0.0
+            if isinstance(sensor, Camera):
+                before, delay = self._taken.get(sensor.name), sensor.delay_s
+                if before is not None and before[0] == acquired != 0:
+                    arrived = before[1]
+                self._taken[sensor.name] = acquired, arrived
+            readings.acquired[sensor.name] = acquired - round(delay * 1e9)
+            readings.ages[sensor.name] = (time.monotonic_ns() - arrived) * 1e-9 + delay
         return readings
 
     def send(self, command: np.ndarray) -> int:
@@ -64,7 +78,7 @@ class RobotIO:
             heard = self.read().stamps
             if self.refused:
                 raise SpecError("; ".join(self.refused.values()))
-            silent = [f"{s.name} on {s.topic} ({_type(s)})" for s, _ in self._sensors if s.name not in heard]
+            silent = ["{} on {} ({})".format(s.name, *heard_on(s)) for s, _ in self._sensors if s.name not in heard]
             if not self._command.matched():
                 topic = self.robot.commands_of_policies(self.robot.command.topic)
                 silent.append(f"no subscriber on {topic} ({self.robot.command.type})")
@@ -82,9 +96,9 @@ def decode(sensor: Sensor | Camera, data: bytes, robot: RobotSpec) -> Values:
     """
     if isinstance(sensor, Camera):
         try:
-            return {f"{sensor.name}.image": messages.pixels(messages.decode(data, IMAGE))}
+            return {f"{sensor.name}.image": rgb(data, sensor.type)}
         except ValueError as error:
-            raise SpecError(f"camera '{sensor.name}' on {sensor.topic}: {error}") from error
+            raise SpecError(f"camera '{sensor.name}' on {sensor.image_topic}: {error}") from error
     message: Any = messages.decode(data, sensor.type)
     if sensor.type == JOINT_STATE:
         places = {name: i for i, name in enumerate(message.name)}
@@ -96,10 +110,23 @@ def decode(sensor: Sensor | Camera, data: bytes, robot: RobotSpec) -> Values:
             f"{sensor.name}.orientation": np.array([q.x, q.y, q.z, q.w])}
 
 
+def rgb(data: bytes, type: str) -> np.ndarray:
+    """(H, W, 3) uint8 rgb of an Image or of a CompressedImage with a JPEG. Raises ValueError for what is none."""
+    try:
+        message: Any = messages.decode(data, type)
+    except Exception as error:  # outside bytes: whatever the decoders make of them, it is no image
+        raise ValueError(f"{len(data)} bytes are no {type}") from error
+    return messages.pixels(message) if type == IMAGE else image.from_jpeg(message.data)
+
+
 def encode(sensor: Sensor | Camera, values: Values, stamp_ns: int, robot: RobotSpec) -> bytes:
     """CDR bytes of the message that `decode` reads, from named arrays with joints in the spec's order."""
     if isinstance(sensor, Camera):
-        return messages.encode(messages.image(stamp_ns, sensor.frame, values[f"{sensor.name}.image"]))
+        seen = values[f"{sensor.name}.image"]
+        if sensor.type == IMAGE:
+            return messages.encode(messages.image(stamp_ns, sensor.frame, seen))
+        jpeg = image.to_jpeg(seen[..., ::-1], image.QUALITY)
+        return messages.encode(messages.compressed_image(stamp_ns, sensor.frame, jpeg))
     if sensor.type == JOINT_STATE:
         fields = [values[f"{sensor.name}.{key}"] for key in ("position", "velocity", "effort")]
         return messages.encode(messages.joint_state(stamp_ns, list(robot.names), *fields))
@@ -142,8 +169,17 @@ def decode_command(robot: RobotSpec, data: bytes) -> np.ndarray:
     return np.array([values[list(names).index(name)] for name in wanted])
 
 
-def _type(sensor: Sensor | Camera) -> str:
-    return IMAGE if isinstance(sensor, Camera) else sensor.type
+def heard_on(sensor: Sensor | Camera) -> tuple[str, str]:
+    """Topic and type of what is read of a sensor or a camera."""
+    return sensor.image_topic if isinstance(sensor, Camera) else sensor.topic, sensor.type
+
+
+def _check_size(camera: Camera, values: Values) -> None:
+    """Raises SpecError for an image of another size than the robot file's."""
+    height, width, _ = values[f"{camera.name}.image"].shape
+    if (width, height) != (camera.width, camera.height):
+        raise SpecError(f"camera '{camera.name}' on {camera.image_topic}: width and height: the robot file says "
+                        f"{camera.width}x{camera.height}, its image is {width}x{height}")
 
 
 def _by_index(values: np.ndarray, index: list[int], field: str) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +27,8 @@ BusOption = Annotated[str, typer.Option("--bus", help="auto (ros where rclpy is 
 Namespace = Annotated[str, typer.Option(help="ROS namespace of the robot's topics.")]
 Domain = Annotated[int | None, typer.Option(help="DDS domain [default: ROS_DOMAIN_ID, else 0].")]
 Threads = Annotated[int, typer.Option(help="CPU threads of the learner; 0: one for each core.")]
+LatencyOption = Annotated[Path | None, typer.Option("--latency", help="Delays that were measured on the robot, a file "
+                                                    "of `robot-rl latency`, to draw from.")]
 Options = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="NAME=VALUE",
                                                    help="Recipe option, repeatable; see `inspect --recipe`.")]
 
@@ -46,8 +49,11 @@ def train(
     checkpoint_every: Annotated[int, typer.Option(help="Decisions between checkpoints.")] = 10_000,
     capacity: Annotated[int, typer.Option(help="Decisions that the replay holds.")] = 1_000_000,
     action_repeat: Annotated[int, typer.Option(help="Simulator steps to a decision (dmc: and gym: tasks).")] = 1,
+    envs: Annotated[int, typer.Option(help="Environments at once, each in a process of its own; decisions and updates "
+                                           "are as many as with one.")] = 1,
     prior: Annotated[Path | None, typer.Option(help="Folder of bags to learn from too, of `demos` or a robot.")] = None,
     prior_ratio: Annotated[str, typer.Option(help="Share of each batch from those bags; or START:END:STEPS.")] = "0.5",
+    latency: LatencyOption = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     threads: Threads = 0,
     as_json: Json = False,
@@ -62,8 +68,9 @@ def train(
         config = RunConfig(
             task=task, robot=robot, recipe=recipe, options=chosen, seed=seed, steps=steps, learn_after=learn_after,
             capacity=capacity, evaluate_every=evaluate_every, evaluation_episodes=evaluation_episodes,
-            checkpoint_every=checkpoint_every, action_repeat=action_repeat,
-            prior=str(prior.resolve()) if prior else None, prior_ratio=prior_ratio)
+            checkpoint_every=checkpoint_every, action_repeat=action_repeat, envs=envs,
+            prior=str(prior.resolve()) if prior else None, prior_ratio=prior_ratio,
+            latency=str(latency.resolve()) if latency else None)
         run = Run(out or Path("runs") / f"{task.replace(':', '_')}-{recipe}-{seed}")
     else:
         run = Run(resume)
@@ -78,12 +85,13 @@ def evaluate_(
     robot: RobotOption = None,
     seed: Seed = 100,
     gap: Annotated[str, typer.Option(help="Reality gap, e.g. payload=0.1,friction=0.05 (see sim-robot).")] = "",
+    latency: LatencyOption = None,
     action_repeat: Annotated[int, typer.Option(help="Simulator steps to a decision (dmc: and gym: tasks).")] = 1,
     as_json: Json = False,
 ) -> None:
     """Evaluate a policy in simulation, deterministically, with 95% intervals."""
     from robot_rl import session
-    _finish(session.evaluate(policy, episodes, robot, seed, gap, action_repeat), as_json)
+    _finish(session.evaluate(policy, episodes, robot, seed, gap, action_repeat, latency), as_json)
 
 
 @app.command()
@@ -128,7 +136,8 @@ def sim_robot(
     robot: Annotated[str, typer.Argument(help="Robot name, or path of a robot.yaml.")],
     gap: Annotated[str, typer.Option(help="Reality gap: NAME=VALUE,... of payload (kg), friction (N·m), "
                                      "motor_strength (share), encoder_bias (rad), command_delay (s), "
-                                     "sensor_delay (s), noise (rad), dropout (share).")] = "",
+                                     "sensor_delay (s), camera_delay (s), noise (rad), dropout (share).")] = "",
+    latency: LatencyOption = None,
     bus: BusOption = "auto", namespace: Namespace = "", domain: Domain = None, seed: Seed = 0,
     cameras: Annotated[bool, typer.Option(help="Render and publish the cameras.")] = True,
     seconds: Annotated[float | None, typer.Option(help="Stop after so many seconds [default: never].")] = None,
@@ -138,14 +147,47 @@ def sim_robot(
     from hardware.loop import interrupted
     from robot_rl.spec import load_robot, mjcf_file
     from sim.process import RobotProcess
-    from sim.randomize import Gap
+    from sim.randomize import NO_LAGS, Gap, Lags
     from sim.robot import SimRobot
     spec = load_robot(robot)
-    sim = SimRobot(spec, str(mjcf_file(robot)), gap=replace(Gap.parse(gap), seed=seed))
+    lags = Lags.live(latency, spec) if latency else NO_LAGS
+    sim = SimRobot(spec, str(mjcf_file(robot)), gap=replace(Gap.parse(gap), seed=seed), lags=lags)
     with BusOptions(bus, namespace, domain).connect("robot") as wire:
         process = RobotProcess(spec, sim, wire, cameras, seed)
         print(f"sim-robot: {spec.robot} ready", flush=True)
         process.run(interrupted(), seconds)
+
+
+@app.command()
+def camera(
+    robot: Annotated[str, typer.Argument(help="Robot name, or path of a robot.yaml.")],
+    source: Annotated[list[str], typer.Option(metavar="NAME=SOURCE", help="Camera of the robot file and what it is: 0, "
+                                              "/dev/video2, file.mp4, rtsp://… or http://…; repeatable.")],
+    calibration: Annotated[list[str] | None, typer.Option(metavar="NAME=FILE", help="A camera's calibration, as ROS's "
+                                                          "camera_calibration writes it; repeatable.")] = None,
+    loop: Annotated[bool, typer.Option("--loop", help="Begin a file anew at its end.")] = False,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of the JPEG images.")] = 90,
+    bus: BusOption = "auto", namespace: Namespace = "", domain: Domain = None,
+    seconds: Annotated[float | None, typer.Option(help="Stop after so many seconds [default: never].")] = None,
+    as_json: Json = False,
+) -> None:
+    """Publish real cameras, video files or network streams as a robot's cameras, raw and as JPEG."""
+    import time
+
+    from hardware.camera_calibration import load_calibration
+    from hardware.camera_node import run
+    from hardware.deploy import BusOptions
+    from hardware.loop import interrupted
+    from robot_rl.spec import load_robot
+    cameras = {c.name: c for c in load_robot(robot).cameras}
+    sources = _by_name("--source", source, cameras, robot)
+    files = _by_name("--calibration", calibration or [], cameras, robot)
+    calibrations = {name: load_calibration(Path(file), cameras[name]) for name, file in files.items()}
+    stopped, end = interrupted(), None if seconds is None else time.monotonic() + seconds
+    with BusOptions(bus, namespace, domain).connect("camera") as wire:
+        _finish({"images": run(list(cameras.values()), sources, wire,
+                               lambda: stopped() or (end is not None and time.monotonic() > end),
+                               calibrations=calibrations, loop=loop, quality=quality)}, as_json)
 
 
 @app.command()
@@ -215,6 +257,17 @@ def finetune(
                              out=out or run.with_name(run.name + "-finetuned"), warm_updates=warm_updates,
                              changes=set_ or [], where=BusOptions(bus, namespace, domain), seed=seed,
                              threads=threads), as_json)
+
+
+@app.command(name="latency")
+def latency_(
+    folder: Annotated[Path, typer.Argument(help="A folder of bags, as `deploy --record` writes them.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file of distributions, for --latency.")],
+    as_json: Json = False,
+) -> None:
+    """Measure a robot's latency from its bags: from each sensor's stamp to the command, ms; and keep it."""
+    from robot_rl.latency import write_latency
+    _finish(write_latency(folder, out), as_json)
 
 
 @app.command()
@@ -430,12 +483,15 @@ def bench_learner(
     repetitions: Annotated[int, typer.Option(help="Turns of each contestant.")] = 5,
     threads: Annotated[int, typer.Option(help="CPU threads of everybody; 0: as each library chooses.")] = 0,
     peer_python: Annotated[str, typer.Option(help="Python that has the extra `bench` installed.")] = sys.executable,
+    peer: Annotated[list[str] | None, typer.Option(metavar="NAME=PATH", help="Checkout of public code, repeatable: "
+                                                   "rlpd, mrq, or xqc (for default).")] = None,
     as_json: Json = False,
 ) -> None:
-    """Gradient updates per second against Stable-Baselines3 and sbx (install the extra `bench`)."""
+    """Gradient updates per second against Stable-Baselines3 and sbx (install the extra `bench`), and public code."""
     from robot_rl.learn.bench import bench as run
+    from robot_rl.learn.bench import checkouts
     _finish(run(agent, repetitions, seconds, threads or None, peer_python=peer_python,
-                report=lambda line: print(line, file=sys.stderr)), as_json)
+                report=lambda line: print(line, file=sys.stderr), checkouts=checkouts(peer or [])), as_json)
 
 
 @bench.command(name="replay")
@@ -481,12 +537,16 @@ def bench_bus(bus: BusOption = "auto",
 def bench_loop(
     rate: Annotated[str, typer.Option(help="Control rates, Hz, with commas between them.")] = "100",
     seconds: Annotated[float, typer.Option(help="How long each turn is, s.")] = 30.0,
-    policy: Annotated[str, typer.Option(help="Policy file or name in models/policies.")] = "furuta-swingup",
+    policy: Annotated[str, typer.Option(help="Policy file or name in models/policies; one that sees gets a camera "
+                                        "process for each of its cameras.")] = "furuta-swingup",
+    cameras: Annotated[int, typer.Option(help="Instead, an untrained policy that sees through 1 or 2 cameras of "
+                                         "640x480 pixels at 30 Hz.")] = 0,
     loops: Annotated[str, typer.Option(help="ours, sleep (sleeps what is left of a period) and timer (a plain rclpy "
                                             "node; left out where rclpy is absent).")] = "ours,sleep,timer",
     load: Annotated[str, typer.Option(help="idle, and busy: every core has a process that never rests.")] = "idle",
     repetitions: Annotated[int, typer.Option(help="Turns of each loop; they alternate.")] = 1,
     cpu: Annotated[int | None, typer.Option(help="Processor that our loop stays on.")] = None,
+    cores: Annotated[int, typer.Option(help="Keep everything to so many cores; 0: all.")] = 0,
     rehearse: Annotated[bool, typer.Option(help="Our loop runs a decision for nothing before each deadline, so that "
                                                 "the real one finds the processor's caches warm.")] = True,
     out: Annotated[Path | None, typer.Option(help="Page with the figures and their histograms.")] = None,
@@ -494,9 +554,16 @@ def bench_loop(
     as_json: Json = False,
 ) -> None:
     """Control loops against a simulated robot in another process: deadlines, jitter, latency, CPU share."""
+    from tempfile import TemporaryDirectory
+
     from hardware.loop_bench import bench as run
-    _finish(run([float(r) for r in rate.split(",")], seconds, policy, loops.split(","), load.split(","), repetitions,
-                bus, cpu=cpu, rehearse=rehearse, out=out, report=lambda line: print(line, file=sys.stderr)), as_json)
+    with TemporaryDirectory() as folder:
+        if cameras:
+            from robot_rl import session
+            policy = str(session.camera_policy(Path(folder) / "camera.onnx", cameras))
+        _finish(run([float(r) for r in rate.split(",")], seconds, policy, loops.split(","), load.split(","),
+                    repetitions, bus, cpu=cpu, cores=cores, rehearse=rehearse, out=out,
+                    report=lambda line: print(line, file=sys.stderr)), as_json)
 
 
 def main() -> None:
@@ -509,6 +576,18 @@ def main() -> None:
             hint = f"; install it with: {_install(error.name)}"
         print(f"robot-rl: {error}{hint}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _by_name(option: str, values: list[str], known: Iterable[str], robot: str) -> dict[str, str]:
+    """NAME=VALUE of an option by name, each name known and given once."""
+    found: dict[str, str] = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not equals or not value or name not in known or name in found:
+            raise SpecError(f"{option} {text}: give NAME=VALUE once for each, NAME one of {robot}'s cameras: "
+                            f"{', '.join(known) or 'none'}")
+        found[name] = value
+    return found
 
 
 def _install(module: str) -> str:

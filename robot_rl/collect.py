@@ -98,6 +98,9 @@ class Collector:
         """Between two episodes, where a run can be continued exactly."""
         return self._observation is None
 
+    def settle(self) -> None:
+        """Nothing: one environment waits for no other (see `Parallel`)."""
+
     def state_dict(self) -> dict[str, Any]:
         """Counters and generator; only between episodes."""
         assert self.at_start

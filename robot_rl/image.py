@@ -1,4 +1,4 @@
-"""Pictures → the frames that a policy sees: the same cut and the same shrinking on the robot and in a log."""
+"""Pictures → the frames that a policy sees: the same cut and the same shrinking everywhere. And JPEG, both ways."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import importlib
 import numpy as np
 
 from robot_rl.spec import PolicySpec, SpecError
+
+QUALITY = 90  # of a JPEG, unless said otherwise
 
 
 def fit(picture: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -24,8 +26,28 @@ def fit(picture: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.ascontiguousarray(picture.transpose(2, 0, 1))
 
 
+def to_jpeg(bgr: np.ndarray, quality: int) -> np.ndarray:
+    """(H, W, 3) uint8 bgr → (N,) uint8, the bytes of a JPEG; quality is 1 to 100."""
+    import cv2
+    _, data = cv2.imencode(".jpg", np.ascontiguousarray(bgr), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return np.asarray(data, np.uint8).reshape(-1)
+
+
+def from_jpeg(data: np.ndarray) -> np.ndarray:
+    """(N,) uint8, the bytes of a JPEG → (H, W, 3) uint8 rgb. Raises ValueError for what is none, or not all of one."""
+    import cv2
+    head, tail = bytes(data[:2]), bytes(data[-64:]).rstrip(b"\0")[-2:]
+    if head != b"\xff\xd8" or tail != b"\xff\xd9":  # OpenCV would paint what is missing grey and say nothing
+        raise ValueError(f"{len(data)} bytes are no whole JPEG: they begin with {head.hex() or 'nothing'} and end with "
+                         f"{tail.hex() or 'nothing'}, not ffd8 and ffd9")
+    picture = cv2.imdecode(np.ascontiguousarray(data), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if picture is None:
+        raise ValueError(f"{len(data)} bytes are no JPEG that OpenCV can read")
+    return np.asarray(picture)[..., ::-1]
+
+
 def prepare(spec: PolicySpec) -> None:
-    """Load OpenCV, which takes too long for a tick, where a robot's images have to be shrunk for its policy.
+    """Load OpenCV, which takes too long for a tick, where a robot's images are JPEG or larger than its policy sees.
 
     Raises SpecError where it is not installed.
     """
@@ -33,9 +55,9 @@ def prepare(spec: PolicySpec) -> None:
         return
     width, height = spec.vision.width, spec.vision.height
     for camera in spec.cameras:
-        if (camera.width, camera.height) != (width, height):
+        if camera.transport == "compressed" or (camera.width, camera.height) != (width, height):
             try:
                 importlib.import_module("cv2")
             except ImportError as error:
-                raise SpecError(f"camera '{camera.name}': its {camera.width}x{camera.height} pixels have to be shrunk "
-                                f"to {width}x{height}: pip install 'robot-rl[camera]' ({error})") from error
+                raise SpecError(f"camera '{camera.name}': its {camera.width}x{camera.height} {camera.transport} pixels "
+                                f"have to become {width}x{height}: pip install 'robot-rl[camera]' ({error})") from error

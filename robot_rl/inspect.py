@@ -38,6 +38,8 @@ def inspect(what: str, recipe: str | None) -> dict[str, Any]:
     joints = {f"joint {j.name}": f"[{j.lower}, {j.upper}] rad, {j.velocity} rad/s, {j.effort} N·m"
               for j in robot.joints}
     sensors = {f"sensor {s.name}": f"{s.type} on {s.topic}" for s in robot.sensors}
+    sensors |= {f"camera {c.name}": f"{c.width}x{c.height} at {c.rate_hz:g} Hz on {c.image_topic}"
+                for c in robot.cameras}
     objects = {f"object {o.object}": f"from {o.lower} to {o.upper} (radius m, azimuth rad, height m), yaw {o.yaw} rad"
                for o in robot.objects}
     return {"robot": robot.robot, "command": f"{robot.command.interface} on {robot.command.topic}",

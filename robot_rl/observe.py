@@ -31,7 +31,13 @@ class Readings:
     stamps: dict[str, int] = field(default_factory=dict)
     """Source stamp of each sensor's and camera's message, ns since the Unix epoch."""
     ages: dict[str, float] = field(default_factory=dict)
-    """Seconds since each sensor's and camera's message arrived, on the monotonic clock."""
+    """Seconds since each sensor's and camera's message arrived, on the monotonic clock; of a camera with its delay."""
+    acquired: dict[str, int] = field(default_factory=dict)
+    """When each was measured by its header, of a camera less its delay, ns since the Unix epoch by its own clock."""
+
+    def behind_s(self, camera: str, joints: str) -> float:
+        """How much earlier than the joints a camera's image was taken, s, by the clocks of their drivers."""
+        return (self.acquired[joints] - self.acquired[camera]) * 1e-9
 
 
 class Quantity:

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-FAN = 16  # numbers below a node of the tree: one short gather a level, and few levels
+FAN = 4  # numbers below a node of the tree: few operations a level, and few levels
+ONES = np.ones(FAN)
+TOP = 4_096  # numbers that are faster summed up at each draw than through more levels
 RENEWAL = 1_000  # updates after which the highest priority is looked up again, so that one early outlier is forgotten
 
 
@@ -23,7 +25,7 @@ class SumTree:
 
     def __init__(self, size: int) -> None:
         self._levels: list[np.ndarray] = []
-        while not self._levels or size > FAN * FAN * FAN:  # so few are faster summed up at each draw
+        while not self._levels or size > TOP:
             size = -(-size // FAN)
             self._levels.append(np.zeros((size, FAN)))
         self._top = np.zeros(size)
@@ -40,7 +42,7 @@ class SumTree:
         for level in self._levels:
             level.reshape(-1)[place] = number
             place = place // FAN
-            number = level.take(place, axis=0).sum(1)  # summed anew, so nothing drifts
+            number = level.take(place, axis=0) @ ONES  # summed anew, so nothing drifts
         self._top[place] = number
 
     def draw(self, uniform: np.ndarray) -> np.ndarray:
@@ -49,14 +51,15 @@ class SumTree:
         left = np.minimum(uniform * sums[-1], np.nextafter(sums[-1], 0.0))
         place = sums.searchsorted(left, "right")
         left = np.maximum(left - (sums - self._top)[place], 0.0)
-        for level in reversed(self._levels):
-            numbers = level.take(place, axis=0)  # (B, FAN)
-            sums = numbers.cumsum(1)
-            left = np.minimum(left, np.nextafter(sums[:, -1], 0.0))  # rounding must not lead past the last one
-            child = (sums > left[:, None]).argmax(1)
-            at = np.arange(0, sums.size, FAN) + child
-            left = np.maximum(left - (sums - numbers).reshape(-1)[at], 0.0)
-            place = place * FAN + child
+        for level in reversed(self._levels):  # a place is never led to where there is 0, whatever the rounding
+            one, two, three, four = level.take(place, axis=0).T
+            pair = one + two
+            right = (left >= pair) & (three + four > 0.0)
+            left = left - pair * right
+            lower, upper = np.where(right, three, one), np.where(right, four, two)
+            odd = (left >= lower) & (upper > 0.0)
+            left = left - lower * odd
+            place = place * FAN + 2 * right + odd
         return place
 
 
@@ -87,6 +90,10 @@ class Priorities:
         self._highest = max(self._highest, float(priority.max(initial=1.0)))
         if self._updates % RENEWAL == 0:
             self._highest = float(self._tree.numbers.max())
+
+    def known(self, place: np.ndarray) -> np.ndarray:
+        """Whether a step was taken from the rows at `place` (B,)."""
+        return self._tree.numbers.take(place) > 0.0
 
     def draw(self, batch: int, generator: np.random.Generator) -> np.ndarray:
         """Places (B,) int64, drawn by priority."""

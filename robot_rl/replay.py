@@ -133,8 +133,9 @@ class Replay:
         if not np.isfinite(priority).all():
             raise NotFinite("replay: a priority is not finite", {"index": index, "priority": priority})
         self._rank()
-        held = (index > self._head - self.capacity) & (self._rows[index % self.capacity, self._taken] > 0.0)
-        self._priorities.update(index[held] % self.capacity, np.asarray(priority, float)[held])
+        place = index % self.capacity
+        held = (index > self._head - self.capacity) & self._priorities.known(place)
+        self._priorities.update(place[held], np.asarray(priority, float)[held])
 
     def _draw(self, batch: int) -> np.ndarray:
         """Row numbers (B,) of held steps."""
@@ -147,7 +148,7 @@ class Replay:
 
     def _rank(self) -> None:
         """Give the rows that were written since the last time their first priority, in the place of older ones."""
-        if self._priorities is not None and self._ranked <= self._head:
+        if self._priorities is not None and self._ranked < self._head:
             place = np.arange(max(self._ranked, self._head + 1 - self.capacity), self._head + 1) % self.capacity
             self._priorities.admit(place, self._rows[place, self._taken])
             self._ranked = self._head  # again: no step was taken from the newest row yet

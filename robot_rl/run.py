@@ -26,11 +26,15 @@ class RunConfig(Data, kw_only=True):
     evaluation_episodes: int
     checkpoint_every: int
     action_repeat: int = 1
+    envs: int = 1
+    """Environments at once, each in a process of its own where they are several."""
     capacity: int = 1_000_000
     prior: str | None = None
     """Folder of bags that part of each batch comes from."""
     prior_ratio: float | str = "0.5"
     """Which part, as `Ratio.parse` reads it; older runs wrote a number."""
+    latency: str | None = None
+    """File of a robot's delays that the environment draws from; the run keeps a copy, which is what it reads."""
 
 
 class Run:
@@ -39,6 +43,7 @@ class Run:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.checkpoint = self.folder / "checkpoint.pt"
+        self.latency = self.folder / "latency.json"
         self._config, self._contract = self.folder / "run.json", self.folder / "contract.json"
 
     def create(self, config: RunConfig, contract: PolicySpec) -> None:
@@ -46,6 +51,8 @@ class Run:
         if self._config.exists():
             raise SpecError(f"{self.folder} holds a run already; continue it with --resume or choose another --out")
         self.folder.mkdir(parents=True, exist_ok=True)
+        if config.latency is not None:
+            write_atomic(self.latency, Path(config.latency).read_bytes())
         write_atomic(self._contract, contract.to_json().encode())
         write_atomic(self._config, msgspec.json.format(msgspec.json.encode(config), indent=2))
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,15 +56,22 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     from robot_rl.frames import memory_for
     from robot_rl.learn import checkpoint
     from robot_rl.log import Log
+    from robot_rl.parallel import Parallel
     from robot_rl.replay import Ratio
     from robot_rl.train import Plan, Training, discount_for
+    from sim.remote import RemoteEnv
     use_threads(threads)
     try:
         ratio = Ratio.parse(str(config.prior_ratio))
     except ValueError as error:
         raise SpecError(f"--prior-ratio {config.prior_ratio}: {error}") from error
-    env = sim.make(config.task, config.robot, config.action_repeat)
-    evaluation = sim.make(config.task, config.robot, config.action_repeat)
+    if config.envs < 1:
+        raise SpecError(f"--envs {config.envs}: there is at least 1 environment")
+    extra: dict[str, Any] = {}
+    if config.latency is not None:
+        extra["latency"] = run.latency if resume else Path(config.latency)
+    make = partial(sim.make, config.task, config.robot, config.action_repeat, **extra)
+    env, evaluation = make(), make()
     contract = sim.env_spec(env, config.task)
     state = checkpoint.load(run.checkpoint) if resume and run.checkpoint.exists() else None
     prior = _prior(config, contract, read=state is None)  # a checkpoint holds what the bags said when the run began
@@ -76,7 +84,9 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     if not resume:
         env.reset(seed=config.seed)  # the first picture, where there is one, may have nothing to draw it
         run.create(config, contract)  # once nothing of it can be refused any more
-    collector = Collector(env, agent, replay, config.seed, config.learn_after)
+    remote = [RemoteEnv(make) for _ in range(config.envs if config.envs > 1 else 0)]
+    collector = (Parallel(remote, contract.action_size, agent, replay, config.seed, config.learn_after) if remote else
+                 Collector(env, agent, replay, config.seed, config.learn_after))
     plan = Plan(config.steps, config.learn_after, config.evaluate_every, config.evaluation_episodes,
                 config.checkpoint_every)
     log = Log(run.folder, state["collector"]["steps"] if state else 0)
@@ -91,6 +101,8 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
             figures = training.run()
     finally:
         log.close()
+        for one in remote:
+            one.close()
     return {"run": str(run.folder), "task": config.task} | figures
 
 
@@ -116,8 +128,8 @@ def _prior(config: RunConfig, contract: PolicySpec, read: bool = True) -> Replay
     return prior
 
 
-def evaluate(policy: Path, episodes: int, robot: str | None, seed: int, gap: str, action_repeat: int
-             ) -> dict[str, Any]:
+def evaluate(policy: Path, episodes: int, robot: str | None, seed: int, gap: str, action_repeat: int,
+             latency: Path | None = None) -> dict[str, Any]:
     """Evaluate an exported policy, or a run's newest checkpoint, in simulation."""
     import sim
     from robot_rl.collect import Greedy
@@ -127,6 +139,8 @@ def evaluate(policy: Path, episodes: int, robot: str | None, seed: int, gap: str
     if gap:
         from sim.randomize import Gap
         extra["gap"] = replace(Gap.parse(gap), seed=seed)
+    if latency is not None:
+        extra["latency"] = latency
     if policy.is_dir():
         run = Run(policy)
         agent, config, _ = load_agent(run)
@@ -181,6 +195,25 @@ def acting(task: str, recipe: str) -> Agent:
     use_threads(1)
     contract = sim.env_spec(sim.make(task), task)
     return recipes.make(recipe, contract.observation_size, contract.action_size, contract.frames)
+
+
+def camera_policy(out: Path, cameras: int) -> Path:
+    """An untrained policy of the default recipe that sees through so many VGA cameras at 30 Hz, for benchmarks."""
+    import sim
+    from robot_rl.spec import mjcf_file
+    use_threads(1)
+    contract, robot = sim.task_spec("so101-lift-camera")
+    assert contract.robot is not None and contract.vision is not None
+    known = contract.vision.cameras
+    if not 1 <= cameras <= len(known):
+        raise SpecError(f"--cameras {cameras}: {contract.robot.robot} has {len(known)} ({mjcf_file(robot)})")
+    larger = tuple(msgspec.structs.replace(c, width=640, height=480, rate_hz=30.0) for c in contract.robot.cameras)
+    contract = msgspec.structs.replace(contract, robot=msgspec.structs.replace(contract.robot, cameras=larger),
+                                       vision=msgspec.structs.replace(contract.vision, cameras=known[:cameras]))
+    config = RunConfig(task=contract.task, recipe="default", steps=0, learn_after=0, evaluate_every=0,
+                       evaluation_episodes=0, checkpoint_every=0)
+    write_policy(make_agent(config, contract, "cpu"), stamped(contract, config, 0), out)
+    return out
 
 
 def load_agent(run: Run) -> tuple[Agent, RunConfig, int]:

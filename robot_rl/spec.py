@@ -20,6 +20,7 @@ SCHEMA = 1
 POSE = "geometry_msgs/msg/PoseStamped"
 JOINT_STATE = "sensor_msgs/msg/JointState"
 IMAGE = "sensor_msgs/msg/Image"
+COMPRESSED = "sensor_msgs/msg/CompressedImage"
 GOAL = "goal.position"  # the source of a term that reads the goal
 SUPERVISOR_STOPPED, SUPERVISOR_STATE = "supervisor/stopped", "supervisor/state"
 COMMAND_TYPES = ("std_msgs/msg/Float64MultiArray", JOINT_STATE, "trajectory_msgs/msg/JointTrajectory")
@@ -98,13 +99,49 @@ class Camera(Data, kw_only=True):
 
     name: str
     topic: str
+    """Of the raw images; JPEG lies on `<topic>/compressed`, as image_transport has it."""
     width: int
     height: int
     rate_hz: float
     frame: str
     stale_after_s: float = 0.5
+    transport: Literal["raw", "compressed"] = "raw"
+    """Which of the two topics is read and recorded."""
+    delay_s: float = 0.0
+    """Measured, from the middle of the exposure to the header's stamp; ages are reckoned from the former."""
+    exposure_s: float | Literal["auto"] | None = None
+    """What a device is set to, s; None leaves it as it is."""
+    pixel_format: str | None = None
+    """Four letters, such as MJPG, that a device is set to; None leaves it as it is."""
     view: str | None = None
     """The MJCF camera through which the simulated robot films; None: the one of this name."""
+
+    def __post_init__(self) -> None:
+        for key in ("width", "height", "rate_hz", "stale_after_s"):
+            if not getattr(self, key) > 0:
+                raise ValueError(f"camera {self.name}: {key}={getattr(self, key)} must be above 0")
+        if not 0 <= self.delay_s < self.stale_after_s:
+            raise ValueError(f"camera {self.name}: delay_s={self.delay_s} is not within 0 and "
+                             f"stale_after_s={self.stale_after_s}, so every image would be stale")
+        if isinstance(self.exposure_s, float | int) and not self.exposure_s > 0:
+            raise ValueError(f"camera {self.name}: exposure_s={self.exposure_s} must be above 0, or auto")
+        if self.pixel_format is not None and len(self.pixel_format) != 4:
+            raise ValueError(f"camera {self.name}: pixel_format={self.pixel_format} must have four letters")
+
+    @property
+    def type(self) -> str:
+        """Of the messages that are read."""
+        return IMAGE if self.transport == "raw" else COMPRESSED
+
+    @property
+    def image_topic(self) -> str:
+        """Where they are."""
+        return self.topic if self.transport == "raw" else f"{self.topic}/compressed"
+
+    @property
+    def info_topic(self) -> str:
+        """`camera_info`, beside the raw images."""
+        return self.topic.removesuffix(self.topic.rpartition("/")[2]) + "camera_info"
 
 
 class Workspace(Data, kw_only=True):

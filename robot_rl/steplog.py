@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from hardware import messages
-from hardware.robot_io import decode
+from hardware.robot_io import decode, heard_on
 from robot_rl.bag import read
 from robot_rl.episode import Episode, Outcome
 from robot_rl.observe import Readings, Values, state_of
@@ -209,7 +209,7 @@ def read_episode(folder: str | Path) -> EpisodeLog:
     if "contract" not in info:
         raise SpecError(f"{folder}: no contract on {INFO_TOPIC}: this bag was not recorded by `robot-rl deploy`")
     spec = PolicySpec.from_json(json.dumps(info["contract"]), str(folder))
-    readings = {s.name: next((m for topic, m in raw.items() if topic.endswith(s.topic)), {})
+    readings = {s.name: next((m for topic, m in raw.items() if topic.endswith(heard_on(s)[0])), {})
                 for s in spec.inputs}
     if spec.robot is not None and spec.robot.supervised:
         steps = list(let_through(steps, sent))

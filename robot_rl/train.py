@@ -13,6 +13,7 @@ from robot_rl.collect import Agent, Collector, EpisodeEnd, Greedy
 from robot_rl.evaluate import evaluate
 from robot_rl.finite import Watched, demand_finite
 from robot_rl.log import Log, progress
+from robot_rl.parallel import Parallel
 from robot_rl.replay import Mixture, Ratio, Replay
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ Save = Callable[[dict[str, Any]], None]
 class Training:
     """A run in progress. `save` is called between episodes, so that `load_state_dict` continues exactly."""
 
-    collector: Collector
+    collector: Collector | Parallel
     agent: Agent
     evaluation: gymnasium.Env
     schedule: Plan
@@ -88,7 +89,10 @@ class Training:
                 self._write(step)
             if step % schedule.evaluate_every == 0 and step < schedule.steps:
                 bar.set_postfix_str(_short(self._evaluate(step)))
-            if collector.at_start and step - self._saved >= schedule.checkpoint_every:
+            due = step - self._saved >= schedule.checkpoint_every
+            if due or step >= schedule.steps:
+                collector.settle()
+            if due and collector.at_start:
                 self._keep()
             bar.update()
         self._keep()

@@ -51,6 +51,9 @@ def make(name: str, robot: str | None = None, action_repeat: int = 1, **options:
         from sim import suite
         if robot:
             raise SpecError(f"--robot {robot}: task {name} brings its own robot")
+        if options:
+            key, value = next(iter(options.items()))
+            raise SpecError(f"--{key} {value}: task {name} has no robot with topics that it could apply to")
         return suite.make(name, action_repeat=action_repeat)
     from sim.env import RobotEnv
     spec, where = task_spec(name, robot)

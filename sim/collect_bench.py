@@ -1,8 +1,8 @@
 """How much of the environment's own speed is left when its steps are collected: `Collector` against bare `env.step`.
 
 One process and one core for each: the suite's environment by itself, with random actions drawn beforehand; the
-collector with random actions; the collector with a policy acting; then the second in several processes at once, each
-with an environment and a replay of its own. The first three take turns.
+collector with random actions; the collector with a policy acting. These three take turns. Then one policy in several
+environments at once, and collectors with random actions in several processes, each with a replay of its own.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -19,7 +20,9 @@ import numpy as np
 
 from robot_rl.collect import Agent, Collector
 from robot_rl.frames import memory_for
+from robot_rl.parallel import Parallel
 from sim import env_spec, make
+from sim.remote import RemoteEnv
 
 CAPACITY = 100_000  # rows of each replay
 ACTIONS = 1_000  # drawn for the bare environment
@@ -31,8 +34,9 @@ def bench(task: str, agent: Agent | None = None, seconds: float = 1.0, repetitio
           report: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """Medians of `repetitions` turns of `seconds` s; without an `agent` no policy acts; 0 processes: one a core.
 
-    Keys: task, steps_per_s (bare, random, policy, parallel -> steps/s; parallel is the sum), share (random, policy ->
-    of bare), processes, repetitions (name -> steps/s of each turn).
+    Keys: task, steps_per_s (bare, random, policy, envs, parallel -> steps/s; parallel is the sum of processes, envs
+    those of one policy as `train --envs` runs them), share (random, policy -> of bare), processes, repetitions (name ->
+    steps/s of each turn).
     """
     steps: dict[str, Callable[[], object]] = {"bare": bare(task), "random": collector(task).step}
     if agent is not None:
@@ -45,6 +49,9 @@ def bench(task: str, agent: Agent | None = None, seconds: float = 1.0, repetitio
             turns[name].append(rate(step, seconds))
             report(f"turn {turn + 1}/{repetitions} {task} {name}: {turns[name][-1]:,.0f} steps/s")
     processes = processes or len(os.sched_getaffinity(0))
+    if agent is not None:
+        turns["envs"] = together(task, agent, processes, seconds, repetitions)
+        report(f"{task}, {processes} environments of one policy: {statistics.median(turns['envs']):,.0f} steps/s")
     turns["parallel"] = parallel(task, processes, seconds, repetitions)
     report(f"{task}, {processes} processes: {statistics.median(turns['parallel']):,.0f} steps/s")
     rates = {name: statistics.median(values) for name, values in turns.items()}
@@ -107,6 +114,20 @@ def collector(task: str, agent: Agent | None = None) -> Collector:
     env = make(task)
     replay = memory_for(env_spec(env, task), CAPACITY)
     return Collector(env, agent, replay, 0, FOREVER if agent is None else 0)  # type: ignore[arg-type]
+
+
+def together(task: str, agent: Agent, processes: int, seconds: float, repetitions: int) -> list[float]:
+    """Steps a second of one policy in so many environments at once, for each turn of `seconds` s."""
+    env = make(task)
+    spec = env_spec(env, task)
+    remote = [RemoteEnv(partial(make, task)) for _ in range(processes)]
+    step = Parallel(remote, spec.action_size, agent, memory_for(spec, CAPACITY), 0, 0).step
+    try:
+        rate(step, min(seconds, 0.5))
+        return [rate(step, seconds) for _ in range(repetitions)]
+    finally:
+        for one in remote:
+            one.close()
 
 
 def parallel(task: str, processes: int, seconds: float, repetitions: int) -> list[float]:

@@ -14,14 +14,14 @@ import numpy as np
 import sim
 from hardware import messages
 from hardware.recorder import robot_topics, sources
-from hardware.robot_io import encode, encode_command
+from hardware.robot_io import encode, encode_command, heard_on
 from robot_rl.bag import BagWriter
 from robot_rl.episode import Command, Outcome
 from robot_rl.evaluate import episode_seed, summary
 from robot_rl.log import progress
 from robot_rl.observe import Readings, Values
 from robot_rl.safety import Reason
-from robot_rl.spec import IMAGE, PolicySpec, SpecError, mjcf_file
+from robot_rl.spec import PolicySpec, SpecError, mjcf_file
 from robot_rl.steplog import EPISODE_TOPIC, INFO_TOPIC, STEP_TOPIC, TEXT_TYPE, step_record
 from sim.env import RobotEnv
 from sim.lift import Lifter
@@ -68,7 +68,7 @@ class EpisodeWriter:
         goal = None if env.goal is None else [float(x) for x in env.goal]
         start = {"episode": number, "goal": goal, "task": env.contract.task, "policy": SCRIPT}
         self._bag = BagWriter(folder, custom=_custom(start))
-        rows = [*robot_topics(self._robot, cameras=False), *((c.topic, IMAGE, "sensor") for c in env.contract.cameras),
+        rows = [*robot_topics(self._robot, cameras=False), *((*heard_on(c), "sensor") for c in env.contract.cameras),
                 (EPISODE_TOPIC, TEXT_TYPE, "events")]
         for source in sources(rows, ""):
             self._bag.add_topic(source.topic, source.type, source.qos)
@@ -87,7 +87,7 @@ class EpisodeWriter:
             since = round(readings.ages.get(sensor.name, 0.0) * self._contract.rate_hz)  # ticks
             stamps[sensor.name] = self._stamp(self._ticks - since)
             if since == 0:
-                self._write(sensor.topic, encode(sensor, readings.values, now, robot))
+                self._write(heard_on(sensor)[0], encode(sensor, readings.values, now, robot))
         if command is not None:
             self._write(robot.command.topic, encode_command(robot, command.sent))
         idle, none = np.full(self._contract.action_size, np.nan), np.full(len(robot.actuated), np.nan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -11,7 +12,7 @@ from robot_rl.episode import Command, Episode, Outcome
 from robot_rl.observe import Observation, Readings
 from robot_rl.safety import Reason
 from robot_rl.spec import PolicySpec
-from sim.randomize import Gap
+from sim.randomize import NO_LAGS, Gap, Lags
 from sim.robot import SimRobot
 
 SETTLE_S = 0.3  # servos sag under gravity: training starts, as the robot does, after they have
@@ -20,20 +21,22 @@ SETTLE_S = 0.3  # servos sag under gravity: training starts, as the robot does, 
 class RobotEnv(gymnasium.Env[Observation, np.ndarray]):
     """Observation as of the contract, action (A,) float32 in [-1, 1], `contract.rate_hz` decisions a second.
 
+    `latency` is a file of delays that were measured on the robot (see `robot-rl latency`), drawn anew at every step.
     `info` holds `action` (A,), the action that the sent command amounts to, `success` and `hold_s`.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}
 
     def __init__(self, contract: PolicySpec, mjcf: str, joint_noise: float = 0.05, gap: Gap | None = None,
-                 render_mode: str | None = None) -> None:
+                 render_mode: str | None = None, latency: Path | None = None) -> None:
         assert contract.robot is not None
         self.contract = contract
         self.metadata = self.metadata | {"render_fps": round(contract.rate_hz)}  # type: ignore[misc]
         self.render_mode = render_mode
         self.observation_space = _space(contract)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (contract.action_size,), np.float32)
-        self._robot = SimRobot(contract.robot, mjcf, gap, contract.vision)
+        lags = NO_LAGS if latency is None else Lags.training(latency, contract.robot, contract.cameras)
+        self._robot = SimRobot(contract.robot, mjcf, gap, contract.vision, lags)
         self.episode = Episode(contract)
         self.goal: np.ndarray | None = None
         self.readings: Readings

@@ -18,7 +18,8 @@ import numpy as np
 from hardware import messages
 from hardware.bus import COMMAND, LATCHED, SENSOR, Bus, Publisher, Qos
 from hardware.loop import Ticker
-from hardware.robot_io import decode_command, encode
+from hardware.robot_io import decode_command, encode, heard_on
+from robot_rl import image
 from robot_rl.homing import Homing
 from robot_rl.kinematics import guarded
 from robot_rl.spec import IMAGE, POSE, Camera, RobotSpec, SpecError
@@ -77,16 +78,19 @@ class RobotProcess:
         for sensor, publisher, every in self._sensors:
             due = self.ticker.ticks % every == 0 or self._answer is not None
             if due and (seen := self.sim.measure(sensor.name)) is not None:
-                publisher.publish(encode(sensor, seen, stamp, self.robot))
+                measured = stamp - round(self.sim.lags.get(sensor.name, 0.0) * 1e9)
+                publisher.publish(encode(sensor, seen, measured, self.robot))
         if self._answer is not None:
             self._answer.reply(True, "at the default pose")
             self._answer = None
 
-    def picture(self, camera: Camera) -> np.ndarray:
-        """(H, W, 3) uint8 rgb; physics waits only while the state is copied."""
+    def picture(self, camera: Camera) -> tuple[np.ndarray, int]:
+        """(H, W, 3) uint8 rgb and when it was taken, ns since the Unix epoch; physics waits while the state is copied.
+        """
         with self._lock:
             self.sim.snapshot(camera.name)
-        return self.sim.render_snapshot(camera.name)
+            taken = time.time_ns() - round(self.sim.lags.get(camera.name, 0.0) * 1e9)
+        return self.sim.render_snapshot(camera.name), taken
 
     def _obey(self) -> None:
         """Apply the newest command; silence is answered by the driver's own watchdog, where the robot has one."""
@@ -158,8 +162,10 @@ class _CameraThread(threading.Thread):
     def __init__(self, process: RobotProcess, camera: Camera, bus: Bus) -> None:
         super().__init__(daemon=True, name=f"camera {camera.name}")
         self._process, self._camera = process, camera
-        self._images = bus.publisher(camera.topic, IMAGE, SENSOR)
-        self._infos: Publisher = bus.publisher(camera.topic.rsplit("/", 1)[0] + "/camera_info", CAMERA_INFO, SENSOR)
+        if camera.type != IMAGE:  # say at once where OpenCV is missing
+            image.to_jpeg(np.zeros((8, 8, 3), np.uint8), image.QUALITY)
+        self._images = bus.publisher(*heard_on(camera), SENSOR)
+        self._infos: Publisher = bus.publisher(camera.info_topic, CAMERA_INFO, SENSOR)
 
     def run(self) -> None:
         camera, period = self._camera, 1.0 / self._camera.rate_hz
@@ -167,9 +173,9 @@ class _CameraThread(threading.Thread):
         self._intrinsics = messages.pinhole(*size, self._process.sim.fovy(camera.name))
         deadline = time.monotonic()
         while not self._process._camera_stop.wait(max(0.0, deadline - time.monotonic())):
-            stamp = time.time_ns()
-            picture = self._process.picture(camera)
-            self._images.publish(messages.encode(messages.image(stamp, camera.frame, picture)))
+            picture, stamp = self._process.picture(camera)
+            seen = {f"{camera.name}.image": picture}
+            self._images.publish(encode(camera, seen, stamp, self._process.robot))
             self._infos.publish(messages.encode(messages.camera_info(
                 stamp, camera.frame, camera.width, camera.height, self._intrinsics)))
             deadline = max(deadline + period, time.monotonic())

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import mujoco
 import numpy as np
+
+from robot_rl.latency import load_latency
+from robot_rl.spec import Camera, RobotSpec
 
 Value = TypeVar("Value")
 
@@ -31,6 +36,8 @@ class Gap:
     """From a command to its effect, s."""
     sensor_delay: float = 0.0
     """From a measurement to its delivery, s."""
+    camera_delay: float = 0.0
+    """From an image to its delivery, s."""
     noise: float = 0.0
     """Standard deviation of every encoder reading, rad."""
     pose_noise: float = 0.0
@@ -119,24 +126,51 @@ def _steiner(offset: np.ndarray) -> np.ndarray:
     return offset @ offset * np.eye(3) - np.outer(offset, offset)
 
 
-class DelayLine(Generic[Value]):
-    """Values in order of time, read a fixed time late."""
+@dataclass(frozen=True)
+class Lags:
+    """Delays that were measured on a robot, to be drawn from, s. They come on top of the gap's own."""
 
-    def __init__(self, delay: float) -> None:
-        self._delay = delay
-        self._values: deque[tuple[float, Value]] = deque()
+    command: np.ndarray
+    """(N,) from an observation to its command."""
+    inputs: dict[str, np.ndarray]
+    """(N,) of each sensor or camera, from a measurement to its delivery."""
 
-    def restart(self, time: float, value: Value) -> None:
-        """Forget everything; `value` has held since ever."""
-        self._values = deque([(time - self._delay, value)])
+    @staticmethod
+    def training(file: Path, robot: RobotSpec, cameras: Iterable[Camera]) -> Lags:
+        """What a policy meets on the robot, bus, ticks and its own time included. Raises SpecError."""
+        found = load_latency(file, robot, cameras)
+        return Lags(np.array(found.command_s), {name: np.array(late.age_s) for name, late in found.inputs.items()})
+
+    @staticmethod
+    def live(file: Path, robot: RobotSpec) -> Lags:
+        """What the robot's own drivers add, where bus and policy are real. Raises SpecError."""
+        found = load_latency(file, robot)
+        return Lags(np.zeros(1), {name: np.array(late.driver_s) for name, late in found.inputs.items()})
+
+    def most(self, names: Iterable[str]) -> float:
+        """The longest delay of some sensors or cameras, s."""
+        return max((float(self.inputs[name].max()) for name in names if name in self.inputs), default=0.0)
+
+
+NO_LAGS = Lags(np.zeros(1), {})
+
+
+class History(Generic[Value]):
+    """Values in order of time, looked up by time."""
+
+    def __init__(self, value: Value) -> None:
+        """`value` has held since ever."""
+        self._values = deque([(-np.inf, value)])
 
     def push(self, time: float, value: Value) -> None:
-        """Add a value that comes about at `time`, s."""
-        self._values.append((time, value))
-        self.read(time)  # forgets what nobody can read any more
+        """Add a value that comes about at `time`, s, or with the newest one if that comes later."""
+        self._values.append((max(time, self._values[-1][0]), value))
 
-    def read(self, time: float) -> Value:
-        """What has come through at `time`, s: the newest value that is at least one delay old."""
-        while len(self._values) > 1 and self._values[1][0] <= time - self._delay + 1e-9:
+    def at(self, time: float) -> Value:
+        """The newest value that had come about at `time`, s."""
+        return next((value for since, value in reversed(self._values) if since <= time + 1e-9), self._values[0][1])
+
+    def forget(self, before: float) -> None:
+        """Let go of what nobody asks for who asks for no time `before`, s."""
+        while len(self._values) > 1 and self._values[1][0] <= before + 1e-9:
             self._values.popleft()
-        return self._values[0][1]

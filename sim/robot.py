@@ -10,7 +10,7 @@ import numpy as np
 from hardware.messages import wxyz, xyzw
 from robot_rl.spec import JOINT_STATE, Camera, RobotSpec, Sensor, Vision
 from sim.offscreen import Offscreen
-from sim.randomize import DelayLine, Gap
+from sim.randomize import NO_LAGS, Gap, History, Lags
 from sim.wiring import compile_model, wire
 
 VELOCITY_WINDOW_S = 0.05  # servos difference their encoder over about this time, so noise reaches the speed too
@@ -22,13 +22,14 @@ class SimRobot:
     """MuJoCo as the robot of a RobotSpec, with an optional reality gap.
 
     Of its cameras only those of `vision` are in `readings`, at the size that is seen, each as of its newest period;
-    the gap neither delays nor loses images. OpenGL is needed from the first of them on.
+    the gap loses no images. OpenGL is needed from the first of them on. Delays are the gap's and, drawn anew for every
+    message, image and command, those of `lags`.
     Joint arrays are (J,) in the spec's order, commands (C,) in the order of its actuated joints; rad, rad/s, N·m, m, s.
     The MJCF needs the joints and an actuator for each commanded one; what does not fit raises SpecError here.
     """
 
-    def __init__(self, spec: RobotSpec, mjcf: str | Path, gap: Gap | None = None, vision: Vision | None = None
-                 ) -> None:
+    def __init__(self, spec: RobotSpec, mjcf: str | Path, gap: Gap | None = None, vision: Vision | None = None,
+                 lags: Lags = NO_LAGS) -> None:
         self.spec, self.gap, self.mjcf = spec, gap or Gap(), Path(mjcf)
         self.model = compile_model(self.mjcf)
         self._wiring = wire(spec, self.model, self.mjcf)
@@ -37,14 +38,18 @@ class SimRobot:
         self._seen = mujoco.MjData(self.model)  # the state that sensors look at, when it is not the newest
         self._bias = self.gap.biases(len(spec.joints))
         self._noise = np.random.default_rng(self.gap.seed)
-        self._lags = self.gap.command_delay > 0 or self.gap.sensor_delay > 0
-        self._commands: DelayLine[np.ndarray] = DelayLine(self.gap.command_delay)
-        self._states: DelayLine[State] = DelayLine(self.gap.sensor_delay)
         self._cameras = {c.name: c for c in spec.cameras}
+        self._lags, self._draws = lags, bool(lags.inputs)
+        self._late = max(self.gap.sensor_delay + lags.most(s.name for s in spec.sensors),
+                         self.gap.camera_delay + lags.most(self._cameras))
+        """How far back sensors and cameras look at most, s."""
+        self._waits = self.gap.command_delay > 0 or bool(lags.command.any())
+        self.lags: dict[str, float] = {}
+        """How old that was which each sensor and camera told last, s."""
         self._pictures: dict[str, tuple[mujoco.MjData, Offscreen | None]] = {}
         self._vision = vision
         self._eye: tuple[mujoco.MjData, Offscreen] | None = None  # one for all cameras in use
-        self._filmed: dict[str, tuple[float, Values]] = {}  # when, and what was seen
+        self._filmed: dict[str, tuple[float, float, Values]] = {}  # when it came, when it was taken, what was seen
         self._goal = _mocap(self.model, "goal")
         self._poses = {s.name: (self.model.site(s.site).id, self.model.body(s.frame).id)
                        for s in spec.sensors if s.site is not None}
@@ -76,13 +81,14 @@ class SimRobot:
         mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[self._wiring.position] = np.clip(pose, *self._limits())
         default = [j.default if self.spec.command.interface == "position" else 0.0 for j in self.spec.actuated]
-        self._commands.restart(0.0, np.array(default))
+        self._commands = History(np.array(default))
         self._drive(np.array(default))
         filtered = self.model.actuator_actadr >= 0
         self.data.act[self.model.actuator_actadr[filtered]] = self.data.ctrl[filtered]
         self.place(rng)
         mujoco.mj_forward(self.model, self.data)
-        self._states.restart(0.0, self._state())
+        self._states = History(self._state())
+        self.lags, self._told = {}, dict[str, float]()
         self._owed = 0.0
         self._filmed.clear()
         self._delivered = {s.name: self._measure(s) for s in self.spec.sensors}
@@ -107,23 +113,27 @@ class SimRobot:
                              f"{self.spec.robot} takes {self._wiring.actuator.shape}")
         if not np.isfinite(command).all():
             raise ValueError(f"command {command} is not finite")
-        self._commands.push(self.time, command)
-        if not self._lags:
-            self._drive(self._commands.read(self.time))
+        if self._waits:
+            self._commands.push(self.time + self.gap.command_delay + self._draw(self._lags.command), command)
+        else:
+            self._drive(command)
 
     def step(self, seconds: float) -> None:
         """Let physics pass; a rest shorter than its time step is kept for the next call."""
         self._owed += seconds
         steps = int(self._owed / self.model.opt.timestep + 1e-6)
         self._owed -= steps * self.model.opt.timestep
-        if not self._lags:
+        if not (self._waits or self._late):
             mujoco.mj_step(self.model, self.data, steps)
         else:
             for _ in range(steps):
-                self._drive(self._commands.read(self.time))
+                if self._waits:
+                    self._drive(self._commands.at(self.time))
                 mujoco.mj_step(self.model, self.data)
-                if self.gap.sensor_delay:
+                if self._late:
                     self._states.push(self.time, self._state())
+            self._commands.forget(self.time)
+            self._states.forget(self.time - self._late)
         mujoco.mj_kinematics(self.model, self.data)  # mj_step leaves the poses one step behind
 
     def measure(self, sensor: str) -> Values | None:
@@ -143,12 +153,12 @@ class SimRobot:
             if seen is not None:
                 self._delivered[sensor.name] = seen
         self._film()
-        messages = [*self._delivered.values(), *(image for _, image in self._filmed.values())]
+        messages = [*self._delivered.values(), *(image for *_, image in self._filmed.values())]
         return {key: value for seen in messages for key, value in seen.items()}
 
     def ages(self) -> dict[str, float]:
         """Seconds since each camera in use took its image in `readings`."""
-        return {name: self.time - taken for name, (taken, _) in self._filmed.items()}
+        return {name: self.time - taken for name, (_, taken, _) in self._filmed.items()}
 
     def truth(self) -> Values:
         """What `readings` would say with perfect sensors; for judging from outside, never for a policy."""
@@ -174,10 +184,10 @@ class SimRobot:
             picture.close()
 
     def snapshot(self, camera: str) -> None:
-        """Keep the present state for a camera, so that `render_snapshot` can draw it while physics goes on."""
+        """Keep what a camera would deliver now, so that `render_snapshot` can draw it while physics goes on."""
         if camera not in self._pictures:
             self._pictures[camera] = mujoco.MjData(self.model), None
-        self._keep(self._pictures[camera][0])
+        self._keep(self._pictures[camera][0], camera)
 
     def render_snapshot(self, camera: str) -> np.ndarray:
         """(H, W, 3) uint8 rgb of the state kept by `snapshot`; one thread at a time for each camera."""
@@ -213,10 +223,12 @@ class SimRobot:
         if self._eye is None:
             self._eye = mujoco.MjData(self.model), Offscreen(self.model, self._vision.width, self._vision.height)
         kept, picture = self._eye
-        self._keep(kept)
-        self._pose(kept)
-        for name in due:
-            self._filmed[name] = self.time, {f"{name}.image": picture.render(kept, self._view(name))}
+        for i, name in enumerate(due):
+            if i == 0 or self._late:
+                self._keep(kept, name)
+                self._pose(kept)
+            taken = self.time - self.lags.get(name, 0.0)
+            self._filmed[name] = self.time, taken, {f"{name}.image": picture.render(kept, self._view(name))}
 
     def _due(self, camera: Camera) -> bool:
         if camera.name not in self._filmed:
@@ -224,9 +236,27 @@ class SimRobot:
         now, then = (int(t * camera.rate_hz + 1e-6) for t in (self.time, self._filmed[camera.name][0]))
         return now > then
 
-    def _keep(self, kept: mujoco.MjData) -> None:
-        """Copy what pictures show of the present state."""
-        kept.qpos[:], kept.mocap_pos[:], kept.mocap_quat[:] = self.data.qpos, self.data.mocap_pos, self.data.mocap_quat
+    def _keep(self, kept: mujoco.MjData, camera: str) -> None:
+        """Copy what an image shows that a camera delivers now."""
+        state = self._past(camera, self.gap.camera_delay)
+        kept.qpos[:] = self.data.qpos if state is None else state[0]
+        kept.mocap_pos[:], kept.mocap_quat[:] = self.data.mocap_pos, self.data.mocap_quat
+
+    def _draw(self, lags: np.ndarray) -> float:
+        return float(lags[self._noise.integers(len(lags))]) if self._draws else 0.0
+
+    def _past(self, name: str, delay: float) -> State | None:
+        """The state that what a sensor or a camera delivers now was measured in; None: the present one.
+
+        It is never from before what the same one delivered earlier.
+        """
+        if name in self._lags.inputs:
+            delay += self._draw(self._lags.inputs[name])
+        if delay == 0:
+            return None
+        then = max(self.time - delay, self._told.get(name, -np.inf))
+        self._told[name], self.lags[name] = then, self.time - then
+        return self._states.at(then)
 
     def _pose(self, kept: mujoco.MjData) -> None:
         """Put bodies, cameras and lights where a kept state has them."""
@@ -254,8 +284,8 @@ class SimRobot:
 
     def _measure(self, sensor: Sensor) -> Values:
         """A message of a sensor: late and noisy, but not lost."""
-        if self.gap.sensor_delay:
-            state = self._states.read(self.time)
+        state = self._past(sensor.name, self.gap.sensor_delay)
+        if state is not None:
             self._seen.qpos[:] = state[0]
             mujoco.mj_kinematics(self.model, self._seen)
             values = self._look(sensor, self._seen, state)

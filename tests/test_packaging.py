@@ -60,7 +60,7 @@ def test_an_install_is_a_ros_package(prefix: Path) -> None:
     for file in ("launch/sim.launch.py", "launch/robot.launch.py", "launch/record.launch.py",
                  "launch/config/so101.yaml", "launch/config/furuta.yaml"):
         assert (prefix / "share/robot_rl" / file).read_bytes() == (ROOT / file).read_bytes()
-    for program in ("policy", "robot", "recorder"):
+    for program in ("policy", "robot", "recorder", "camera"):
         assert os.access(prefix / "lib/robot_rl" / program, os.X_OK)
 
 

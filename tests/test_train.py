@@ -200,10 +200,15 @@ def robot_rl(*arguments: object) -> subprocess.Popen:
                             stderr=subprocess.PIPE, text=True)
 
 
-def test_a_run_killed_at_any_time_continues_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("late", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_run_killed_at_any_time_continues_bit_for_bit(late: bool, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
-    whole = robot_rl(*ARGUMENTS, "--out", tmp_path / "whole")
-    broken = robot_rl(*ARGUMENTS, "--out", tmp_path / "broken")
+    file, spans = tmp_path / "latency.json", {"driver_s": [0.0], "age_s": [0.01, 0.03, 0.07]}
+    file.write_text(json.dumps({"robot": "so101", "policies": [], "ticks": 3, "command_s": [0.0, 0.004],
+                                "inputs": {"joints": spans, "tip": spans}}))
+    more = ("--latency", file) if late else ()
+    whole = robot_rl(*ARGUMENTS, "--out", tmp_path / "whole", *more)
+    broken = robot_rl(*ARGUMENTS, "--out", tmp_path / "broken", *more)
     end = time.monotonic() + 120
     while not (tmp_path / "broken" / "checkpoint.pt").exists():
         assert time.monotonic() < end
@@ -211,6 +216,9 @@ def test_a_run_killed_at_any_time_continues_bit_for_bit(tmp_path: Path) -> None:
     time.sleep(0.7)
     os.kill(broken.pid, signal.SIGKILL)
     broken.wait()
+    while late and not (tmp_path / "whole" / "run.json").exists():
+        time.sleep(0.02)
+    file.unlink()  # a run has a copy of its own
     resumed = robot_rl("train", "--resume", tmp_path / "broken", "--threads", "1", "--json")
     results = []
     for process in (whole, resumed):

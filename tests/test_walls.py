@@ -37,6 +37,7 @@ IN_FUNCTIONS = {
     "robot_rl/log.py": {"tensorboard"},
     "robot_rl/learn/bench.py": PEERS | {"gymnasium"},
     "robot_rl/learn/bench_replay.py": PEERS | {"gymnasium"},
+    "robot_rl/learn/bench_public.py": PEERS | {"gymnasium"},
 }
 """Doors: the commands and what they run may join worlds inside functions, so that importing them joins none."""
 

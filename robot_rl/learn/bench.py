@@ -1,4 +1,4 @@
-"""How many updates a second: an agent of ours against Stable-Baselines3 and sbx, on the same sizes, in one run.
+"""How many updates a second: an agent of ours against Stable-Baselines3, sbx and its authors' own code, in one run.
 
 Each contestant lives in a process of its own, because thread pools disturb each other, and they take turns, so that a
 busy machine slows all of them. An update is one of critics, actor and temperature, replay sampling included.
@@ -15,11 +15,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 OBS, ACTION, BATCH, HIDDEN = 17, 6, 256, (256, 256)  # the sizes of HalfCheetah
 FILL = 10_000  # random transitions in each replay
+WARM = 10.0  # seconds after which the first few calls need not be six
 PEERS = ("sb3", "sbx", "sbx_20")  # sbx_20: 20 updates a call, the actor updated once in them
 COUNTERPARTS = {
     "sac": {"sb3": "SAC", "sbx": "SAC", "sbx_20": "SAC"},
@@ -29,6 +31,26 @@ COUNTERPARTS = {
 }
 """What a peer calls the same learner; any other recipe of ours is measured against nobody."""
 WIDE = (1024, 1024)  # CrossQ's critics
+PERIOD = 5
+"""Updates between MR.Q's targets here, ours and theirs, in place of 250, so that a turn has whole periods; in each the
+model gets as many batches as the critics, as ever."""
+
+
+class Public(NamedTuple):
+    """Public code that is no package, of which the user gives a checkout."""
+
+    recipe: str
+    """Ours of the same shape."""
+    where: str
+    updates: int
+    """In a call: those of an environment step, or a period."""
+
+
+PUBLIC = {
+    "rlpd": Public("rlpd", "ikostrikov/rlpd", 4),
+    "mrq": Public("mrq", "facebookresearch/MRQ", PERIOD),
+    "xqc": Public("default", "danielpalenicek/xqc", 2),
+}
 
 
 def bench(
@@ -39,19 +61,30 @@ def bench(
     peers: tuple[str, ...] = PEERS,
     peer_python: str = sys.executable,
     report: Callable[[str], None] = lambda line: None,
+    checkouts: Mapping[str, str] = MappingProxyType({}),
     **configuration: Any,
 ) -> dict[str, Any]:
     """Medians over `repetitions` turns of `seconds` s each.
 
-    Keys: agent, updates_per_s, peers (name -> updates/s), ratio (name -> ours / theirs), missing (name -> why a peer
-    did not run), repetitions (name -> updates/s of each turn), machine. `threads` limits everybody (None: as each
-    library chooses); `peer_python` is the interpreter that has the peers installed; `configuration` goes to our recipe.
+    Keys: agent, updates_per_s, peers (name -> updates/s), ratio (name -> ours / theirs), cpu_ms (name -> processor time
+    of an update over all threads, which other work on the machine disturbs less), missing (name -> why a peer did not
+    run), repetitions (name -> updates/s of each turn), machine. `threads` limits everybody (None: as each
+    library chooses); `peer_python` is the interpreter that has the peers installed; `checkouts` are folders of PUBLIC
+    ones by name; `configuration` goes to our recipe.
     """
     counterparts = COUNTERPARTS.get(agent, {})
-    shared = {"agent": agent, "threads": threads, "configuration": configuration}
+    shared: dict[str, Any] = {"agent": agent, "threads": threads, "configuration": configuration}
     rivals = {name: shared | {"class": counterparts[name]} for name in peers if name in counterparts}
-    turns, missing, _ = race({"ours": shared} | rivals, repetitions, seconds, peer_python, report, "updates/s")
-    missing |= {name: f"it has no {agent}" for name in peers if name not in counterparts}
+    missing = {name: f"it has no {agent}" for name in (*peers, *checkouts) if name not in rivals}
+    for name, public in PUBLIC.items():
+        if public.recipe == agent and name in checkouts:
+            del missing[name]
+            more = {"module": "robot_rl.learn.bench_public", "path": checkouts[name], "updates": public.updates}
+            rivals[name] = shared | more
+        elif public.recipe == agent:
+            missing[name] = f"no checkout of {public.where} was given"
+    turns, failed, facts = race({"ours": shared} | rivals, repetitions, seconds, peer_python, report, "updates/s")
+    missing |= failed
     rates = {name: statistics.median(values) for name, values in turns.items()}
     ours = rates.pop("ours")
     return {
@@ -59,10 +92,23 @@ def bench(
         "updates_per_s": ours,
         "peers": rates,
         "ratio": {name: ours / rate for name, rate in rates.items()},
+        "cpu_ms": {name: statistics.median(fact["cpu_ms"]) for name, fact in facts.items()},
         "missing": missing,
         "repetitions": turns,
         "machine": machine(),
     }
+
+
+def checkouts(given: Sequence[str]) -> dict[str, str]:
+    """Folders by name, of NAME=PATH. Raises ValueError for a name that is not in PUBLIC and for what is no folder."""
+    found = {}
+    for text in given:
+        name, _, path = text.partition("=")
+        if name not in PUBLIC or not os.path.isdir(path):
+            known = ", ".join(f"{name}=PATH of {public.where}" for name, public in PUBLIC.items())
+            raise ValueError(f"--peer {text}: it is a checkout of public code, {known}")
+        found[name] = os.path.abspath(path)
+    return found
 
 
 def race(
@@ -75,8 +121,9 @@ def race(
 ) -> tuple[dict[str, list[float]], dict[str, str], dict[str, dict[str, Any]]]:
     """Contestants by name, each in its process, in turns; those whose names start with "ours" run on this Python.
 
-    Returns the rates of each turn, why a contestant did not run, and what each said of itself, by name. One is warm
-    before the next starts. Raises RuntimeError when "ours" does not start.
+    Returns the rates of each turn, why a contestant did not run, and what each said of itself, by name, with cpu_ms,
+    the processor time (ms) of one of whatever it counts in each turn. One is warm before the next starts.
+    Raises RuntimeError when "ours" does not start.
     """
     children: dict[str, Child] = {}
     missing: dict[str, str] = {}
@@ -134,6 +181,7 @@ class Child:
         answer = self._read()
         if "updates" not in answer:
             raise RuntimeError(f"a benchmark process failed: {answer}")
+        self.facts.setdefault("cpu_ms", []).append(1e3 * float(answer["cpu_s"]) / float(answer["updates"]))
         return float(answer["updates"]) / float(answer["seconds"])
 
     def close(self) -> None:
@@ -177,11 +225,14 @@ def _ours(request: dict[str, Any]) -> Callable[[], int]:
     from robot_rl.learn import recipes
     from robot_rl.replay import Replay
 
-    sizes: dict[str, Any] = {"hidden": HIDDEN, "batch": BATCH} | request["configuration"]
+    sizes: dict[str, Any] = {"hidden": HIDDEN, "batch": BATCH}
     if request["agent"] == "tqc":
-        sizes = {"critics": 2} | sizes  # as many as sbx has
-    agent = recipes.make(request["agent"], OBS, ACTION, **sizes)
-    replay = Replay(2 * FILL, OBS, ACTION)
+        sizes |= {"critics": 2}  # as many as sbx has
+    if request["agent"] == "mrq":
+        sizes = {"batch": BATCH, "target_period": PERIOD}  # as wide as its authors' code
+    agent = recipes.make(request["agent"], OBS, ACTION, **sizes | request["configuration"])
+    calls = PERIOD if request["agent"] == "mrq" else 1
+    replay = Replay(2 * FILL, OBS, ACTION, prioritized=agent.schedule.prioritized)
     random = np.random.default_rng(0)
     replay.begin(random.normal(size=OBS))
     for step in range(FILL):
@@ -191,8 +242,9 @@ def _ours(request: dict[str, Any]) -> Callable[[], int]:
             replay.begin(random.normal(size=OBS))
 
     def call() -> int:
-        agent.update(replay)
-        return agent.schedule.updates_per_step
+        for _ in range(calls):
+            agent.update(replay)
+        return calls * agent.schedule.updates_per_step
 
     return call
 
@@ -247,8 +299,10 @@ def _child(request: dict[str, Any]) -> None:
     try:
         module = importlib.import_module(request.get("module", "robot_rl.learn.bench"))
         call, facts = module.contestant(request)
-        for _ in range(5):
+        begun, calls = time.perf_counter(), 0
+        while calls < 3 or (calls < 6 and time.perf_counter() - begun < WARM):  # all that there is to compile
             call()
+            calls += 1
     except Exception as error:
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}), flush=True)
         return

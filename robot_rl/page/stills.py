@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from hardware import messages
+from hardware.robot_io import rgb
 from robot_rl.bag import info, read
 from robot_rl.page import html
 from robot_rl.page.tracks import WORDS, Track, Tracks, paired
-from robot_rl.spec import IMAGE
+from robot_rl.spec import COMPRESSED, IMAGE
 
 WIDEST = 480  # pixels, of a still
 
@@ -35,7 +35,7 @@ def cameras(tracks: Tracks) -> str:
 
 
 def _still(topic: str, when: str, picture: np.ndarray) -> str:
-    camera, (height, width, _) = escape(topic.strip("/").rsplit("/", 1)[0]), picture.shape
+    camera, (height, width, _) = escape(topic.strip("/").removesuffix("/compressed").rsplit("/", 1)[0]), picture.shape
     return (f'<figure><img src="{data_uri(picture)}" width="{width}" height="{height}" alt="{when} picture of camera '
             f'{camera}"><figcaption>{camera}, {when}</figcaption></figure>')
 
@@ -53,20 +53,21 @@ def _chosen(tracks: Tracks) -> list[tuple[Track, str]]:
 
 
 def _filmed(bag: Path) -> bool:
-    return any(topic.type == IMAGE and topic.count for topic in info(bag).topics.values())
+    return any(topic.type in (IMAGE, COMPRESSED) and topic.count for topic in info(bag).topics.values())
 
 
 def stills(bag: Path, since_ns: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """By image topic: the first picture not older than `since_ns` and the last one, each (H, W, 3) uint8 rgb.
 
-    Raises ValueError for an image encoding other than rgb8 and bgr8.
+    Raises ValueError for an image encoding other than rgb8, bgr8 and JPEG.
     """
-    topics = [name for name, topic in info(bag).topics.items() if topic.type == IMAGE]
+    topics = {name: topic.type for name, topic in info(bag).topics.items() if topic.type in (IMAGE, COMPRESSED)}
     ends: dict[str, list[bytes]] = {}
     for message in read(bag, topics) if topics else ():
         if message.publish_ns >= since_ns:
             ends[message.topic] = [ends.get(message.topic, [message.data])[0], message.data]
-    return {topic: (_pixels(first), _pixels(last)) for topic, (first, last) in sorted(ends.items())}
+    return {topic: (rgb(first, topics[topic]), rgb(last, topics[topic]))
+            for topic, (first, last) in sorted(ends.items())}
 
 
 def data_uri(picture: np.ndarray) -> str:
@@ -103,7 +104,3 @@ def _paeth(picture: np.ndarray) -> np.ndarray:
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def _pixels(data: bytes) -> np.ndarray:
-    return messages.pixels(messages.decode(data, IMAGE))

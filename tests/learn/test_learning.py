@@ -27,6 +27,8 @@ def learner(recipe: str, seed: int) -> Agent:
     }
     if recipe == "tqc":
         configuration["critics"] = 2
+    if recipe == "default":
+        configuration["average"] = 0.02
     if recipe == "cqn_as":
         configuration["categories"] = 0
     known = recipes.options(recipe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -13,9 +14,9 @@ import mujoco
 import numpy as np
 import pytest
 
-from robot_rl.spec import RobotSpec, SpecError, load_robot, mjcf_file
+from robot_rl.spec import RobotSpec, SpecError, Vision, load_robot, mjcf_file
 from sim.offscreen import RenderError, backend
-from sim.randomize import DelayLine, Gap, add_mass
+from sim.randomize import NO_LAGS, Gap, History, Lags, add_mass
 from sim.robot import SimRobot
 from sim.wiring import compile_model
 
@@ -329,6 +330,35 @@ def test_sensor_delay_shows_the_past_whole() -> None:
     assert np.abs(np.array(told) - np.array(seen)).max() > 0.05
 
 
+def test_measured_delays_are_drawn_for_every_message_and_command() -> None:
+    lags = Lags(np.array([0.0, 0.03]), {"joints": np.array([0.02, 0.06]), "tip": np.array([0.1])})
+    spec, file = load_robot("so101"), mjcf_file("so101")
+
+    def run(seed: int) -> tuple[list[np.ndarray], list[dict[str, float]], list[np.ndarray]]:
+        """What the joints told, how old it was, and where the joints were at every 10 ms."""
+        sim = SimRobot(spec, file, lags=lags)
+        sim.reset(np.random.default_rng(seed))
+        told, ages, true = [], [], [sim.truth()["joints.position"]]
+        for i in range(40):
+            sim.apply(POSE if i % 2 else 0 * POSE)
+            sim.step(0.01)
+            true.append(sim.truth()["joints.position"])
+            told.append(sim.readings()["joints.position"])
+            ages.append(dict(sim.lags))
+        return told, ages, true
+    told, ages, true = run(0)
+    for i, (seen, age) in enumerate(zip(told, ages, strict=True), 1):
+        np.testing.assert_allclose(seen, true[max(0, i - round(age["joints"] / 0.01))], atol=1e-12)
+        assert age["tip"] == pytest.approx(0.1)
+    drawn = {round(age["joints"], 6) for age in ages}
+    assert {0.02, 0.06} <= drawn <= {0.02, 0.03, 0.04, 0.05, 0.06}  # between: never older than what was told before
+    assert all(later["joints"] <= sooner["joints"] + 0.01 + 1e-9 for sooner, later in itertools.pairwise(ages))
+    again, other = run(0), run(1)
+    np.testing.assert_array_equal(again[0], told)
+    np.testing.assert_array_equal(again[2], true)
+    assert ages != other[1] and (np.array(other[2]) != np.array(true)).any()  # commands were drawn otherwise too
+
+
 def test_noise_has_the_size_that_was_asked_for() -> None:
     sim = robot(gap="noise=0.01,pose_noise=0.002")
     truth = sim.truth()
@@ -355,12 +385,14 @@ def test_dropout_repeats_the_message_before() -> None:
     assert robot().measure("tip") is not None
 
 
-def test_delay_line_gives_the_newest_that_is_old_enough() -> None:
-    line: DelayLine[str] = DelayLine(1.0)
-    line.restart(0.0, "a")
+def test_history_gives_the_newest_that_had_come_about() -> None:
+    line: History[str] = History("a")
     line.push(0.5, "b")
     line.push(0.8, "c")
-    assert [line.read(t) for t in (0.0, 1.4, 1.5, 1.79, 1.8, 9.0)] == ["a", "a", "b", "b", "c", "c"]
+    line.push(0.7, "d")  # comes about with the one before it, not earlier
+    assert [line.at(t) for t in (-1.0, 0.4, 0.5, 0.79, 0.8, 9.0)] == ["a", "a", "b", "b", "d", "d"]
+    line.forget(0.79)
+    assert [line.at(t) for t in (0.0, 0.79, 0.8)] == ["b", "b", "d"]
 
 
 # pictures
@@ -390,6 +422,26 @@ def test_cameras_see_the_robot_and_the_goal(eyes: SimRobot) -> None:
     eyes.show_goal(None)
     assert goal_pixels(eyes.render("front")) == 0
     assert 0.4 < eyes.fovy("front") < 1.2
+
+
+def test_a_late_camera_shows_the_past(eyes: SimRobot) -> None:
+    vision = Vision(cameras=("front",), height=24, width=32)
+    lags = Lags(np.zeros(1), {"front": np.array([0.15])})
+    plain, late, measured = (SimRobot(eyes.spec, mjcf_file("so101"), Gap.parse(gap), vision, drawn) for gap, drawn in (
+        ("", NO_LAGS), ("camera_delay=0.2", NO_LAGS), ("camera_delay=0.05", lags)))
+    seen: list[list[np.ndarray]] = []
+    for sim in (plain, late, measured):
+        rows = []
+        sim.apply(POSE)
+        for _ in range(5):
+            sim.step(0.1)
+            rows.append(sim.readings()["front.image"])
+        seen.append(rows)
+        assert sim.ages()["front"] == pytest.approx(0.0 if sim is plain else 0.2)
+        sim.close()
+    np.testing.assert_array_equal(seen[1][2:], seen[0][:-2])
+    np.testing.assert_array_equal(seen[2], seen[1])
+    assert (seen[0][-1] != seen[0][0]).any()
 
 
 def test_a_snapshot_keeps_its_moment(eyes: SimRobot) -> None:

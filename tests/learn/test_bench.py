@@ -1,0 +1,25 @@
+"""The learner's benchmark at its door; what it measures is for its command to say."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from robot_rl.learn.bench import Child, checkouts
+
+
+def test_a_checkout_is_a_folder_of_public_code_by_its_name(tmp_path: Path) -> None:
+    assert checkouts([f"mrq={tmp_path}"]) == {"mrq": str(tmp_path)}
+    for text in (f"sac={tmp_path}", f"mrq={tmp_path / 'nothing'}", "mrq"):
+        with pytest.raises(ValueError, match=r"--peer .*: it is a checkout .*rlpd=PATH of ikostrikov/rlpd"):
+            checkouts([text])
+
+
+def test_a_peer_that_does_not_run_says_why(tmp_path: Path) -> None:
+    request = {"module": "robot_rl.learn.bench_public", "name": "mrq", "path": str(tmp_path), "threads": 1,
+               "updates": 5}
+    child = Child(sys.executable, request)
+    assert child.ready() == "ModuleNotFoundError: No module named 'MRQ'"
+    child.close()
