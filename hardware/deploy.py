@@ -7,21 +7,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from hardware.administration import Administration
 from hardware.bus import Bus, connect
-from hardware.policy_node import BOOL, EpisodeResult, PolicyNode
+from hardware.diagnostics import Health
+from hardware.policy_node import BOOL, INFO, EpisodeResult, PolicyNode
 from hardware.robot_io import heard_on
 from robot_rl.evaluate import summary
 from robot_rl.log import progress, write_atomic
 from robot_rl.policy import Policy
 from robot_rl.spec import POSE, PolicySpec, RobotSpec, SpecError, load_robot
-from robot_rl.steplog import EPISODE_TOPIC, INFO_TOPIC, STEP_TOPIC, STEP_TYPE, TEXT_TYPE, supervisor_topics
+from robot_rl.steplog import EPISODE_TOPIC, STEP_TOPIC, STEP_TYPE, TEXT_TYPE, supervisor_topics
 
 RUN_SERVICE = "policy/run"
 DETAILS = "deploy.json"  # beside the bags: the figures with every episode and the timing of every tick
@@ -47,14 +49,17 @@ class BusOptions:
 
 
 class Recorder:
-    """The recorder process: one bag per episode in `folder`. A context manager."""
+    """The recorder process: one bag per episode in `folder`, of the topics as `bus` names them. A context manager."""
 
-    def __init__(self, folder: Path, spec: PolicySpec, robot: RobotSpec, where: BusOptions, cameras: bool) -> None:
-        command = [sys.executable, "-m", "hardware.recorder", *where.arguments(), "--out", str(folder),
+    def __init__(self, folder: Path, spec: PolicySpec, robot: RobotSpec, where: BusOptions, cameras: bool,
+                 bus: Bus) -> None:
+        rows = [(bus.resolve(topic), type, kind) for topic, type, kind in topics(spec, robot, cameras)]
+        there = replace(where, namespace=bus.namespace)
+        command = [sys.executable, "-m", "hardware.recorder", *there.arguments(), "--out", str(folder),
                    "--with-parent"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(topics(spec, robot, cameras)))
+        self._process.stdin.write(json.dumps(rows))
         self._process.stdin.close()
 
     def __enter__(self) -> Recorder:
@@ -77,12 +82,14 @@ def topics(spec: PolicySpec, robot: RobotSpec, cameras: bool) -> list[tuple[str,
     filmed = robot.cameras if cameras else ()
     found = [(*heard_on(s), "sensor") for s in robot.sensors] + [(*heard_on(c), "sensor") for c in filmed]
     found += [(c.info_topic, "sensor_msgs/msg/CameraInfo", "sensor") for c in filmed]
-    found += [(robot.command.topic, robot.command.type, "command"), (robot.stop_topic, BOOL, "latched")]
+    found += [(to.topic, to.type, "command") for to in robot.command_topics] + [(robot.stop_topic, BOOL, "latched")]
     found += supervisor_topics(robot)
     if spec.goal:
         found.append((spec.goal.topic, POSE, "latched"))
+    if spec.steering:
+        found.append((spec.steering.topic, spec.steering.type, "sensor"))
     return [*found, (STEP_TOPIC, STEP_TYPE, "events"), (EPISODE_TOPIC, TEXT_TYPE, "events"),
-            (INFO_TOPIC, TEXT_TYPE, "latched")]
+            (INFO, TEXT_TYPE, "latched")]
 
 
 def deploy(policy: Path, robot: str, *, episodes: int, record: Path | None, where: BusOptions, seed: int = 0,
@@ -98,12 +105,15 @@ def deploy(policy: Path, robot: str, *, episodes: int, record: Path | None, wher
         raise SpecError(f"--no-cameras with --record {record}: policy {policy} sees through {used}, and its episodes "
                         "cannot be read back without their images")
     with where.connect("policy") as bus:
-        node = PolicyNode(loaded, spec, bus, seed, explore)
+        node, health = PolicyNode(loaded, spec, bus, seed, explore), Health(bus)
         node.connect()
+        # between episodes the reset looks at the robot, so this thread never does
+        beside = Administration(bus, {"~/reload": node.reload}, lambda: health.tell("episodes", "", node, True))
         if record is None:
-            figures = _run(node, episodes, serve, bus, stop)
+            with beside:
+                figures = _run(node, episodes, serve, bus, stop)
             return {"task": contract.task} | {k: v for k, v in figures.items() if k not in LONG}
-        with Recorder(record, contract, spec, where, cameras):
+        with Recorder(record, contract, spec, where, cameras, bus), beside:
             figures = _run(node, episodes, serve, bus, stop)
         write_atomic(record / DETAILS, json.dumps({"task": contract.task} | figures, indent=1).encode())
         return {"task": contract.task} | {k: v for k, v in figures.items() if k not in LONG} | {"bags": str(record)}
@@ -124,7 +134,7 @@ def _count(node: PolicyNode, episodes: int, stop: Callable[[], bool]) -> list[Ep
     for _ in bar:
         if stop():
             break
-        results.append(node.run_episode())
+        results.append(node.run_episode(wanted=lambda: not stop()))
         bar.set_postfix_str(f"success {np.mean([r.success for r in results]):.0%}")
         if node.stopped():
             print("deploy: stopped by the protective stop", file=sys.stderr)
@@ -138,13 +148,13 @@ def _serve(node: PolicyNode, bus: Bus, stop: Callable[[], bool]) -> list[Episode
     calls = bus.service(RUN_SERVICE)
     print("deploy: ready", flush=True)
     while not stop():
-        node.poll()
         request = calls.take()
         if request is None:
+            node.swap()
             time.sleep(0.002)
             continue
         try:
-            results.append(node.run_episode())
+            results.append(node.run_episode(wanted=lambda: not stop()))
             request.reply(True, json.dumps(asdict(results[-1])))
         except TimeoutError as error:
             request.reply(False, str(error))

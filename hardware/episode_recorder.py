@@ -6,19 +6,18 @@ import json
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from hardware import messages
+from hardware import diagnostics, messages
 from hardware.bag_thread import BagThread, say
 from hardware.bus import COMMAND, EVENTS, Bus, Qos, resolve
 
-EPISODE_TOPIC, BAG_TOPIC, DIAGNOSTICS_TOPIC = "policy/episode", "recorder/bag", "/diagnostics"
-TEXT, DIAGNOSTICS = "std_msgs/msg/String", "diagnostic_msgs/msg/DiagnosticArray"
+EPISODE_TOPIC, BAG_TOPIC = "policy/episode", "recorder/bag"
+TEXT = "std_msgs/msg/String"
 DEPTH, IMAGE_DEPTH = 1000, 16  # messages that wait in the bus between two polls; 16 VGA images are 15 MB
-OK, WARN, ERROR = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -72,13 +71,13 @@ class Recorder:
         """Make the readers. Without `episodes` only `open` starts a bag."""
         events = Source("/" + resolve(EPISODE_TOPIC, bus.namespace), TEXT, EVENTS)
         self._sources = {source.topic: source for source in (*sources, events)}
-        self._disk, self._follow = disk, episodes
+        self._bus, self._disk, self._follow = bus, disk, episodes
         self._preroll_ns, self._tail_ns = round(preroll_s * 1e9), round(tail_s * 1e9)
         self._readers = {name: bus.reader(name, source.type, source.reader_qos)
                          for name, source in self._sources.items()}
         self._events = events.topic
         self._told = bus.publisher(BAG_TOPIC, TEXT, EVENTS)
-        self._diagnostics = bus.publisher(DIAGNOSTICS_TOPIC, DIAGNOSTICS, COMMAND)
+        self._diagnostics = bus.publisher(diagnostics.TOPIC, diagnostics.TYPE, COMMAND)
         self._ring: deque[_Entry] = deque()
         self._ring_bytes, self._ring_limit = 0, preroll_bytes
         self._last: dict[str, _Entry] = {}
@@ -195,10 +194,11 @@ class Recorder:
 
     def _publish_diagnostics(self) -> None:
         lost = self._disk.dropped
-        level = ERROR if self._error else WARN if lost else OK
+        level = diagnostics.ERROR if self._error else diagnostics.WARN if lost else diagnostics.OK
         said = self._error or ("recording" if self._bag is not None else "waiting for an episode")
         values = {"bags": self._bags, "dropped": self._dropped + lost, "queued_bytes": self._disk.queued}
-        self._diagnostics.publish(messages.encode(diagnostic("recorder: bags", level, said, values)))
+        self._diagnostics.publish(messages.encode(diagnostics.diagnostic(
+            self._bus.now_ns(), f"{self._bus.node}: bags", level, said, values)))
 
 
 def bag_name(asked: object, episode: int | None) -> str:
@@ -206,11 +206,3 @@ def bag_name(asked: object, episode: int | None) -> str:
     if isinstance(asked, str) and asked.isprintable() and 0 < len(asked.encode()) <= 200 and asked[0] != ".":
         return asked.replace("/", "_").replace("\\", "_")
     return "episode" if episode is None else f"episode_{episode:04d}"
-
-
-def diagnostic(name: str, level: int, message: str, values: Mapping[str, object]) -> Any:
-    """diagnostic_msgs/DiagnosticArray with one status."""
-    pairs = [messages.new("diagnostic_msgs/msg/KeyValue", key=key, value=str(value)) for key, value in values.items()]
-    status = messages.new("diagnostic_msgs/msg/DiagnosticStatus", level=level, name=name, message=message,
-                          hardware_id="", values=pairs)
-    return messages.new(DIAGNOSTICS, header=messages.header(time.time_ns()), status=[status])

@@ -38,7 +38,7 @@ class Jog:
         self.robot, self._speed = robot, speed
         self._guarded = guarded(robot, mjcf)
         self._io = RobotIO(robot, bus)
-        self._others = bus.reader(robot.command.topic, robot.command.type, COMMAND)
+        self._commanded = [bus.reader(to.topic, to.type, COMMAND) for to in robot.command_topics]
         self._stops = [bus.reader(robot.stop_topic, BOOL, qos) for qos in (LATCHED, SENSOR)]
         self._safety = Safety(robot, RATE_HZ)
 
@@ -56,11 +56,16 @@ class Jog:
         others = np.arange(len(names)) != at  # those may rest a little beyond their limits
         return np.where(others, np.clip(goal, lower, upper), goal)
 
+    def _others(self) -> int:
+        """How many publishers command the robot beside this one, on the topic that has most of them."""
+        return max(reader.matched() for reader in self._commanded) - 1
+
     def go(self, goal: np.ndarray) -> dict[str, float]:
         """Drive to a pose (C,); returns where each joint then is. Raises SpecError when it may not or cannot."""
         readings = self._ready()
-        if others := self._others.matched() - 1:
-            raise SpecError(f"{others} other publisher(s) on {self.robot.command.topic}: stop what commands "
+        if others := self._others():
+            topics = ", ".join(to.topic for to in self.robot.command_topics)
+            raise SpecError(f"{others} other publisher(s) on {topics}: stop what commands "
                             f"'{self.robot.robot}' first")
         joints = self._joints(readings)
         path = Homing(self.robot, joints, time.monotonic(), goal, self._speed, self._guarded)
@@ -96,7 +101,7 @@ class Jog:
         """Fresh readings of a robot that may move, once others had the time to be seen."""
         self._io.wait(SENSORS_S)
         end = time.monotonic() + LISTEN_S
-        while time.monotonic() < end and self._others.matched() <= 1:
+        while time.monotonic() < end and not self._others():
             time.sleep(0.02)
         readings = self._io.read()
         if fault := self._fault(readings):

@@ -286,7 +286,8 @@ class _Watch:
 def _ours(turn: Turn, policy: Policy, spec: PolicySpec) -> Kept:
     assert spec.robot is not None
     with connect(turn.kind, NODE, NAMESPACE, turn.domain) as bus:  # type: ignore[arg-type]
-        io, decide, watch = RobotIO(spec.robot, bus, spec.cameras), _Decision(policy, spec), _Watch(turn, spec)
+        io, decide = RobotIO(spec.robot, bus, spec.cameras, spec.steering), _Decision(policy, spec)
+        watch = _Watch(turn, spec)
         io.wait(15.0)
         rehearse = rehearsal(io, policy, spec) if turn.rehearse else None
         ticker = Ticker(turn.rate_hz, 1)
@@ -301,7 +302,8 @@ def _ours(turn: Turn, policy: Policy, spec: PolicySpec) -> Kept:
 def _sleep(turn: Turn, policy: Policy, spec: PolicySpec) -> Kept:
     assert spec.robot is not None
     with connect(turn.kind, NODE, NAMESPACE, turn.domain) as bus:  # type: ignore[arg-type]
-        io, decide, watch = RobotIO(spec.robot, bus, spec.cameras), _Decision(policy, spec), _Watch(turn, spec)
+        io, decide = RobotIO(spec.robot, bus, spec.cameras, spec.steering), _Decision(policy, spec)
+        watch = _Watch(turn, spec)
         io.wait(15.0)
         while True:
             taken = time.monotonic_ns()
@@ -325,7 +327,7 @@ def _timer(turn: Turn, policy: Policy, spec: PolicySpec) -> Kept:
     assert robot is not None
     decide, watch = _Decision(policy, spec), _Watch(turn, spec)
 
-    def tick(newest: dict[str, bytes], publish: Callable[[bytes], None]) -> bool:
+    def tick(newest: dict[str, bytes], publish: Callable[[str, bytes], None]) -> bool:
         taken = time.monotonic_ns()
         if len(newest) < len(robot.sensors):
             return True
@@ -334,11 +336,12 @@ def _timer(turn: Turn, policy: Policy, spec: PolicySpec) -> Kept:
             readings.values |= decode(sensor, newest[sensor.topic], robot)
         command = decide(readings)
         if command is not None:
-            publish(encode_command(robot, command))
+            for topic, data in encode_command(robot, command):
+                publish(topic, data)
         return watch.note(taken, readings, command is not None)
 
     timer_node(NODE, NAMESPACE, turn.domain, [(s.topic, s.type) for s in robot.sensors],
-               (robot.command.topic, robot.command.type), turn.rate_hz, tick)
+               [(to.topic, to.type) for to in robot.command_topics], turn.rate_hz, tick)
     return watch.kept(None)
 
 
@@ -379,14 +382,15 @@ def _be_robot(spec: bytes, kind: str, domain: int, ready: Any) -> None:
     robot = msgspec.json.decode(spec, type=RobotSpec)
     with connect(kind, "robot", NAMESPACE, domain) as bus:  # type: ignore[arg-type]
         pubs = [(s, bus.publisher(s.topic, s.type, Qos(reliable=True))) for s in robot.sensors]
-        commands = bus.reader(robot.command.topic, robot.command.type, COMMAND)
+        commands = [bus.reader(to.topic, to.type, COMMAND) for to in robot.command_topics]
         rest = np.array([j.default for j in robot.joints])
         ticker = Ticker(max(s.rate_hz for s in robot.sensors))
         ready.set()
         ticker.start()
         while True:
             ticker.wait()
-            commands.newest()
+            for reader in commands:
+                reader.newest()
             stamp = time.time_ns()
             for sensor, publisher in pubs:
                 message = (messages.joint_state(stamp, robot.names, rest, 0 * rest, 0 * rest)

@@ -184,6 +184,17 @@ def joint_trajectory(names: Sequence[str], position: ArrayLike = (), velocity: A
     return new("trajectory_msgs/msg/JointTrajectory", header=header(stamp_ns), joint_names=list(names), points=points)
 
 
+def joint_interfaces(stamp_ns: int, names: Sequence[str], interfaces: Sequence[str], values: ArrayLike) -> Any:
+    """control_msgs/DynamicJointState: (J, I) values, the same interfaces of every joint."""
+    rows = _floats(values, 2)
+    if rows.shape != (len(names), len(interfaces)):
+        raise ValueError(f"DynamicJointState has values {rows.shape} for {len(names)} names and "
+                         f"{len(interfaces)} interfaces")
+    return new("control_msgs/msg/DynamicJointState", header=header(stamp_ns), joint_names=list(names),
+               interface_values=[new("control_msgs/msg/InterfaceValue", interface_names=list(interfaces), values=row)
+                                 for row in rows])
+
+
 def float64s(values: ArrayLike, labels: Sequence[tuple[str, int]] | None = None) -> Any:
     """std_msgs/Float64MultiArray of (N,) values; labels name consecutive segments as (name, size) in layout.dim."""
     data = _floats(values)
@@ -216,6 +227,29 @@ def acquired_ns(data: bytes) -> int:
     """The header's stamp, ns since the Unix epoch, in the CDR bytes of a message that begins with a header."""
     sec, nanosec = struct.unpack_from("<iI" if data[1] & 1 else ">iI", data, 4)
     return int(sec) * NANO + int(nanosec)
+
+
+def twist(velocity: ArrayLike, stamp_ns: int | None = None, frame: str = "base_link") -> Any:
+    """geometry_msgs/Twist of (3,) forward and left m/s and turning left rad/s; with a stamp, a TwistStamped."""
+    x, y, turn = (float(v) for v in _floats(velocity))
+    made = new("geometry_msgs/msg/Twist", linear=new("geometry_msgs/msg/Vector3", x=x, y=y, z=0.0),
+               angular=new("geometry_msgs/msg/Vector3", x=0.0, y=0.0, z=turn))
+    if stamp_ns is None:
+        return made
+    return new("geometry_msgs/msg/TwistStamped", header=header(stamp_ns, frame), twist=made)
+
+
+def imu(stamp_ns: int, frame: str, quaternion_xyzw: ArrayLike, angular_velocity: ArrayLike,
+        linear_acceleration: ArrayLike) -> Any:
+    """sensor_msgs/Imu: orientation (4,) in a world whose z is up; (3,) rad/s and m/s², at rest +g up, in its frame."""
+    x, y, z, w = (float(v) for v in _quaternions(quaternion_xyzw))
+    vectors = [new("geometry_msgs/msg/Vector3", **dict(zip("xyz", map(float, v), strict=True)))
+               for v in (_floats(angular_velocity), _floats(linear_acceleration))]
+    unknown = np.zeros(9)  # covariances of 0 say that they are not known, REP 145
+    return new("sensor_msgs/msg/Imu", header=header(stamp_ns, frame), orientation_covariance=unknown,
+               orientation=new("geometry_msgs/msg/Quaternion", x=x, y=y, z=z, w=w), angular_velocity=vectors[0],
+               angular_velocity_covariance=unknown, linear_acceleration=vectors[1],
+               linear_acceleration_covariance=unknown)
 
 
 def image(stamp_ns: int, frame: str, array: NDArray[np.uint8], encoding: str = "rgb8") -> Any:

@@ -1,14 +1,16 @@
-"""The policy process: runs a policy on a robot over the bus, at control rate, and tells of every step.
+"""A policy on a robot over the bus, at control rate: the one control loop, which tells of every step.
 
 Each tick: newest readings → observation → action → safe command → publish; then the step is told on `policy/step`.
-Stage 7, the recorder, is another process with readers of its own, so that nothing here waits for a disk.
+Stage 7, the recorder, is another process with readers of its own, so that nothing here waits for a disk. What is asked
+of the process (reload, start, stop, diagnostics) is answered in another thread.
 """
 
 from __future__ import annotations
 
 import json
-import threading
 import time
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,24 +18,28 @@ import msgspec
 import numpy as np
 
 from hardware import messages
-from hardware.bus import EVENTS, LATCHED, SENSOR, Bus
+from hardware.bus import EVENTS, LATCHED, SENSOR, Bus, Reader, Sample
 from hardware.loop import Ticker, percentiles, steady
-from hardware.robot_io import RobotIO
+from hardware.rehearsal import rehearsal
+from hardware.robot_io import RobotIO, heard_on
 from robot_rl import image
 from robot_rl.episode import Command, Episode, Outcome
 from robot_rl.observe import Readings
 from robot_rl.policy import Policy
 from robot_rl.safety import Reason
-from robot_rl.spec import POSE, RobotSpec, SpecError
-from robot_rl.steplog import EPISODE_TOPIC, INFO_TOPIC, STEP_TOPIC, STEP_TYPE, TEXT_TYPE, step_record
+from robot_rl.spec import POSE, PolicySpec, RobotSpec, SpecError, Steering
+from robot_rl.steplog import EPISODE_TOPIC, STEP_TOPIC, STEP_TYPE, TEXT_TYPE, step_record
 
 BOOL = "std_msgs/msg/Bool"
+INFO = "~/policy_info"
 FRESH_TIMEOUT_S = 5.0
+STOP_S = 0.25
+"""How long the stop behaviour is commanded when continuous control ends, before there is silence."""
 
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """One episode on the robot."""
+    """One episode on the robot, or one stretch of continuous control."""
 
     episode: int
     steps: int
@@ -46,63 +52,153 @@ class EpisodeResult:
     start_unix: float
 
 
-class PolicyNode:
-    """A policy bound to a robot on a bus. Raises SpecError when they do not fit."""
+def forever() -> bool:
+    """Nobody wants it to end."""
+    return True
 
-    def __init__(self, policy: Policy, robot: RobotSpec, bus: Bus, seed: int = 0, explore: bool = False) -> None:
-        self.bus, self.explore = bus, explore
-        self._robot = robot
-        # a latched reader does not match a volatile publisher, and a stop must never be missed: listen both ways
-        self._stops = [bus.reader(topic, BOOL, qos) for topic in robot.stop_topics for qos in (LATCHED, SENSOR)]
+
+class PolicyNode:
+    """A policy bound to a robot on a bus. Raises SpecError when they do not fit.
+
+    It runs episodes, whose goals it draws and publishes, or with `endless` continuous control, to goals that it hears.
+    """
+
+    def __init__(self, policy: Policy, robot: RobotSpec, bus: Bus, seed: int = 0, explore: bool = False,
+                 endless: bool = False) -> None:
+        policy.spec.on(robot, f"policy {policy.path}")  # before there is anything on the bus
+        self.bus, self.explore, self._endless = bus, explore, endless
+        self.robot = robot
+        self._stops = [(topic, reader) for topic in robot.stop_topics for reader in _both(bus, topic, BOOL)]
         self._steps = bus.publisher(STEP_TOPIC, STEP_TYPE, EVENTS)
         self._events = bus.publisher(EPISODE_TOPIC, TEXT_TYPE, EVENTS)
-        self._info = bus.publisher(INFO_TOPIC, TEXT_TYPE, LATCHED)
-        self._reloads = bus.service("policy/reload")
-        self._use(policy)
-        self._io = RobotIO(robot, bus, self._spec.cameras)
-        self._goal = bus.publisher(self._spec.goal.topic, POSE, LATCHED) if self._spec.goal else None
-        self._goals = np.random.default_rng([seed, 0])
+        self._info = bus.publisher(INFO, TEXT_TYPE, LATCHED)
+        self.policy, self.spec = self._use(*self._prepare(policy))
+        assert self.spec.robot is not None  # with the joints in the policy's order
+        self._io = RobotIO(self.spec.robot, bus, self.spec.cameras, self.spec.steering)
+        goal = self.spec.goal
+        self._goals_out = bus.publisher(goal.topic, POSE, LATCHED) if goal and not endless else None
+        self._goals_in = _both(bus, goal.topic, POSE) if goal and endless else []
+        self._goal_heard: Sample | None = None
+        self._goal: np.ndarray | None = None
+        self._draws = np.random.default_rng([seed, 0])
         self._noise = np.random.default_rng([seed, 1])
-        self._pending: Policy | None = None
-        self.episodes = 0
-        self.safety_events = 0
-        self.swaps = 0
-        self.ticker = Ticker(self._spec.rate_hz)
-        self._latency = np.zeros(len(self.ticker.late), np.float64)
+        self._pending: tuple[Policy, PolicySpec, bytes] | None = None
+        self.episodes = self.safety_events = self.swaps = 0
+        self.reasons: Counter[int] = Counter()
+        """Ticks by what `Reason` says of them."""
+        self.goal_refused = ""
+        """Why the newest goal is not followed."""
+        self.ages: dict[str, float] = {}
+        """Of every input at the last tick, s."""
+        self.ticker = Ticker(self.spec.rate_hz)
+        self.latency_s = np.zeros(len(self.ticker.late), np.float64)
+        """Of the newest ticks, as `ticker.late` holds them."""
 
     def connect(self, timeout_s: float = 10.0) -> None:
         """Wait for the robot. Raises TimeoutError naming the silent topics."""
         self._io.wait(timeout_s)
 
-    def stopped(self) -> bool:
-        """Whether the protective stop is pressed."""
-        samples = [reader.newest() for reader in self._stops]
-        return any(bool(messages.decode(s.data, BOOL).data) for s in samples if s is not None)
+    def close(self) -> None:
+        """Leave every topic."""
+        for reader in (*(reader for _, reader in self._stops), *self._goals_in):
+            reader.close()
+        for publisher in (self._steps, self._events, self._info, self._goals_out):
+            if publisher is not None:
+                publisher.close()
+        self._io.close()
 
-    def run_episode(self, goal: np.ndarray | None = None) -> EpisodeResult:
-        """Reset the robot, run one episode and stop. Raises TimeoutError when the robot does not answer."""
+    def stopped(self) -> bool:
+        """Whether a stop is pressed: the protective one, or the supervisor's, where there is one."""
+        return bool(self._pressed())
+
+    def ready(self, timeout_s: float = FRESH_TIMEOUT_S) -> None:
+        """Wait for all that continuous control begins with: fresh inputs, a goal where the task has one, no stop.
+
+        Raises TimeoutError or SpecError naming the topics on which something is missing or wrong.
+        """
+        end = time.monotonic() + timeout_s
+        self._io.wait(timeout_s)
+        if pressed := self._pressed():
+            raise SpecError(f"the protective stop is pressed on {pressed}")
+        while self._goals_in:
+            self._hear_goal()
+            if self.goal_refused:
+                raise SpecError(self.goal_refused)
+            if self._goal is not None:
+                return
+            if time.monotonic() > end:
+                assert self.spec.goal is not None
+                raise TimeoutError(f"task {self.spec.task}: no goal heard on {self.bus.resolve(self.spec.goal.topic)} "
+                                   f"({POSE}) for {timeout_s:g} s")
+            time.sleep(0.01)
+
+    def look(self) -> dict[str, float]:
+        """Ages of the inputs that have spoken, s, while no control runs."""
+        self.ages = self._io.read().ages
+        return self.ages
+
+    def run_episode(self, goal: np.ndarray | None = None, wanted: Callable[[], bool] = forever) -> EpisodeResult:
+        """Reset the robot, run one episode and stop. Raises TimeoutError when the robot does not answer.
+
+        Once it is not wanted any more the episode ends as by a protective stop.
+        """
         began, wall = time.monotonic(), time.time()
-        if self._spec.goal and goal is None:
-            goal = self._spec.goal.sample(self._goals)
+        if self.spec.goal and goal is None:
+            goal = self.spec.goal.sample(self._draws)
         self._reset_robot()
         self._publish_goal(goal)
-        number, self.episodes = self.episodes, self.episodes + 1
-        listed = None if goal is None else [float(x) for x in goal]
-        self._tell(event="start", episode=number, bag=f"episode_{number:04d}", goal=listed, task=self._spec.task,
-                   policy=self._policy.sha256)
+        episode = Episode(self.spec)
+        episode.begin(goal)
+        number = self._begin(goal, f"episode_{self.episodes:04d}")
         with steady():
-            outcome, steps, total = self._control(number, goal)
-        result = EpisodeResult(number, steps, total, outcome.success, outcome.faults.words(),
-                               time.monotonic() - began, wall)
-        self._tell(event="end", terminated=outcome.terminated, truncated=outcome.truncated,
-                   **msgspec.to_builtins(result))
-        return result
+            outcome, total = self._control(episode, number, wanted)
+        return self._end(number, episode.steps, total, outcome, began, wall)
+
+    def run(self, wanted: Callable[[], bool], fade_s: float = 0.0) -> str:
+        """Continuous control from the measured pose on, with the policy faded in, for as long as it is wanted.
+
+        Then the stop behaviour, and silence. Returns why it ended if it was still wanted, else ''. Call `ready` first.
+        """
+        began, wall = time.monotonic(), time.time()
+        episode = Episode(self.spec, endless=True)
+        episode.begin(self._goal, fade_s)
+        number = self._begin(self._goal, time.strftime("run_%Y%m%d_%H%M%S", time.localtime(wall)), continuous=True)
+        outcome, total = Outcome(np.zeros(0), 0.0, False, True, False, Reason.STOP, False), 0.0
+        try:
+            with steady():
+                try:
+                    outcome, total = self._control(episode, number, wanted)
+                finally:
+                    self._keep_stopping(episode)
+        finally:
+            self._end(number, episode.steps, total, outcome, began, wall)
+        return "" if outcome.faults == Reason.STOP and not wanted() else self._explain(outcome.faults)
+
+    def reload(self) -> str:
+        """Read the policy file again, beside the running loop, whose next tick uses it; returns its hash.
+
+        Raises SpecError for a policy that cannot take over from the one that runs.
+        """
+        policy = Policy(self.policy.path)
+        spec = policy.spec.on(self.robot, f"policy {policy.path}")
+        for key in ("robot", "rate_hz", "vision", "observations", "action", "goal", "steering"):
+            ours, theirs = getattr(self.spec, key), getattr(spec, key)
+            if ours != theirs:
+                raise SpecError(f"policy {policy.path}: {key} {theirs}, running with {ours}")
+        self._pending = self._prepare(policy)
+        return policy.sha256
+
+    def swap(self) -> None:
+        """Make a policy that was reloaded the one that acts; the control loop does so itself."""
+        if self._pending is not None:
+            (self.policy, self.spec), self._pending = self._use(*self._pending), None
+            self.swaps += 1
 
     def timing(self) -> dict[str, Any]:
         """Loop figures since the start: rate, ticks, missed deadlines, latency and lateness percentiles in ms."""
         p50, p99 = percentiles(self.latency_ms, 50, 99)
         jitter = percentiles(self.ticker.lateness_ms, 99)[0]
-        return {"rate_hz": self._spec.rate_hz, "ticks": self.ticker.ticks, "missed_deadlines": self.ticker.missed,
+        return {"rate_hz": self.spec.rate_hz, "ticks": self.ticker.ticks, "missed_deadlines": self.ticker.missed,
                 "latency_ms_p50": p50, "latency_ms_p99": p99, "jitter_ms_p99": jitter,
                 "safety_events": self.safety_events}
 
@@ -114,99 +210,180 @@ class PolicyNode:
     @property
     def latency_ms(self) -> np.ndarray:
         """(ticks,) from the take of the newest state to the return of publish, ms."""
-        return self._latency[:min(self.ticker.ticks, len(self._latency))] * 1e3
+        return self.latency_s[:min(self.ticker.ticks, len(self.latency_s))] * 1e3
 
-    def poll(self) -> None:
-        """Serve what may be asked at any time: swap the policy file in without stopping."""
-        if (request := self._reloads.take()) is not None:
-            threading.Thread(target=self._load, args=(request,), daemon=True).start()
-        if self._pending is not None:
-            policy, self._pending = self._pending, None
-            self._use(policy)
-            self.swaps += 1
+    def _control(self, episode: Episode, number: int, wanted: Callable[[], bool]) -> tuple[Outcome, float]:
+        """The control loop, until the episode is over: returns its last outcome and its return.
 
-    def _control(self, number: int, goal: np.ndarray | None) -> tuple[Outcome, int, float]:
-        """The control loop of one episode: returns its last outcome, its steps and its return."""
-        episode, total = Episode(self._spec), 0.0
-        episode.begin(goal)
-        self._policy.reset()
-        idle = np.full(self._spec.action_size, np.nan)
+        However it ends, the last command is the stop behaviour.
+        """
+        total, readings = 0.0, Readings({})
+        self.policy.reset()
+        idle = np.full(self.spec.action_size, np.nan)
+        rehearse = rehearsal(self._io, self.policy, self.spec)
         self.ticker.start()
-        while True:
-            self.ticker.wait()
-            taken, stamp = time.perf_counter(), time.time_ns()
-            if self.stopped():
-                episode.halt(Reason.STOP)
-            readings = self._io.read()
-            outcome = episode.observe(readings)
-            total += outcome.reward
-            command = None
-            if not outcome.done:
-                command = episode.act(self._policy(outcome.observation, self._draw()))
-                self._io.send(command.sent)
-            else:
-                self._safe_stop(episode, readings)
-            latency = time.perf_counter() - taken
-            self._note(number, stamp, readings, outcome, command, idle, latency)
-            if command is None:
-                return outcome, episode.steps, total
-            self.poll()
+        try:
+            while True:
+                self.ticker.wait(rehearse)
+                taken, stamp = time.perf_counter(), self.bus.now_ns()
+                if self.stopped() or not wanted():
+                    episode.halt(Reason.STOP)
+                if self._goals_in and self._hear_goal() and self._goal is not None:
+                    episode.aim(self._goal)
+                    self._tell(event="goal", episode=number, tick=self.ticker.ticks, goal=_listed(self._goal))
+                readings = self._io.read()
+                outcome = episode.observe(readings)
+                total += outcome.reward
+                command = None
+                if not outcome.done:
+                    command = episode.act(self.policy(outcome.observation, self._draw()))
+                    self._io.send(command.sent)
+                else:
+                    self._safe_stop(episode, readings)
+                latency = time.perf_counter() - taken
+                self._note(number, stamp, readings, outcome, command, idle, latency)
+                if command is None:
+                    return outcome, total
+                self.swap()
+        except BaseException:
+            self._safe_stop(episode, readings)
+            raise
 
     def _note(self, number: int, stamp: int, readings: Readings, outcome: Outcome, command: Command | None,
               idle: np.ndarray, latency: float) -> None:
         """Count one tick and tell of it."""
-        self._latency[(self.ticker.ticks - 1) % len(self._latency)] = latency
+        self.latency_s[(self.ticker.ticks - 1) % len(self.latency_s)] = latency
+        self.ages = readings.ages
         reasons = command.reasons if command else Reason.NONE
-        self.safety_events += bool(reasons | outcome.faults)
+        self.reasons[int(reasons | outcome.faults)] += 1
+        self.safety_events += bool((reasons | outcome.faults) & ~Reason.FADE)
         record = step_record(
-            self._spec, tick=self.ticker.ticks, episode=number, stamp_ns=stamp, stamps=readings.stamps,
+            self.spec, tick=self.ticker.ticks, episode=number, stamp_ns=stamp, stamps=readings.stamps,
             outcome=outcome, asked=command.asked if command else idle, action=command.action if command else idle,
-            sent=command.sent if command else np.full(len(self._robot.actuated), np.nan), reasons=reasons,
+            sent=command.sent if command else np.full(len(self.robot.actuated), np.nan), reasons=reasons,
             lateness_s=self.ticker.late_ns * 1e-9, latency_s=latency)
         self._steps.publish(record.encode())
+
+    def _pressed(self) -> str:
+        """The topics on which a stop is pressed, as a text."""
+        heard = ((topic, reader.newest()) for topic, reader in self._stops)
+        pressed = [topic for topic, sample in heard
+                   if sample is not None and bool(messages.decode(sample.data, BOOL).data)]
+        return ", ".join(dict.fromkeys(self.bus.resolve(topic) for topic in pressed))
 
     def _safe_stop(self, episode: Episode, readings: Readings) -> None:
         command = episode.stop(readings)
         if command is not None:
-            self._io.send(command)
+            self._io.stop(command)
+
+    def _keep_stopping(self, episode: Episode) -> None:
+        """The stop behaviour for a while: a brake follows the speed, while a pose to hold is chosen once."""
+        readings = self._io.read()
+        for _ in range(round(STOP_S * self.spec.rate_hz)):
+            self.ticker.wait()
+            if self.robot.stop == "damping":
+                readings = self._io.read()
+            self._safe_stop(episode, readings)
+
+    def _hear_goal(self) -> bool:
+        """Take a goal that is new and one that the policy knows."""
+        samples = [sample for reader in self._goals_in if (sample := reader.newest()) is not None]
+        newest = max(samples, key=lambda sample: sample.stamp_ns, default=None)
+        if newest is None or (self._goal_heard and newest.stamp_ns <= self._goal_heard.stamp_ns):
+            return False
+        self._goal_heard = newest
+        assert self.spec.goal is not None
+        message = messages.decode(newest.data, POSE)
+        place = message.pose.position
+        goal = np.array([place.x, place.y, place.z])
+        try:
+            self.spec.goal.check(goal, message.header.frame_id)
+        except SpecError as error:
+            self.goal_refused = f"{self.bus.resolve(self.spec.goal.topic)}: {error}"
+            return False
+        self._goal, self.goal_refused = goal, ""
+        return True
+
+    def _explain(self, faults: Reason) -> str:
+        """What went wrong, with the topics that it shows on."""
+        words = [faults.words()]
+        for sensor in self.spec.inputs:
+            if isinstance(sensor, Steering):  # nobody has to steer
+                continue
+            age = self.ages.get(sensor.name)
+            where = f"{sensor.name} on {self.bus.resolve(heard_on(sensor)[0])}"
+            if age is None:
+                words.append(f"{where} has not spoken")
+            elif age > sensor.stale_after_s:
+                words.append(f"{where} silent for {age:.3g} s, at most {sensor.stale_after_s:g} s")
+        if faults & Reason.STOP:
+            where = self._pressed() or ", ".join(self.bus.resolve(topic) for topic in self.robot.stop_topics)
+            words.append(f"pressed on {where}")
+        return ", ".join([*words, *self._io.refused.values()])
 
     def _draw(self) -> np.ndarray | None:
-        return self._noise.standard_normal(self._policy.noise_size) if self.explore else None
+        return self._noise.standard_normal(self.policy.noise_size) if self.explore else None
 
     def _reset_robot(self) -> None:
-        done, said = self.bus.call(self._robot.reset_service, self._robot.reset_timeout_s)
+        done, said = self.bus.call(self.robot.reset_service, self.robot.reset_timeout_s)
         if not done:
-            raise TimeoutError(f"robot {self._robot.robot}: service '{self._robot.reset_service}' refused: {said}")
+            raise TimeoutError(f"robot {self.robot.robot}: service '{self.robot.reset_service}' refused: {said}")
         self._io.wait(FRESH_TIMEOUT_S)
 
     def _publish_goal(self, goal: np.ndarray | None) -> None:
-        if self._goal is not None and goal is not None and self._spec.goal is not None:
-            pose = messages.pose_stamped(time.time_ns(), self._spec.goal.frame, goal, np.array([0.0, 0.0, 0.0, 1.0]))
-            self._goal.publish(messages.encode(pose))
+        if self._goals_out is not None and goal is not None and self.spec.goal is not None:
+            stamp, upright = self.bus.now_ns(), np.array([0.0, 0.0, 0.0, 1.0])
+            self._goals_out.publish(messages.encode(messages.pose_stamped(stamp, self.spec.goal.frame, goal, upright)))
+
+    def _begin(self, goal: np.ndarray | None, bag: str, **more: Any) -> int:
+        """Tell that an episode begins; returns its number."""
+        number, self.episodes = self.episodes, self.episodes + 1
+        self._tell(event="start", episode=number, bag=bag, goal=_listed(goal), task=self.spec.task,
+                   policy=self.policy.sha256, **more)
+        return number
+
+    def _end(self, number: int, steps: int, total: float, outcome: Outcome, began: float, wall: float) -> EpisodeResult:
+        """Tell that an episode is over."""
+        result = EpisodeResult(number, steps, total, outcome.success, outcome.faults.words(),
+                               time.monotonic() - began, wall)
+        self._tell(event="end", terminated=outcome.terminated, truncated=outcome.truncated,
+                   **msgspec.to_builtins(result))
+        return result
 
     def _tell(self, **event: Any) -> None:
         self._events.publish(messages.encode(messages.string(json.dumps(event))))
 
-    def _use(self, policy: Policy) -> None:
-        """Make `policy` the one that acts, and say so on the latched info topic."""
-        spec = policy.spec.on(self._robot, f"policy {policy.path}")
+    def _prepare(self, policy: Policy) -> tuple[Policy, PolicySpec, bytes]:
+        """Warm up a policy; with its contract and what is told of it, with the topics' absolute names."""
+        spec = policy.spec.on(self.robot, f"policy {policy.path}")
         image.prepare(spec)
         policy.warm_up()
-        self._policy, self._spec = policy, spec
-        info = {"policy": policy.path.name, "sha256": policy.sha256, "contract": json.loads(spec.to_json())}
-        self._info.publish(messages.encode(messages.string(json.dumps(info))))
+        contract = json.loads(_resolved(spec, self.bus).to_json())
+        info = {"policy": policy.path.name, "sha256": policy.sha256, "contract": contract}
+        return policy, spec, messages.encode(messages.string(json.dumps(info)))
 
-    def _load(self, request: Any) -> None:
-        """Read the policy file again, beside the running loop; the next tick uses it."""
-        try:
-            policy = Policy(self._policy.path)
-            policy.spec.on(self._robot, f"policy {policy.path}")
-            if policy.spec.rate_hz != self._spec.rate_hz:
-                raise SpecError(f"policy {policy.path}: rate_hz {policy.spec.rate_hz}, running at {self._spec.rate_hz}")
-            if policy.spec.vision != self._spec.vision:
-                raise SpecError(f"policy {policy.path}: vision {policy.spec.vision}, running with {self._spec.vision}")
-        except SpecError as error:
-            request.reply(False, str(error))
-            return
-        self._pending = policy
-        request.reply(True, policy.sha256)
+    def _use(self, policy: Policy, spec: PolicySpec, info: bytes) -> tuple[Policy, PolicySpec]:
+        """Say on the latched topic that a policy is the one that acts from now on."""
+        self._info.publish(info)
+        return policy, spec
+
+
+def _both(bus: Bus, topic: str, type: str) -> list[Reader]:
+    """Readers of a topic that latched and volatile publishers may be on: a latched one hears latched ones only."""
+    return [bus.reader(topic, type, qos) for qos in (LATCHED, SENSOR)]
+
+
+def _resolved(spec: PolicySpec, bus: Bus) -> PolicySpec:
+    """The contract with the names that its topics have on this bus: what a bag is read by."""
+    replace, robot = msgspec.structs.replace, spec.robot
+    assert robot is not None
+    sensors, cameras = (tuple(replace(one, topic=bus.resolve(one.topic)) for one in many)  # type: ignore[type-var]
+                        for many in (robot.sensors, robot.cameras))
+    groups = tuple(replace(group, topic=bus.resolve(group.topic)) for group in robot.command.groups)
+    command = replace(robot.command, topic=bus.resolve(robot.command.topic), groups=groups)
+    steering = replace(spec.steering, topic=bus.resolve(spec.steering.topic)) if spec.steering else None
+    return replace(spec, steering=steering, robot=replace(robot, sensors=sensors, cameras=cameras, command=command))
+
+
+def _listed(goal: np.ndarray | None) -> list[float] | None:
+    return None if goal is None else [float(x) for x in goal]

@@ -27,7 +27,7 @@ from hardware.bus import COMMAND, EVENTS, LATCHED, SENSOR, connect, resolve
 from hardware.episode_recorder import TEXT, Recorder, Source, bag_name
 from hardware.robot_io import heard_on
 from robot_rl.spec import RobotSpec, load_robot
-from robot_rl.steplog import supervisor_topics
+from robot_rl.steplog import INFO_TOPIC, supervisor_topics
 
 KINDS = {"sensor": SENSOR, "command": COMMAND, "latched": LATCHED, "events": EVENTS}
 
@@ -54,8 +54,9 @@ def robot_topics(robot: RobotSpec, cameras: bool = True) -> list[tuple[str, str,
     rows = [(*heard_on(sensor), "sensor") for sensor in robot.sensors]
     for camera in robot.cameras if cameras else ():
         rows += [(*heard_on(camera), "sensor"), (camera.info_topic, "sensor_msgs/msg/CameraInfo", "sensor")]
-    rows += [(robot.command.topic, robot.command.type, "command"), (robot.stop_topic, "std_msgs/msg/Bool", "latched"),
-             ("policy/step", "std_msgs/msg/Float64MultiArray", "events"), ("policy/info", TEXT, "latched"),
+    rows += [(to.topic, to.type, "command") for to in robot.command_topics]
+    rows += [(robot.stop_topic, "std_msgs/msg/Bool", "latched"),
+             ("policy/step", "std_msgs/msg/Float64MultiArray", "events"), (INFO_TOPIC, TEXT, "latched"),
              *supervisor_topics(robot)]
     return rows
 

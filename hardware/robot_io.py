@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,18 +13,36 @@ from hardware import messages
 from hardware.bus import COMMAND, SENSOR, Bus, Reader, Sample
 from robot_rl import image
 from robot_rl.observe import Readings, Values
-from robot_rl.spec import IMAGE, JOINT_STATE, Camera, RobotSpec, Sensor, SpecError
+from robot_rl.spec import (
+    IMAGE,
+    IMU,
+    JOINT_STATE,
+    PD,
+    STEERING,
+    TRAJECTORY,
+    Camera,
+    CommandTopic,
+    RobotSpec,
+    Sensor,
+    SpecError,
+    Steering,
+)
+
+FLOATS = "std_msgs/msg/Float64MultiArray"
 
 
 class RobotIO:
-    """A robot's state topics, the cameras in use and its command topic on a bus."""
+    """A robot's state topics, the cameras in use and its command topics on a bus, and the topic that steers."""
 
-    def __init__(self, robot: RobotSpec, bus: Bus, cameras: Sequence[Camera] = ()) -> None:
-        self.robot = robot
+    def __init__(self, robot: RobotSpec, bus: Bus, cameras: Sequence[Camera] = (), steering: Steering | None = None
+                 ) -> None:
+        self.robot, self._bus = robot, bus
         inputs: tuple[Sensor | Camera, ...] = (*robot.sensors, *cameras)
         self._sensors: list[tuple[Sensor | Camera, Reader]] = [
             (s, bus.reader(*heard_on(s), SENSOR)) for s in inputs]
-        self._command = bus.publisher(robot.commands_of_policies(robot.command.topic), robot.command.type, COMMAND)
+        self._steering = (steering, bus.reader(steering.topic, steering.type, SENSOR)) if steering else None
+        self._commands = {to.topic: bus.publisher(robot.commands_of_policies(to.topic), to.type, COMMAND)
+                          for to in robot.command_topics}
         self._decoded: dict[str, tuple[Sample, Values]] = {}
         self._taken: dict[str, tuple[int, int]] = {}  # by camera: stamp and arrival of the image that it shows
         self.refused: dict[str, str] = {}
@@ -62,36 +81,78 @@ class RobotIO:
                 self._taken[sensor.name] = acquired, arrived
             readings.acquired[sensor.name] = acquired - round(delay * 1e9)
             readings.ages[sensor.name] = (time.monotonic_ns() - arrived) * 1e-9 + delay
+        self._steer(readings)
         return readings
 
+    def _steer(self, readings: Readings) -> None:
+        """Add the velocity that is asked for; one that is too old, or never came, is as if none were."""
+        if self._steering is None or (sample := self._steering[1].newest()) is None:
+            return
+        steering, age = self._steering[0], (time.monotonic_ns() - sample.arrival_ns) * 1e-9
+        if age <= steering.stale_after_s:
+            readings.values |= decode(steering, sample.data, self.robot)
+            readings.stamps[steering.name], readings.ages[steering.name] = sample.stamp_ns, age
+
     def send(self, command: np.ndarray) -> int:
-        """Publish a command (C,) of the actuated joints: rad, rad/s or N·m; returns its source stamp, ns."""
-        return self._command.publish(encode_command(self.robot, command))
+        """Publish a command (C,) of the actuated joints: rad, rad/s or N·m; returns the first's source stamp, ns."""
+        return self._publish(encode_command(self.robot, command, self._bus.now_ns()))
+
+    def stop(self, command: np.ndarray) -> int:
+        """Publish the stop behaviour's command (C,); a robot that stops by damping gets its brake with it."""
+        return self._publish(encode_command(self.robot, command, self._bus.now_ns(), self.robot.stop == "damping"))
+
+    def _publish(self, commands: Sequence[tuple[str, bytes]]) -> int:
+        stamps = [self._commands[topic].publish(data) for topic, data in commands]
+        return stamps[0]
+
+    def close(self) -> None:
+        """Leave the topics."""
+        for _, reader in (*self._sensors, *((self._steering,) if self._steering else ())):
+            reader.close()
+        for publisher in self._commands.values():
+            publisher.close()
 
     def wait(self, timeout_s: float) -> None:
-        """Wait until every sensor and camera in use has spoken and somebody takes commands.
+        """Wait until every sensor and camera in use has told of every joint anew and somebody takes each command.
 
-        Raises TimeoutError naming who is silent, and SpecError for an image that is none.
+        Raises TimeoutError naming who is silent and what is missing, and SpecError for an image that is none.
         """
         end = time.monotonic() + timeout_s
+        self.read()
+        before = {name: sample for name, (sample, _) in self._decoded.items()}  # it may have waited to be read
         while True:
-            heard = self.read().stamps
+            readings = self.read()
             if self.refused:
                 raise SpecError("; ".join(self.refused.values()))
-            silent = ["{} on {} ({})".format(s.name, *heard_on(s)) for s, _ in self._sensors if s.name not in heard]
-            if not self._command.matched():
-                topic = self.robot.commands_of_policies(self.robot.command.topic)
-                silent.append(f"no subscriber on {topic} ({self.robot.command.type})")
+            heard = {name for name, (sample, _) in self._decoded.items() if before.get(name) is not sample}
+            topics = {s.name: heard_on(s) for s, _ in self._sensors}
+            silent = [f"{name} on {self._bus.resolve(topic)} ({type})" for name, (topic, type) in topics.items()
+                      if name not in heard]
+            silent += self._absent(readings)
+            silent += [f"no subscriber on {self._bus.resolve(self.robot.commands_of_policies(to.topic))} ({to.type})"
+                       for to in self.robot.command_topics if not self._commands[to.topic].matched()]
             if not silent:
                 return
             if time.monotonic() > end:
                 raise TimeoutError(f"robot {self.robot.robot}: nothing heard for {timeout_s:g} s: {'; '.join(silent)}")
             time.sleep(0.01)
 
+    def _absent(self, readings: Readings) -> list[str]:
+        """What the joint states do not tell."""
+        sensor, lines = self.robot.joint_sensor, []
+        for field in ("position", "velocity"):
+            values = readings.values.get(f"{sensor.name}.{field}")
+            absent = [] if values is None else [self.robot.names[i] for i in np.flatnonzero(np.isnan(values))]
+            if absent:
+                lines.append(f"no {field} of {', '.join(absent)} on {sensor.topic}")
+                lines[-1] += " (`velocity: derived` makes speeds from positions)" if field == "velocity" else ""
+        return lines
 
-def decode(sensor: Sensor | Camera, data: bytes, robot: RobotSpec) -> Values:
+
+def decode(sensor: Sensor | Camera | Steering, data: bytes, robot: RobotSpec) -> Values:
     """One message as named arrays, joints in the spec's order by name; a joint that is absent reads NaN.
 
+    Efforts that are absent altogether read 0, as ROS allows; derived speeds are left out, whatever the message says.
     Raises SpecError for an image that is not one.
     """
     if isinstance(sensor, Camera):
@@ -100,11 +161,18 @@ def decode(sensor: Sensor | Camera, data: bytes, robot: RobotSpec) -> Values:
         except ValueError as error:
             raise SpecError(f"camera '{sensor.name}' on {sensor.image_topic}: {error}") from error
     message: Any = messages.decode(data, sensor.type)
+    if isinstance(sensor, Steering):
+        twist = getattr(message, "twist", message)
+        return {STEERING: np.array([twist.linear.x, twist.linear.y, twist.angular.z])}
     if sensor.type == JOINT_STATE:
         places = {name: i for i, name in enumerate(message.name)}
         index = [places.get(name, -1) for name in robot.names]
         return {f"{sensor.name}.{field}": _by_index(getattr(message, field), index, field)
-                for field in ("position", "velocity", "effort")}
+                for field in ("position", "velocity", "effort")
+                if field != "velocity" or sensor.velocity == "measured"}
+    if sensor.type == IMU:
+        return {f"{sensor.name}.{field}": _measured(message, field, axes) for field, axes in (
+            ("orientation", "xyzw"), ("angular_velocity", "xyz"), ("linear_acceleration", "xyz"))}
     p, q = message.pose.position, message.pose.orientation
     return {f"{sensor.name}.position": np.array([p.x, p.y, p.z]),
             f"{sensor.name}.orientation": np.array([q.x, q.y, q.z, q.w])}
@@ -119,7 +187,7 @@ def rgb(data: bytes, type: str) -> np.ndarray:
     return messages.pixels(message) if type == IMAGE else image.from_jpeg(message.data)
 
 
-def encode(sensor: Sensor | Camera, values: Values, stamp_ns: int, robot: RobotSpec) -> bytes:
+def encode(sensor: Sensor | Camera | Steering, values: Values, stamp_ns: int, robot: RobotSpec) -> bytes:
     """CDR bytes of the message that `decode` reads, from named arrays with joints in the spec's order."""
     if isinstance(sensor, Camera):
         seen = values[f"{sensor.name}.image"]
@@ -127,50 +195,91 @@ def encode(sensor: Sensor | Camera, values: Values, stamp_ns: int, robot: RobotS
             return messages.encode(messages.image(stamp_ns, sensor.frame, seen))
         jpeg = image.to_jpeg(seen[..., ::-1], image.QUALITY)
         return messages.encode(messages.compressed_image(stamp_ns, sensor.frame, jpeg))
+    if isinstance(sensor, Steering):
+        stamp = stamp_ns if sensor.type.endswith("Stamped") else None
+        return messages.encode(messages.twist(values[STEERING], stamp))
     if sensor.type == JOINT_STATE:
-        fields = [values[f"{sensor.name}.{key}"] for key in ("position", "velocity", "effort")]
+        fields = [values.get(f"{sensor.name}.{key}", ()) for key in ("position", "velocity", "effort")]
         return messages.encode(messages.joint_state(stamp_ns, list(robot.names), *fields))
+    if sensor.type == IMU:
+        fields = [values[f"{sensor.name}.{key}"] for key in ("orientation", "angular_velocity", "linear_acceleration")]
+        return messages.encode(messages.imu(stamp_ns, sensor.frame, *fields))
     pose = [values[f"{sensor.name}.{key}"] for key in ("position", "orientation")]
     return messages.encode(messages.pose_stamped(stamp_ns, sensor.frame, *pose))
 
 
-def encode_command(robot: RobotSpec, command: np.ndarray) -> bytes:
-    """CDR bytes of the robot's command message for (C,) numbers in the order of its actuated joints."""
-    kind, interface = robot.command.type, robot.command.interface
-    if kind == "std_msgs/msg/Float64MultiArray":
-        return messages.encode(messages.float64s(command))
-    names = [j.name for j in robot.actuated]
-    empty = np.zeros(0)
-    position, velocity, effort = (command if key == interface else empty for key in ("position", "velocity", "effort"))
-    if kind == JOINT_STATE:
-        return messages.encode(messages.joint_state(time.time_ns(), names, position, velocity, effort))
-    return messages.encode(messages.joint_trajectory(names, position, velocity, effort))
+@dataclass(frozen=True)
+class Order:
+    """A command message as a robot's controller reads it; arrays (n,) in the order of the topic's joints."""
+
+    target: np.ndarray
+    """rad, rad/s or N·m."""
+    time_s: float = 0.0
+    """Seconds until the target is to be reached; 0: at once."""
+    gains: tuple[np.ndarray, np.ndarray] | None = None
+    """kp and kd, where the message carries them."""
 
 
-def decode_command(robot: RobotSpec, data: bytes) -> np.ndarray:
-    """The (C,) numbers of a command message, in the order of the robot's actuated joints.
+def encode_command(robot: RobotSpec, command: np.ndarray, stamp_ns: int = 0, braking: bool = False
+                   ) -> list[tuple[str, bytes]]:
+    """(topic, CDR bytes) of each command message for (C,) numbers in the order of the robot's actuated joints.
 
-    Raises ValueError when the message is of another size or names other joints.
+    `braking` lets motors that take gains go limp but for their brake, kp 0 and `stop_kd`.
     """
-    message: Any = messages.decode(data, robot.command.type)
-    wanted = [j.name for j in robot.actuated]
-    if robot.command.type == "std_msgs/msg/Float64MultiArray":
-        if len(message.data) != len(wanted):
-            raise ValueError(f"{robot.command.topic}: {len(message.data)} numbers for {len(wanted)} joints")
-        return np.array(message.data)
-    names = message.name if robot.command.type == JOINT_STATE else message.joint_names
-    if sorted(names) != sorted(wanted):
-        raise ValueError(f"{robot.command.topic}: joints {list(names)}, expected {wanted}")
-    point = message if robot.command.type == JOINT_STATE else message.points[0]
-    field: str = robot.command.interface
-    if robot.command.type != JOINT_STATE:
-        field = {"position": "positions", "velocity": "velocities"}.get(field, field)
-    values = getattr(point, field)
-    return np.array([values[list(names).index(name)] for name in wanted])
+    at = {joint.name: i for i, joint in enumerate(robot.actuated)}
+    return [(to.topic, _encode(robot, to, command[[at[name] for name in to.joints]], stamp_ns, braking))
+            for to in robot.command_topics]
 
 
-def heard_on(sensor: Sensor | Camera) -> tuple[str, str]:
-    """Topic and type of what is read of a sensor or a camera."""
+def decode_command(robot: RobotSpec, to: CommandTopic, data: bytes) -> Order:
+    """A message of one of the robot's `command_topics`.
+
+    Raises ValueError when it is of another size, names other joints or lacks what the robot's interface needs.
+    """
+    message: Any = messages.decode(data, to.type)
+    if to.type == FLOATS:
+        if len(message.data) != len(to.joints):
+            raise ValueError(f"{to.topic}: {len(message.data)} numbers for {len(to.joints)} joints")
+        return Order(np.array(message.data))
+    names = list(message.name if to.type == JOINT_STATE else message.joint_names)
+    if sorted(names) != sorted(to.joints):
+        raise ValueError(f"{to.topic}: joints {names}, expected {list(to.joints)}")
+    places, field = [names.index(name) for name in to.joints], str(robot.command.interface)
+    if to.type == PD:
+        rows = [dict(zip(v.interface_names, v.values, strict=True)) for v in message.interface_values]
+        try:
+            position, kp, kd = (np.array([rows[i][key] for i in places]) for key in ("position", "kp", "kd"))
+        except (KeyError, IndexError) as error:
+            raise ValueError(f"{to.topic}: a joint lacks {error}; each needs position, kp and kd") from error
+        return Order(position, 0.0, (kp, kd))
+    time_s = 0.0
+    if to.type == TRAJECTORY:
+        if len(message.points) != 1:
+            raise ValueError(f"{to.topic}: {len(message.points)} points, expected one")
+        message, field = message.points[0], "positions"
+        time_s = message.time_from_start.sec + message.time_from_start.nanosec * 1e-9
+    values = getattr(message, field)
+    if len(values) != len(names):
+        raise ValueError(f"{to.topic}: {len(values)} values in {field} for {len(names)} joints")
+    return Order(values[places], time_s)
+
+
+def _encode(robot: RobotSpec, to: CommandTopic, command: np.ndarray, stamp_ns: int, braking: bool) -> bytes:
+    """CDR bytes of one command message, (n,) numbers in the order of the topic's joints."""
+    if to.type == FLOATS:
+        return messages.encode(messages.float64s(command))
+    if to.type == TRAJECTORY:
+        return messages.encode(messages.joint_trajectory(to.joints, command, times_s=to.time_from_start_s))
+    if to.type == JOINT_STATE:
+        return messages.encode(messages.joint_state(stamp_ns, to.joints, **{robot.command.interface: command}))
+    joints = {joint.name: joint for joint in robot.actuated}
+    gains = [(0.0, joints[name].brake) if braking else (joints[name].kp, joints[name].kd) for name in to.joints]
+    return messages.encode(messages.joint_interfaces(
+        stamp_ns, to.joints, ("position", "kp", "kd"), np.column_stack([command, np.array(gains)])))
+
+
+def heard_on(sensor: Sensor | Camera | Steering) -> tuple[str, str]:
+    """Topic and type of what is read of a sensor, of a camera or of who steers."""
     return sensor.image_topic if isinstance(sensor, Camera) else sensor.topic, sensor.type
 
 
@@ -180,6 +289,14 @@ def _check_size(camera: Camera, values: Values) -> None:
     if (width, height) != (camera.width, camera.height):
         raise SpecError(f"camera '{camera.name}' on {camera.image_topic}: width and height: the robot file says "
                         f"{camera.width}x{camera.height}, its image is {width}x{height}")
+
+
+def _measured(message: Any, field: str, axes: str) -> np.ndarray:
+    """A quantity of an Imu message; NaN where a covariance of -1 says that it is not measured (REP 145)."""
+    if getattr(message, f"{field}_covariance")[0] == -1:
+        return np.full(len(axes), np.nan)
+    value = getattr(message, field)
+    return np.array([getattr(value, axis) for axis in axes])
 
 
 def _by_index(values: np.ndarray, index: list[int], field: str) -> np.ndarray:

@@ -17,11 +17,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hardware import messages
+from hardware import diagnostics, messages
 from hardware.arm import Arm, ArmState
 from hardware.bus import COMMAND, LATCHED, SENSOR, Bus, Qos, Request, Sample
 from hardware.calibration import load_calibration
-from hardware.episode_recorder import DIAGNOSTICS, DIAGNOSTICS_TOPIC, diagnostic
 from hardware.feetech import BusError, PortLost, faults
 from hardware.loop import Ticker, percentiles
 from hardware.operator import Operator, say
@@ -30,7 +29,7 @@ from robot_rl.homing import CLOSE, Homing
 from robot_rl.kinematics import chains
 from robot_rl.observe import Readings, Values
 from robot_rl.safety import Reason, Safety
-from robot_rl.spec import RobotSpec, SpecError
+from robot_rl.spec import PD, RobotSpec, SpecError
 
 STATE = Qos(reliable=True)  # drivers publish reliably; consumers choose (REP 2003)
 BOOL = "std_msgs/msg/Bool"
@@ -80,11 +79,15 @@ class ServoDriver:
         self.ticker = Ticker(sensor.rate_hz)
         self._safety = Safety(robot, sensor.rate_hz)
         self._states = bus.publisher(sensor.topic, sensor.type, STATE)
-        self._commands = bus.reader(robot.command.topic, robot.command.type, COMMAND)
+        self._to, *others = robot.command_topics
+        if others or self._to.type == PD:
+            raise SpecError(f"robot '{robot.robot}': command: this arm takes positions on one topic, not {PD} and not "
+                            f"{', '.join(to.topic for to in robot.command_topics)}")
+        self._commands = bus.reader(self._to.topic, self._to.type, COMMAND)
         self._stops = [bus.reader(robot.stop_topic, BOOL, qos) for qos in (LATCHED, SENSOR)]
         self._stop = bus.publisher(robot.stop_topic, BOOL, LATCHED)
         self._our_stop_ns = 0
-        self._diagnostics = bus.publisher(DIAGNOSTICS_TOPIC, DIAGNOSTICS, COMMAND)
+        self._diagnostics = bus.publisher(diagnostics.TOPIC, diagnostics.TYPE, COMMAND)
         self._services = {name: bus.service(service) for name, service in (
             ("arm", "arm"), ("park", "park"), ("reset", robot.reset_service),
             ("confirm", f"{robot.reset_service}/confirm"))}
@@ -372,7 +375,7 @@ class ServoDriver:
             return
         if sample.arrival_ns > self._taken_ns:
             try:
-                target = decode_command(self.robot, sample.data)
+                target = decode_command(self.robot, self._to, sample.data).target
             except ValueError as error:
                 say(f"driver: command refused: {error}")
                 self._rest()
@@ -432,7 +435,7 @@ class ServoDriver:
         """One publisher of commands at a time: two would fight over the arm."""
         writers = self._commands.matched()
         if writers > 1 and self._writers <= 1:
-            say(f"driver: holding: {writers} publishers on {self.robot.command.topic}; commands count when one is left")
+            say(f"driver: holding: {writers} publishers on {self._to.topic}; commands count when one is left")
             if self._streaming:
                 self._hold()
         elif writers <= 1 < self._writers:
@@ -486,4 +489,5 @@ class ServoDriver:
                        "temperature_C": self._seen.temperature.tolist()}
         self._clamps = Reason.NONE
         said = self.why or self.mode
-        self._diagnostics.publish(messages.encode(diagnostic("driver: servos", level, said, values)))
+        self._diagnostics.publish(messages.encode(diagnostics.diagnostic(
+            time.time_ns(), "driver: servos", level, said, values)))

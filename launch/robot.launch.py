@@ -1,38 +1,66 @@
 """A policy on a robot whose driver is already running.
 
     ros2 launch robot_rl robot.launch.py robot:=so101 policy_path:=policy.onnx record:=bags
+    ros2 lifecycle set /policy configure; ros2 lifecycle set /policy activate
 
-Without an installed package, give the path: `ros2 launch ./launch/robot.launch.py`. The processes run with the python3
-that is first on PATH. DDS domain: ROS_DOMAIN_ID.
+With rclpy the policy is a managed node; on the bus `dds` it is the same process, started by `robot-rl policy start`.
+Either starts by itself with autostart:=true. With episodes:=N it runs so many episodes, each after the robot's reset,
+and ends. Without an installed package, give the path: `ros2 launch ./launch/robot.launch.py`. The processes run with
+the python3 that is first on PATH. DDS domain: ROS_DOMAIN_ID.
 """
 
 from pathlib import Path
 
 import yaml
-from launch import LaunchContext, LaunchDescription
+from launch import Action, LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction, Shutdown
 from launch.substitutions import LaunchConfiguration
 
 CONFIG = Path(__file__).resolve().parent / "config"
+PROGRAM = ["python3", "-m", "robot_rl.cli"]
 
 
-def policy(context: LaunchContext) -> list[ExecuteProcess]:
+def policy(context: LaunchContext) -> list[Action]:
     """The policy process; what is not given comes from the robot's file. RuntimeError names what is missing."""
     given = {name: value for name, value in context.launch_configurations.items() if value}
     robot = given["robot"]
     file = Path(given.get("params_file", CONFIG / f"{robot}.yaml"))
     if "params_file" in given and not file.is_file():
         raise RuntimeError(f"params_file: no file {file}")
-    options = yaml.safe_load(file.read_text()) if file.is_file() else {}
-    options |= {key: given[key] for key in ("policy_path", "episodes") if key in given}
+    options = yaml.safe_load(file.read_text())["/**"]["ros__parameters"] if file.is_file() else {}
+    options |= {key: given[key] for key in ("policy_path",) if key in given}
     if "policy_path" not in options:
         raise RuntimeError(f"robot '{robot}': give policy_path:=FILE, or write it in {file}")
-    command = ["python3", "-m", "robot_rl.cli", "deploy", str(options["policy_path"]), f"--robot={robot}",
-               f"--episodes={options.get('episodes', 1)}", f"--bus={given['bus']}", f"--seed={given['seed']}",
-               "--cameras" if given["cameras"] == "true" else "--no-cameras"]
-    command += [f"--{name}={given[name]}" for name in ("namespace", "record") if name in given]
     # not respawned: after a fault a person decides whether the robot moves again
-    return [ExecuteProcess(cmd=command, name="policy", output="both", on_exit=Shutdown(reason="the policy has ended"))]
+    shown = {"name": "policy", "output": "both", "on_exit": Shutdown(reason="the policy has ended")}
+    if given["episodes"] != "0":
+        return [ExecuteProcess(cmd=_episodes(str(options["policy_path"]), given), **shown)]
+    actions = _recorder(given) if "record" in given else []
+    options |= {"autostart": given["autostart"] == "true", "seed": given["seed"]}
+    words = {"fade_s": "fade", "fresh_timeout_s": "fresh-timeout", "seed": "seed"}
+    command = [*PROGRAM, "policy", "run", str(options["policy_path"]), f"--robot={robot}", f"--bus={given['bus']}",
+               *(f"--{word}={options[key]}" for key, word in words.items() if key in options),
+               *(f"--{flag}" for flag in ("autostart", "explore") if options.get(flag))]
+    command += [f"--namespace={given['namespace']}"] if "namespace" in given else []
+    ros = given.get("ros_args", "").split() + ["-p", "use_sim_time:=true"] * (given["use_sim_time"] == "true")
+    command += ["--ros-args", *ros] if ros else []
+    return [*actions, ExecuteProcess(cmd=command, **shown)]
+
+
+def _episodes(policy_path: str, given: dict[str, str]) -> list[str]:
+    """The command that runs episodes and ends."""
+    command = [*PROGRAM, "deploy", policy_path, f"--robot={given['robot']}", f"--episodes={given['episodes']}",
+               f"--bus={given['bus']}", f"--seed={given['seed']}",
+               "--cameras" if given["cameras"] == "true" else "--no-cameras"]
+    return command + [f"--{name}={given[name]}" for name in ("namespace", "record") if name in given]
+
+
+def _recorder(given: dict[str, str]) -> list[Action]:
+    """A recorder beside the managed policy: one bag each time that it is active."""
+    command = ["python3", "-m", "hardware.recorder", f"--robot={given['robot']}", f"--out={given['record']}",
+               f"--bus={given['bus']}"]
+    command += [f"--namespace={given['namespace']}"] if "namespace" in given else []
+    return [ExecuteProcess(cmd=command, name="recorder", output="both")]
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -41,17 +69,24 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument("robot", default_value="so101", description="Robot name, or path of a robot.yaml."),
         DeclareLaunchArgument("policy_path", default_value="", description="ONNX file, or the name of a policy that "
                               "comes with the package [default: from params_file]."),
-        DeclareLaunchArgument("params_file", default_value="", description="YAML file with policy_path and episodes "
+        DeclareLaunchArgument("params_file", default_value="", description="YAML file of the policy node's parameters "
                               "[default: config/<robot>.yaml beside the launch file]."),
         DeclareLaunchArgument("namespace", default_value=LaunchConfiguration("ros_namespace", default=""),
                               description="Namespace of the robot's topics."),
-        DeclareLaunchArgument("episodes", default_value="", description="Episodes to run [default: from params_file, "
-                              "else 1]."),
-        DeclareLaunchArgument("record", default_value="", description="Folder for one bag an episode [default: none]."),
+        DeclareLaunchArgument("autostart", default_value="false", choices=["true", "false"],
+                              description="Configure and activate the policy at once: the robot moves."),
+        DeclareLaunchArgument("episodes", default_value="0", description="Run so many episodes, each after the robot's "
+                              "reset, and end; 0: continuous control, by an operator."),
+        DeclareLaunchArgument("record", default_value="", description="Folder for one bag an episode, or each time "
+                              "that the policy is active [default: none]."),
         DeclareLaunchArgument("cameras", default_value="true", choices=["true", "false"],
-                              description="Record the cameras too."),
+                              description="Record the cameras of episodes too."),
         DeclareLaunchArgument("bus", default_value="auto", choices=["auto", "dds", "ros"],
                               description="rclpy (ros), the built-in DDS (dds), or rclpy where it is found (auto)."),
-        DeclareLaunchArgument("seed", default_value="0", description="Seed of the goals."),
+        DeclareLaunchArgument("use_sim_time", default_value="false", choices=["true", "false"],
+                              description="Stamp headers by /clock (ros only); deadlines stay on the monotonic clock."),
+        DeclareLaunchArgument("ros_args", default_value="", description="More ROS arguments of the policy node (ros "
+                              "only), e.g. '-r joint_states:=/real/joint_states'."),
+        DeclareLaunchArgument("seed", default_value="0", description="Seed of the goals and of exploration."),
         OpaqueFunction(function=policy),
     ])

@@ -36,6 +36,8 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument("bus", default_value="auto", choices=["auto", "dds", "ros"],
                               description="rclpy (ros), the built-in DDS (dds), or rclpy where it is found (auto)."),
         DeclareLaunchArgument("seed", default_value="0", description="Seed of everything random."),
+        DeclareLaunchArgument("episodes", default_value="3", description="Episodes to run; 0: continuous "
+                              "control, by an operator or autostart:=true."),
         robot,
         policy,
     ])

@@ -19,6 +19,9 @@ bench = typer.Typer(no_args_is_help=True, help="Measure this machine: learner, b
 app.add_typer(bench, name="bench")
 suite = typer.Typer(no_args_is_help=True, help="Many runs: tasks, recipes and seeds, and a report on them.")
 app.add_typer(suite, name="suite")
+policy = typer.Typer(no_args_is_help=True, help="The policy as a managed process: continuous control, started and "
+                                                "stopped by its operator.")
+app.add_typer(policy, name="policy")
 
 Json = Annotated[bool, typer.Option("--json", help="Make the last line of stdout one JSON object.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
@@ -35,7 +38,8 @@ Options = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="NAME=
 
 @app.command()
 def train(
-    task: Annotated[str, typer.Argument(help="so101-reach, furuta-swingup, dmc:<domain>-<task> or gym:<id>.")] = "",
+    task: Annotated[str, typer.Argument(help="so101-reach, furuta-swingup, quadruped-walk, dmc:<domain>-<task>, "
+                                             "gym:<id>.")] = "",
     recipe: Annotated[str, typer.Option(help="Which learner; `inspect --recipe list` names them.")] = "default",
     robot: RobotOption = None,
     steps: Annotated[int, typer.Option(help="Decisions to take in the environment.")] = 100_000,
@@ -136,7 +140,8 @@ def sim_robot(
     robot: Annotated[str, typer.Argument(help="Robot name, or path of a robot.yaml.")],
     gap: Annotated[str, typer.Option(help="Reality gap: NAME=VALUE,... of payload (kg), friction (N·m), "
                                      "motor_strength (share), encoder_bias (rad), command_delay (s), "
-                                     "sensor_delay (s), camera_delay (s), noise (rad), dropout (share).")] = "",
+                                     "sensor_delay (s), camera_delay (s), noise (rad), pose_noise (m), imu_noise "
+                                     "(rad/s), dropout (share).")] = "",
     latency: LatencyOption = None,
     bus: BusOption = "auto", namespace: Namespace = "", domain: Domain = None, seed: Seed = 0,
     cameras: Annotated[bool, typer.Option(help="Render and publish the cameras.")] = True,
@@ -228,6 +233,52 @@ def supervisor(
     from hardware.loop import interrupted
     from hardware.supervisor import supervise
     supervise(robot, BusOptions(bus, namespace, domain), acknowledge, interrupted())
+
+
+@policy.command(name="run")
+def policy_run(
+    policy: Annotated[str, typer.Argument(help="The ONNX file, or the name of one in models/policies.")] = "",
+    robot: Annotated[str, typer.Option(help="Robot name, or path of a robot.yaml.")] = "",
+    fade: Annotated[float, typer.Option(help="Time over which the policy is faded in, s.")] = 1.0,
+    fresh_timeout: Annotated[float, typer.Option(help="How long a start waits for fresh inputs and a goal, s.")] = 5.0,
+    explore: Annotated[bool, typer.Option(help="Act with the learner's exploration noise.")] = False,
+    autostart: Annotated[bool, typer.Option(help="Configure and activate at once.")] = False,
+    bus: BusOption = "auto", namespace: Namespace = "", domain: Domain = None, seed: Seed = 0,
+) -> None:
+    """Be the policy process: control without end while active; on ros a managed node that takes --ros-args too."""
+    from hardware.deploy import BusOptions
+    from hardware.loop import interrupted
+    from hardware.managed import Settings, serve
+    serve(Settings(policy, robot, fade, fresh_timeout, explore, seed, autostart), BusOptions(bus, namespace, domain),
+          interrupted())
+
+
+@policy.command(name="start")
+def policy_start(bus: BusOption = "auto", namespace: Namespace = "", domain: Domain = None,
+                 as_json: Json = False) -> None:
+    """Load the policy where that is still to be done, and begin to act: the robot moves."""
+    _ask("start", bus, namespace, domain, as_json)
+
+
+@policy.command(name="stop")
+def policy_stop(bus: BusOption = "auto", namespace: Namespace = "", domain: Domain = None,
+                as_json: Json = False) -> None:
+    """Stop the robot by its stop behaviour; then there are no more commands."""
+    _ask("stop", bus, namespace, domain, as_json)
+
+
+@policy.command(name="reload")
+def policy_reload(bus: BusOption = "auto", namespace: Namespace = "", domain: Domain = None,
+                  as_json: Json = False) -> None:
+    """Read the policy file again, without stopping."""
+    _ask("reload", bus, namespace, domain, as_json)
+
+
+@policy.command(name="status")
+def policy_status(bus: BusOption = "auto", namespace: Namespace = "", domain: Domain = None,
+                  as_json: Json = False) -> None:
+    """State, policy and last error."""
+    _ask("status", bus, namespace, domain, as_json)
 
 
 @app.command()
@@ -568,8 +619,9 @@ def bench_loop(
 
 def main() -> None:
     """Entry point: errors at the door are one line and status 2."""
+    own, ros = sys.argv[1:], "--ros-args"
     try:
-        app()
+        app(own[:own.index(ros)] if ros in own else own)  # what follows is for rclpy, which reads sys.argv itself
     except (SpecError, ValueError, FloatingPointError, TimeoutError, FileNotFoundError, ModuleNotFoundError) as error:
         hint = ""
         if isinstance(error, ModuleNotFoundError) and error.name:
@@ -588,6 +640,16 @@ def _by_name(option: str, values: list[str], known: Iterable[str], robot: str) -
                             f"{', '.join(known) or 'none'}")
         found[name] = value
     return found
+
+
+def _ask(what: str, bus: str, namespace: str, domain: int | None, as_json: bool) -> None:
+    """Call a service of the policy process; what it refuses is an error at the door."""
+    from hardware.deploy import BusOptions
+    with BusOptions(bus, namespace, domain).connect("operator") as wire:
+        done, said = wire.call(f"policy/{what}", 60.0)
+        if not done:
+            raise SpecError(f"{wire.resolve('policy')}: {said}")
+    _finish(json.loads(said) if what == "status" else {what: said}, as_json)
 
 
 def _install(module: str) -> str:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from robot_rl.act import ActionMap
-from robot_rl.observe import Observation, Observer, Readings, blank
+from robot_rl.observe import Observation, Observer, Quantity, Readings, Speeds, blank
 from robot_rl.reward import Rewards, SuccessClock
 from robot_rl.safety import Reason, Safety
-from robot_rl.spec import GOAL, PolicySpec
+from robot_rl.spec import GOAL, STEERING, PolicySpec
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,22 @@ class Command:
 
 
 class Episode:
-    """The rules of a contract, applied one step at a time at `spec.rate_hz`."""
+    """The rules of a contract, applied one step at a time at `spec.rate_hz`.
 
-    def __init__(self, spec: PolicySpec) -> None:
+    An endless one is control without episodes: it ends by a fault or `halt` only, not by success or the time limit.
+    """
+
+    def __init__(self, spec: PolicySpec, endless: bool = False) -> None:
         assert spec.robot is not None and spec.action is not None
-        self.spec = spec
+        self.spec, self._endless = spec, endless
         self.steps = 0
         self.last: np.ndarray | None = None
         """Last sent command (C,)."""
         self.faults = Reason.NONE
         self._observer, self._rewards = Observer(spec), Rewards(spec)
+        self._speeds = Speeds(spec.robot.joint_sensor, spec.rate_hz)
         self._clock = SuccessClock(spec) if spec.success else None
+        self._failure = Quantity(spec.failure.term, spec) if spec.failure else None
         self._map = ActionMap(spec.action, spec.robot)
         self._safety = Safety(spec.robot, spec.rate_hz, spec.cameras)
         self._max_steps = round(spec.time_limit_s * spec.rate_hz)
@@ -72,16 +77,28 @@ class Episode:
         self._goal: np.ndarray | None = None
         self._action = np.zeros(spec.action_size)
         self._observation = blank(spec)
+        self._fade_steps = 0
+        self._push = spec.robot.command.interface != "position"
 
-    def begin(self, goal: np.ndarray | None = None) -> None:
-        """Start an episode, with the goal position (3,) in m where the contract has one."""
+    def begin(self, goal: np.ndarray | None = None, fade_s: float = 0.0) -> None:
+        """Start an episode, with the goal position (3,) in m where the contract has one.
+
+        The first command is the one that moves nothing; for `fade_s` from then on the policy has a growing say.
+        """
         if (goal is None) != (self.spec.goal is None):
             raise ValueError(f"task {self.spec.task}: goal is {self.spec.goal}, given {goal}")
         self.steps, self.last, self.faults = 0, None, Reason.NONE
+        self._fade_steps = round(fade_s * self.spec.rate_hz)
         self._goal, self._action = goal, np.zeros(self.spec.action_size)
-        for part in (self._observer, self._rewards, self._clock):
+        for part in (self._observer, self._rewards, self._speeds, self._clock, self._failure):
             if part is not None:
                 part.reset()
+
+    def aim(self, goal: np.ndarray) -> None:
+        """Another goal (3,) in m from now on; success has to hold anew."""
+        self._goal = goal
+        if self._clock is not None:
+            self._clock.reset()
 
     def halt(self, reason: Reason = Reason.STOP) -> None:
         """Stop this episode; the stop stays until the next `begin`."""
@@ -89,7 +106,7 @@ class Episode:
 
     def observe(self, readings: Readings) -> Outcome:
         """Judge the step that led to these readings; the first call of an episode only observes."""
-        self._readings = readings
+        readings = self._readings = self._speeds(readings)
         self.faults |= self._safety.check(readings)
         if self.faults & ~Reason.WORKSPACE:
             return Outcome(self._observation, 0.0, False, True, False, self.faults, False)
@@ -99,11 +116,15 @@ class Episode:
         values = readings.values | {"command": self.last, "action": self._action}
         if self._goal is not None:
             values[GOAL] = self._goal
+        if self.spec.steering is not None:
+            values[STEERING] = self.spec.steering.within(values.get(STEERING, np.zeros(3)))
         succeeded = self._clock is not None and not first and self._clock(values)
         values["hold"] = np.array([self._clock.hold_s if self._clock else 0.0])
         self._observation = self._observer(values)
         reward = self._rewards(values)
-        return self._judge(0.0 if first else reward, succeeded)
+        failed = self._failure is not None and self.spec.failure is not None and self.spec.failure.holds(
+            float(self._failure(values)[0]))
+        return self._judge(0.0 if first else reward, succeeded, failed)
 
     def act(self, action: np.ndarray) -> Command:
         """Turn the policy's action (A,) into the command to send now."""
@@ -115,6 +136,9 @@ class Episode:
         else:
             target, reasons = self.last, Reason.NONFINITE
             self.halt(Reason.NONFINITE)
+        if self.steps < self._fade_steps:
+            start = np.zeros_like(target) if self._push else self.last
+            target, reasons = start + self.steps / self._fade_steps * (target - start), reasons | Reason.FADE
         sent, limited = self._safety.limit(target, self.last, self._readings)
         return Command(asked, self.took(sent), sent, reasons | limited)
 
@@ -130,11 +154,15 @@ class Episode:
         """The stop behaviour's command (C,), or None when none would be safe."""
         return self._safety.stop(readings, self.last)
 
-    def _judge(self, reward: float, succeeded: bool) -> Outcome:
+    def _judge(self, reward: float, succeeded: bool, failed: bool) -> Outcome:
         success = self.spec.success
+        if self._endless:
+            if succeeded and success is not None and success.ends_episode and self._clock is not None:
+                self._clock.reset()  # a policy that ends its episodes has never seen it hold for longer
+            return Outcome(self._observation, reward, False, bool(self.faults), succeeded, self.faults, True)
         timeout = self.steps >= self._max_steps
-        ended = succeeded and success is not None and success.ends_episode
-        won = ended or (succeeded and timeout)
+        ended = failed or (succeeded and success is not None and success.ends_episode)
+        won = succeeded and (ended or timeout) and not failed
         if won and success is not None:
             reward += success.bonus
         truncated = (timeout or bool(self.faults)) and not ended

@@ -153,10 +153,18 @@ def add_episode(replay: Replay, log: EpisodeLog, spec: PolicySpec | None = None,
     A step whose outcome was not seen (a sensor failed, the recording broke off) gives none. `others`, goals (3,) in m,
     judge the episode once more each; their transitions are not counted.
     """
+    demand_reward(spec or log.spec, log.folder)
     steps = _add(replay, log.replayed(spec))
     for goal in others:
         _add(replay, log.replayed(spec, goal))
     return steps
+
+
+def demand_reward(spec: PolicySpec, where: str) -> None:
+    """Raise SpecError for a contract whose reward nobody can compute outside a simulator; `where` names who asks."""
+    if spec.truths:
+        raise SpecError(f"{where}: the reward of {spec.task} is known in simulation only (terms "
+                        f"{', '.join(spec.truths)}), so nothing can be learned from a robot's steps")
 
 
 def _add(replay: Replay, replayed: Iterable[tuple[Outcome, np.ndarray | None]]) -> int:

@@ -14,7 +14,7 @@ from robot_rl.spec import RobotSpec, SpecError
 
 HOMING_SPEED = 1.6  # rad/s (m/s), of the joint path to the default pose
 SETTLED = 0.05  # rad/s (m/s)
-CLOSE = 0.15  # rad (m): how far a servo may hang behind its command at rest
+CLOSE = 0.15  # rad (m): how far a servo may hang behind its command at rest, if it is stiff
 GRAIN = 0.02  # rad (m): how finely a path is checked
 MARGIN_M = 0.01  # how much further out of its box than at its ends a guarded frame may get on the way
 ROUNDING = 1e-6
@@ -29,6 +29,8 @@ class Homing:
         start = position[robot.actuated_index]
         self.goal = np.array([j.default for j in robot.actuated]) if goal is None else goal
         self._limit = np.array([j.effort for j in robot.actuated])
+        # a soft servo stands as far off as the robot's weight pushes it
+        self._close = np.array([max(CLOSE, 0.5 * j.effort / j.kp if j.kp > 0 else 0.0) for j in robot.actuated])
         points = np.stack([start, self.goal])
         if robot.command.interface == "position":
             points = plan(robot, position, self.goal, chain, enter)
@@ -51,7 +53,7 @@ class Homing:
     def finished(self, position: np.ndarray, velocity: np.ndarray, now: float) -> bool:
         """At rest at the end of the path; joints that no motor drives must have settled too."""
         error = np.abs(position[self._robot.actuated_index] - self.goal)
-        resting = bool(np.all(np.abs(velocity) < SETTLED)) and bool(np.all(error < CLOSE))
+        resting = bool(np.all(np.abs(velocity) < SETTLED)) and bool(np.all(error < self._close))
         return now - self._began > self.path_s + 0.05 and (resting or self.late(now))
 
     def late(self, now: float) -> bool:

@@ -42,8 +42,9 @@ def inspect(what: str, recipe: str | None) -> dict[str, Any]:
                 for c in robot.cameras}
     objects = {f"object {o.object}": f"from {o.lower} to {o.upper} (radius m, azimuth rad, height m), yaw {o.yaw} rad"
                for o in robot.objects}
-    return {"robot": robot.robot, "command": f"{robot.command.interface} on {robot.command.topic}",
-            "stop": robot.stop} | joints | sensors | objects
+    commands = {f"command {to.topic}": f"{robot.command.interface} of {', '.join(to.joints)} as {to.type}"
+                for to in robot.command_topics}
+    return {"robot": robot.robot} | commands | {"stop": robot.stop} | joints | sensors | objects
 
 
 def _contract(spec: PolicySpec) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from robot_rl import image
-from robot_rl.spec import PolicySpec, Term, Vision
+from robot_rl.spec import PolicySpec, Sensor, Term, Vision
 
 Values = dict[str, np.ndarray]
 Observation = np.ndarray | dict[str, np.ndarray]
@@ -40,6 +40,35 @@ class Readings:
         return (self.acquired[joints] - self.acquired[camera]) * 1e-9
 
 
+class Speeds:
+    """Joint speeds, rad/s, from the positions of two decisions: for joint states with `velocity: derived`."""
+
+    def __init__(self, sensor: Sensor, rate_hz: float) -> None:
+        self._sensor, self._period = sensor, 1.0 / rate_hz
+        self.reset()
+
+    def reset(self) -> None:
+        """An episode begins, at rest."""
+        self._before: tuple[np.ndarray, int | None] | None = None
+        self._speed: np.ndarray | None = None
+
+    def __call__(self, readings: Readings) -> Readings:
+        """The readings with speeds in them; as they are where speeds are measured or no position has come."""
+        name = self._sensor.name
+        position, stamp = readings.values.get(f"{name}.position"), readings.stamps.get(name)
+        if self._sensor.velocity == "measured" or position is None:
+            return readings
+        if self._before is None or self._speed is None:
+            self._speed = np.zeros_like(position)
+        else:
+            then, before = self._before
+            seconds = self._period if stamp is None or before is None else (stamp - before) * 1e-9
+            if seconds > 0:  # else it is the message of the decision before
+                self._speed = (position - then) / seconds
+        self._before = position, stamp
+        return Readings(readings.values | {f"{name}.velocity": self._speed}, readings.stamps, readings.ages)
+
+
 class Quantity:
     """One term, ready to be evaluated; holds what `change` and `history` remember within an episode."""
 
@@ -49,6 +78,9 @@ class Quantity:
         self._pick = _picker(term.source, term, spec)
         self._minus = _picker(term.minus, term, spec) if term.minus else None
         self._transform = _TRANSFORMS.get(term.transform, lambda x: x)
+        if term.transform == "down":
+            chosen = np.array(["xyz".index(axis) for axis in term.axes or "xyz"], dtype=np.intp)
+            self._transform = lambda quaternion: _down(quaternion)[chosen]
         self._previous: np.ndarray | None = None
         self._past: np.ndarray | None = None
 
@@ -137,10 +169,16 @@ _TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+def _down(quaternion: np.ndarray) -> np.ndarray:
+    """(3,) where gravity points in the frame of an orientation (4,) xyzw: the last row of its matrix, turned round."""
+    x, y, z, w = quaternion
+    return np.array([2 * (w * y - x * z), -2 * (w * x + y * z), 2 * (x * x + y * y) - 1])
+
+
 def _picker(source: str, term: Term, spec: PolicySpec) -> Callable[[Values], np.ndarray]:
     """A function that takes one source, or the joints or axes of it that a term names, out of all values."""
     assert spec.robot is not None
-    if not term.joints and not term.axes:
+    if not term.joints and (not term.axes or term.transform == "down"):
         return lambda values: values[source]
     names = [j.name for j in (spec.robot.actuated if source == "command" else spec.robot.joints)]
     index = np.array([names.index(j) for j in term.joints] or ["xyz".index(a) for a in term.axes], dtype=np.intp)

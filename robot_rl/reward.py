@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from robot_rl.observe import Quantity, Values
-from robot_rl.spec import PolicySpec, Reward
+from robot_rl.spec import PolicySpec, Reward, is_truth
 
 
 class Rewards:
@@ -13,6 +13,7 @@ class Rewards:
 
     def __init__(self, spec: PolicySpec) -> None:
         self._terms = [(Quantity(r.term, spec), r) for r in spec.rewards]
+        self._truths = {s for r in spec.rewards for s in (r.term.source, r.term.minus) if s and is_truth(s)}
 
     def reset(self) -> None:
         """Start an episode."""
@@ -20,7 +21,9 @@ class Rewards:
             quantity.reset()
 
     def __call__(self, values: Values) -> float:
-        """Reward of the step that led to these values."""
+        """Reward of the step that led to these values; NaN where one reads what only a simulator knows."""
+        if self._truths and not self._truths <= values.keys():
+            return float("nan")
         return float(sum(r.weight * shape(r, quantity(values)).sum() for quantity, r in self._terms))
 
 
@@ -41,8 +44,7 @@ class SuccessClock:
 
     def __call__(self, values: Values) -> bool:
         """Advance by one step; True when the condition has held for long enough."""
-        x = float(self._quantity(values)[0])
-        holds = x < self.spec.below if self.spec.below is not None else x > (self.spec.above or 0.0)
+        holds = self.spec.holds(float(self._quantity(values)[0]))
         self.hold_s = self.hold_s + self._dt if holds else 0.0
         return self.hold_s >= self.spec.hold_s - 1e-9
 

@@ -12,7 +12,7 @@ from enum import IntFlag
 import numpy as np
 
 from robot_rl.observe import Readings
-from robot_rl.spec import JOINT_STATE, Camera, RobotSpec
+from robot_rl.spec import IMU, JOINT_STATE, Camera, RobotSpec
 
 
 class Reason(IntFlag):
@@ -27,6 +27,7 @@ class Reason(IntFlag):
     POSITION = 32  # clipped to a position limit
     RATE = 64  # clipped to a speed or acceleration limit
     EFFORT = 128  # clipped to an effort limit
+    FADE = 256  # the policy is being faded in after the robot was activated
     TOOL = 512  # held back: the guarded frame would leave its box or be too fast, or links would meet
     FAULTS = STOP | MISSING | STALE | NONFINITE | WORKSPACE
 
@@ -52,9 +53,11 @@ class Safety:
         self._upper = np.array([np.inf if j.upper is None else j.upper for j in joints])
         self._velocity = np.array([j.velocity for j in joints])
         self._effort = np.array([j.effort for j in joints])
-        self._kd = np.array([j.kd for j in joints])
-        lead = [j.effort / j.kp if j.kp > 0 else np.inf for j in joints]
-        self._lead = np.array(lead)  # rad that a position command may run ahead: beyond it the servo is saturated
+        self._brake = np.array([j.brake for j in joints])
+        timed = {name for to in robot.command_topics if to.time_from_start_s for name in to.joints}
+        lead = [j.effort / j.kp if j.kp > 0 and j.name not in timed else np.inf for j in joints]
+        # rad that a position command may run ahead: beyond it the servo is saturated, unless a controller leads it on
+        self._lead = np.array(lead)
         slew = [np.inf if j.acceleration is None else j.acceleration / rate_hz for j in joints]
         self._slew = np.array(slew)
         self._step = self._velocity / rate_hz
@@ -104,10 +107,12 @@ class Safety:
             brake = readings.values.get(f"{self._joints}.velocity") if self._robot.stop == "damping" else None
             if brake is None or not np.isfinite(brake).all():
                 return np.zeros(len(self._index))
-            return np.clip(-self._kd * brake[self._index], -self._effort, self._effort)
+            return np.clip(-self._brake * brake[self._index], -self._effort, self._effort)
         position = readings.values.get(f"{self._joints}.position")
         if position is not None and np.isfinite(position).all():
             return np.clip(position[self._index], self._lower, self._upper)
+        if self._robot.stop == "damping":  # sent with a gain of 0
+            return np.clip(np.zeros(len(self._index)), self._lower, self._upper)
         return None if last is None else np.clip(last, self._lower, self._upper)
 
     def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
@@ -146,7 +151,8 @@ class Safety:
 
 
 def _keys(name: str, type: str) -> tuple[str, ...]:
-    fields = ("position", "velocity") if type == JOINT_STATE else ("position", "orientation")
+    fields = {JOINT_STATE: ("position", "velocity"), IMU: ("orientation", "angular_velocity")}.get(
+        type, ("position", "orientation"))
     return tuple(f"{name}.{field}" for field in fields)
 
 

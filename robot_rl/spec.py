@@ -19,11 +19,18 @@ SCHEMA = 1
 
 POSE = "geometry_msgs/msg/PoseStamped"
 JOINT_STATE = "sensor_msgs/msg/JointState"
+IMU = "sensor_msgs/msg/Imu"
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED = "sensor_msgs/msg/CompressedImage"
+TWISTS = ("geometry_msgs/msg/Twist", "geometry_msgs/msg/TwistStamped")
+EDGE = 1e-6  # m, rad: how far beyond their bounds goals may lie
 GOAL = "goal.position"  # the source of a term that reads the goal
+STEERING = "steering"  # the source of a term that reads the velocity that is asked for
+TRUTH = "truth."  # before a source that only a simulator knows
 SUPERVISOR_STOPPED, SUPERVISOR_STATE = "supervisor/stopped", "supervisor/state"
-COMMAND_TYPES = ("std_msgs/msg/Float64MultiArray", JOINT_STATE, "trajectory_msgs/msg/JointTrajectory")
+TRAJECTORY = "trajectory_msgs/msg/JointTrajectory"
+PD = "control_msgs/msg/DynamicJointState"
+COMMAND_TYPES = ("std_msgs/msg/Float64MultiArray", JOINT_STATE, TRAJECTORY, PD)
 
 
 class SpecError(ValueError):
@@ -49,8 +56,15 @@ class Joint(Data, kw_only=True):
     actuated: bool = True
     kp: float = 0.0
     kd: float = 0.0
+    stop_kd: float | None = None
+    """Gain of the brake that `stop: damping` puts on, N·m·s/rad; None: `kd`."""
     positive: str = ""
     """Which way is positive, for the person who calibrates it."""
+
+    @property
+    def brake(self) -> float:
+        """kd of the damping stop, N·m·s/rad."""
+        return self.kd if self.stop_kd is None else self.stop_kd
 
     def __post_init__(self) -> None:
         if (self.lower is None) != (self.upper is None):
@@ -65,20 +79,53 @@ class Joint(Data, kw_only=True):
                 raise ValueError(f"joint {self.name}: {key}={getattr(self, key)} must be above 0")
 
 
-class CommandInterface(Data, kw_only=True):
-    """How the robot is moved: one number for each actuated joint, in the order of `joints`."""
+class CommandTopic(Data, kw_only=True):
+    """A topic that commands some joints.
 
-    interface: Literal["position", "velocity", "effort"]
+    Float64MultiArray (a forward controller) holds one number for each of `joints`, in this order; JointState and
+    JointTrajectory (a joint trajectory controller) name them; DynamicJointState carries `position`, `kp` and `kd` of
+    each, for motors that close the loop themselves.
+    """
+
     topic: str
     type: str = COMMAND_TYPES[0]
+    joints: tuple[str, ...] = ()
+    """In the order of the controller's own list; empty in `command`: the rest, in the order of the robot file."""
+    time_from_start_s: float = 0.0
+    """JointTrajectory: when the point is to be reached. Until then the controller moves in a straight line from where
+    the joint is; 0 makes it jump there. One to two decisions is usual."""
 
     def __post_init__(self) -> None:
         if self.type not in COMMAND_TYPES:
-            raise ValueError(f"command.type={self.type}: known are {', '.join(COMMAND_TYPES)}")
+            raise ValueError(f"{self.topic}: type={self.type}: known are {', '.join(COMMAND_TYPES)}")
+        if self.time_from_start_s < 0 or (self.time_from_start_s and self.type != TRAJECTORY):
+            raise ValueError(f"{self.topic}: time_from_start_s={self.time_from_start_s} with type={self.type}: "
+                             f"at least 0, and for {TRAJECTORY} only")
+        _distinct(f"{self.topic}: joints", list(self.joints))
+
+
+class CommandInterface(CommandTopic, kw_only=True):
+    """How the robot is moved: one number for each actuated joint, on one topic or, with `groups`, on several."""
+
+    interface: Literal["position", "velocity", "effort"]
+    groups: tuple[CommandTopic, ...] = ()
+    """Joints on topics of their own, such as a gripper's; `topic` is for those that no group names."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _distinct("command topics", [self.topic] + [g.topic for g in self.groups])
+        for group in self.groups:
+            if not group.joints:
+                raise ValueError(f"command.groups: {group.topic}: joints=[]: name those that it commands")
+        for one in (self, *self.groups):
+            if one.type in (TRAJECTORY, PD) and self.interface != "position":
+                # a trajectory controller refuses points without positions, and an end at speed
+                raise ValueError(f"{one.topic}: type={one.type} with command.interface={self.interface}: "
+                                 "it takes positions")
 
 
 class Sensor(Data, kw_only=True):
-    """A state topic: JointState (mapped by joint name) or PoseStamped."""
+    """A state topic: JointState (by joint name), PoseStamped, or Imu (with an orientation; its world's z is up)."""
 
     name: str
     topic: str
@@ -87,11 +134,15 @@ class Sensor(Data, kw_only=True):
     stale_after_s: float
     frame: str = "base_link"
     site: str | None = None
-    """The MJCF site whose pose the simulated robot publishes here, as a motion-capture system would."""
+    """The MJCF site whose pose the simulated robot publishes here, as a motion-capture system would; or its IMU's."""
+    velocity: Literal["measured", "derived"] = "measured"
+    """JointState: speeds are in the message, or are made from the positions of two decisions, in training too."""
 
     def __post_init__(self) -> None:
-        if self.type not in (JOINT_STATE, POSE):
-            raise ValueError(f"sensor {self.name}: type={self.type}: known are {JOINT_STATE}, {POSE}")
+        if self.type not in (JOINT_STATE, POSE, IMU):
+            raise ValueError(f"sensor {self.name}: type={self.type}: known are {JOINT_STATE}, {POSE}, {IMU}")
+        if self.velocity == "derived" and self.type != JOINT_STATE:
+            raise ValueError(f"sensor {self.name}: velocity=derived with type={self.type}: {JOINT_STATE} only")
 
 
 class Camera(Data, kw_only=True):
@@ -203,7 +254,7 @@ class Placement(Data, kw_only=True):
     """
 
     object: str
-    """The MJCF body, which has a free joint."""
+    """The MJCF body, which has a free joint; the base of a robot that stands on the ground is one too."""
     lower: tuple[float, float, float]
     upper: tuple[float, float, float]
     yaw: tuple[float, float] = (0.0, 0.0)
@@ -251,14 +302,27 @@ class RobotSpec(Data, kw_only=True):
         _distinct("objects", [o.object for o in self.objects])
         if not self.actuated:
             raise ValueError("joints: none is actuated, so there is nothing to command")
+        commanded = [name for topic in self.command_topics for name in topic.joints]
+        _distinct("command joints", commanded)
+        idle = [topic.topic for topic in self.command_topics if not topic.joints]
+        if idle:
+            raise ValueError(f"command.topic={idle[0]}: groups name every actuated joint, so it has none to command")
+        if sorted(commanded) != sorted(j.name for j in self.actuated):
+            raise ValueError(f"command: joints {', '.join(commanded)}; the actuated joints are "
+                             f"{', '.join(j.name for j in self.actuated)}")
         if sum(s.type == JOINT_STATE for s in self.sensors) != 1:
             raise ValueError(f"sensors: exactly one {JOINT_STATE} is needed, found "
                              f"{[s.name for s in self.sensors if s.type == JOINT_STATE]}")
-        if (self.stop == "hold") != (self.command.interface == "position"):
-            raise ValueError(f"stop={self.stop} does not suit command.interface={self.command.interface}: "
-                             "position robots hold; velocity and effort robots take zero or damping")
-        if self.stop == "damping" and self.command.interface != "effort":
-            raise ValueError(f"stop=damping needs command.interface=effort, not {self.command.interface}")
+        kinds = {topic.type for topic in self.command_topics}
+        for joint in self.actuated if PD in kinds else ():
+            if joint.kp <= 0 or joint.kd <= 0:
+                raise ValueError(f"joint {joint.name}: kp={joint.kp}, kd={joint.kd}: a command of type {PD} carries "
+                                 "them, so both must be above 0")
+        suits = {"position": ("hold", "damping") if kinds == {PD} else ("hold",), "velocity": ("zero",),
+                 "effort": ("zero", "damping")}[self.command.interface]
+        if self.stop not in suits:
+            raise ValueError(f"stop={self.stop} does not suit command.interface={self.command.interface} on "
+                             f"{', '.join(sorted(kinds))}: it takes {' or '.join(suits)}")
         if self.workspace is not None:
             poses = [s.name for s in self.sensors if s.type == POSE]
             if self.workspace.sensor not in poses:
@@ -289,6 +353,15 @@ class RobotSpec(Data, kw_only=True):
         return f"{'/' * topic.startswith('/')}supervisor/{topic.lstrip('/')}" if self.supervised else topic
 
     @property
+    def command_topics(self) -> tuple[CommandTopic, ...]:
+        """Every topic that commands joints, with its joints named, `command` itself first."""
+        main, groups = self.command, self.command.groups
+        grouped = {name for group in groups for name in group.joints}
+        rest = main.joints or tuple(j.name for j in self.actuated if j.name not in grouped)
+        first = CommandTopic(topic=main.topic, type=main.type, joints=rest, time_from_start_s=main.time_from_start_s)
+        return first, *groups
+
+    @property
     def joint_sensor(self) -> Sensor:
         """The JointState topic."""
         return next(s for s in self.sensors if s.type == JOINT_STATE)
@@ -298,7 +371,9 @@ class Term(Data, kw_only=True):
     """One quantity: `scale * transform(source - minus)`, of the chosen joints, with its newest `history` values.
 
     Sources: `<sensor>.position|velocity|effort` of the JointState, `<sensor>.position|orientation` of a pose,
-    `goal.position`, `command` (last sent, by joint), `action` (last sent, in [-1, 1]), `hold` (s).
+    of an IMU `<sensor>.orientation|angular_velocity|linear_acceleration`; `goal.position`, `steering` (x and y m/s, z
+    rad/s), `command` (last sent, by joint), `action` (last sent, in [-1, 1]), `hold` (s). `truth.<imu>.linear_velocity`
+    (m/s, in its frame) is a simulator's: rewards alone may read it, and where it is not known, neither is the reward.
     History is oldest first and is filled with the first value of an episode.
     """
 
@@ -308,9 +383,10 @@ class Term(Data, kw_only=True):
     joints: tuple[str, ...] = ()
     """For joint-valued sources: which, in this order; empty means all."""
     axes: tuple[Literal["x", "y", "z"], ...] = ()
-    """For positions: which coordinates, in this order; empty means all."""
-    transform: Literal["identity", "sin_cos", "cos", "norm", "square", "change"] = "identity"
-    """`change` is the difference to the previous step (zero on the first)."""
+    """For positions, velocities and the like: which coordinates, in this order; empty means all."""
+    transform: Literal["identity", "sin_cos", "cos", "norm", "square", "change", "down"] = "identity"
+    """`change` is the difference to the previous step (zero on the first); `down` is where gravity points, a unit
+    vector in the frame of an orientation."""
     scale: float = 1.0
     history: int = 1
     unit: str = ""
@@ -333,21 +409,34 @@ class Reward(Data, kw_only=True):
     margin: float = 0.0
 
 
-class Success(Data, kw_only=True):
-    """The term (one number) stays below or above a bound for `hold_s` without a break."""
+class Bound(Data, kw_only=True):
+    """A term (one number) below or above a bound."""
 
     term: Term
     below: float | None = None
     above: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.below is None) == (self.above is None):
+            raise ValueError(f"bound of {self.term.name}: below={self.below}, above={self.above}: give exactly one")
+
+    def holds(self, x: float) -> bool:
+        """Whether a number is on the right side."""
+        return x < self.below if self.below is not None else x > (self.above or 0.0)
+
+
+class Failure(Bound, kw_only=True):
+    """The episode ends (terminated) as soon as the bound holds, as after a fall; the robot then stops."""
+
+
+class Success(Bound, kw_only=True):
+    """The bound holds for `hold_s` without a break."""
+
     hold_s: float
     ends_episode: bool
     """True: the episode ends there (terminated). False: it must hold when the time is up."""
     bonus: float = 0.0
     """Reward paid once when the episode ends in success."""
-
-    def __post_init__(self) -> None:
-        if (self.below is None) == (self.above is None):
-            raise ValueError(f"success {self.term.name}: below={self.below}, above={self.above}: give exactly one")
 
 
 class Goal(Data, kw_only=True):
@@ -365,6 +454,58 @@ class Goal(Data, kw_only=True):
         """A goal position (3,) float64, m."""
         radius, azimuth, height = rng.uniform(self.lower, self.upper)
         return np.array([radius * np.cos(azimuth), radius * np.sin(azimuth), height])
+
+    def check(self, position: np.ndarray, frame: str) -> None:
+        """Raises SpecError for a position (3,) m in another frame, or outside of where the policy's goals were."""
+        if frame != self.frame:
+            raise SpecError(f"goal in frame '{frame}', the policy's are in '{self.frame}'")
+        x, y, height = (float(value) for value in position)
+        place, low, high = (np.hypot(x, y), np.arctan2(y, x), height), np.array(self.lower), np.array(self.upper)
+        over = np.array(place) - low
+        over[1] = (over[1] + EDGE) % (2 * np.pi) - EDGE
+        if not (np.isfinite(over).all() and np.all(over >= -EDGE) and np.all(over <= high - low + EDGE)):
+            shown = ", ".join(f"{value:.4g}" for value in place)
+            raise SpecError(f"goal at ({shown}) (radius m, azimuth rad, height m), the policy's lie from {self.lower} "
+                            f"to {self.upper}")
+
+
+class Steering(Data, kw_only=True):
+    """A velocity that is asked for: forward and left in m/s, turning left in rad/s, as (x, y, z) of `steering`.
+
+    In training one is drawn uniformly between the bounds every `redraw_s`, and is none at all with the chance `still`;
+    on the robot it is the newest message of its topic, and none when that is older than `stale_after_s` or never came.
+    """
+
+    topic: str = "cmd_vel"
+    type: str = TWISTS[0]
+    stale_after_s: float = 0.5
+    lower: tuple[float, float, float]
+    upper: tuple[float, float, float]
+    redraw_s: float = 5.0
+    still: float = 0.1
+
+    @property
+    def name(self) -> str:
+        """Its place among what is read at each step."""
+        return STEERING
+
+    def __post_init__(self) -> None:
+        if self.type not in TWISTS:
+            raise ValueError(f"steering.type={self.type}: known are {', '.join(TWISTS)}")
+        if any(a > b for a, b in zip(self.lower, self.upper, strict=True)):
+            raise ValueError(f"steering: lower={self.lower} is above upper={self.upper}")
+        if not (self.redraw_s > 0 and self.stale_after_s > 0 and 0 <= self.still <= 1):
+            raise ValueError(f"steering: redraw_s={self.redraw_s}, stale_after_s={self.stale_after_s}, "
+                             f"still={self.still}: above 0, above 0, from 0 to 1")
+
+    def sample(self, rng: np.random.Generator) -> np.ndarray:
+        """A velocity (3,) to ask for."""
+        drawn = rng.uniform(self.lower, self.upper)
+        return np.zeros(3) if rng.random() < self.still else drawn
+
+    def within(self, asked: np.ndarray) -> np.ndarray:
+        """The velocity (3,) that the policy is told: what it never met in training is cut off; none if not finite."""
+        return np.clip(asked, self.lower, self.upper) if np.isfinite(asked).all() else np.zeros(3)
 
 
 class ActionSpec(Data, kw_only=True):
@@ -436,7 +577,9 @@ class PolicySpec(Data, kw_only=True):
     action: ActionSpec | None = None
     rewards: tuple[Reward, ...] = ()
     success: Success | None = None
+    failure: Failure | None = None
     goal: Goal | None = None
+    steering: Steering | None = None
     vision: Vision | None = None
     """None for policies that see numbers only."""
     trained: dict[str, Any] = {}
@@ -447,9 +590,15 @@ class PolicySpec(Data, kw_only=True):
             raise ValueError(f"schema={self.schema}; this version reads schema {SCHEMA}")
 
     @property
-    def inputs(self) -> tuple[Sensor | Camera, ...]:
-        """What is read at each step: every sensor of the robot, then the cameras in use."""
-        return (*(self.robot.sensors if self.robot else ()), *self.cameras)
+    def inputs(self) -> tuple[Sensor | Camera | Steering, ...]:
+        """What is read at each step: every sensor of the robot, the cameras in use, then the velocity asked for."""
+        steering = (self.steering,) if self.steering else ()
+        return (*(self.robot.sensors if self.robot else ()), *self.cameras, *steering)
+
+    @property
+    def truths(self) -> list[str]:
+        """The reward terms that only a simulator can compute, by name."""
+        return [r.term.name for r in self.rewards if any(map(is_truth, (r.term.source, r.term.minus)))]
 
     @property
     def frames(self) -> tuple[int, int, int] | None:
@@ -490,12 +639,15 @@ class PolicySpec(Data, kw_only=True):
                             + "\n  ".join(differences))
         order = {j.name: j for j in robot.joints}
         ours = tuple(order[name] for name in self.robot.names)
-        return msgspec.structs.replace(self, robot=msgspec.structs.replace(robot, joints=ours))
+        # the order on the wire is the robot's, whatever the policy's
+        command = msgspec.structs.replace(robot.command, joints=robot.command_topics[0].joints)
+        return msgspec.structs.replace(self, robot=msgspec.structs.replace(robot, joints=ours, command=command))
 
 
 def policy_spec(robot: RobotSpec, *, task: str, rate_hz: float, time_limit_s: float, observations: tuple[Term, ...],
                 action: ActionSpec, rewards: tuple[Reward, ...], success: Success | None = None,
-                goal: Goal | None = None, vision: Vision | None = None) -> PolicySpec:
+                failure: Failure | None = None, goal: Goal | None = None, steering: Steering | None = None,
+                vision: Vision | None = None) -> PolicySpec:
     """Join a robot and a task into a contract: sizes are filled in and every name is checked. Raises SpecError."""
     actuated = {j.name for j in robot.actuated}
     for name in action.joints:
@@ -505,25 +657,46 @@ def policy_spec(robot: RobotSpec, *, task: str, rate_hz: float, time_limit_s: fl
     for fault in _blind_spots(vision, robot):
         raise SpecError(f"task {task}: {fault}")
     size = len(action.joints)
-    goals = goal is not None
-    filled = tuple(msgspec.structs.replace(t, size=term_size(t, robot, size, goals) * t.history) for t in observations)
-    for term in [r.term for r in rewards] + ([success.term] if success else []):
-        term_size(term, robot, size, goals)
+    asked = ({GOAL: 3} if goal else {}) | ({STEERING: 3} if steering else {})
+    filled = tuple(msgspec.structs.replace(t, size=term_size(t, robot, size, asked) * t.history) for t in observations)
+    bounds = [bound.term for bound in (success, failure) if bound]
+    for term in [r.term for r in rewards] + bounds:
+        term_size(term, robot, size, asked)
+    for term in [*observations, *bounds]:
+        for source in filter(is_truth, (term.source, term.minus)):
+            raise SpecError(f"task {task}: term {term.name} reads {source}, which only a simulator knows: rewards "
+                            "alone may")
+    for bound in bounds:
+        if (count := term_size(bound, robot, size, asked)) != 1:
+            raise SpecError(f"task {task}: term {bound.name} has {count} numbers; success and failure judge one")
     return PolicySpec(task=task, rate_hz=rate_hz, time_limit_s=time_limit_s, robot=robot, observations=filled,
                       observation_size=sum(t.size for t in filled), action=action, action_size=size,
-                      rewards=rewards, success=success, goal=goal, vision=vision)
+                      rewards=rewards, success=success, failure=failure, goal=goal, steering=steering, vision=vision)
 
 
-def term_size(term: Term, robot: RobotSpec, actions: int, goal: bool) -> int:
-    """How many numbers one step of a term has. Raises SpecError for a source that the robot does not offer."""
-    sizes = {"action": actions, "hold": 1, "command": len(robot.actuated)}
+def is_truth(source: str | None) -> bool:
+    """Whether only a simulator knows a source."""
+    return bool(source and source.startswith(TRUTH))
+
+
+def term_size(term: Term, robot: RobotSpec, actions: int, asked: dict[str, int]) -> int:
+    """How many numbers one step of a term has; `asked` are the sizes of what the task asks for, goal or steering.
+
+    Raises SpecError for a source that the robot does not offer.
+    """
+    sizes = {"action": actions, "hold": 1, "command": len(robot.actuated)} | asked
+    spatial = list(asked)
     for sensor in robot.sensors:
         if sensor.type == JOINT_STATE:
             sizes |= {f"{sensor.name}.{field}": len(robot.joints) for field in ("position", "velocity", "effort")}
+        elif sensor.type == IMU:
+            vectors = [f"{sensor.name}.angular_velocity", f"{sensor.name}.linear_acceleration",
+                       f"{TRUTH}{sensor.name}.linear_velocity"]
+            sizes |= {f"{sensor.name}.orientation": 4} | dict.fromkeys(vectors, 3)
+            spatial += vectors
         else:
             sizes |= {f"{sensor.name}.position": 3, f"{sensor.name}.orientation": 4}
-    if goal:
-        sizes[GOAL] = 3
+            spatial.append(f"{sensor.name}.position")
     for source in filter(None, (term.source, term.minus)):
         if source not in sizes:
             raise SpecError(f"term {term.name}: source '{source}' is not offered by {robot.robot}; "
@@ -535,10 +708,13 @@ def term_size(term: Term, robot: RobotSpec, actions: int, goal: bool) -> int:
     missing = [name for name in term.joints if name not in known]
     if missing:
         raise SpecError(f"term {term.name}: joints {missing} are not among {known}")
-    positions = [f"{s.name}.position" for s in robot.sensors if s.type == POSE] + [GOAL]
-    wrong = [source for source in (term.source, term.minus) if term.axes and source and source not in positions]
+    if term.transform == "down":
+        if not term.source.endswith(".orientation") or term.minus or term.joints:
+            raise SpecError(f"term {term.name}: transform=down is of an orientation alone, not of {term.source}")
+        return len(term.axes) or 3
+    wrong = [source for source in (term.source, term.minus) if term.axes and source and source not in spatial]
     if wrong:
-        raise SpecError(f"term {term.name}: axes={term.axes} choose among the coordinates of a position, not of "
+        raise SpecError(f"term {term.name}: axes={term.axes} choose among coordinates, of {', '.join(spatial)}, not of "
                         f"{', '.join(wrong)}")
     size = len(term.joints) or len(term.axes) or sizes[term.source]
     return {"sin_cos": 2 * size, "norm": 1}.get(term.transform, size)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from robot_rl.spec import GOAL, SUPERVISOR_STATE, PolicySpec, RobotSpec, SpecErr
 STEP_TOPIC, STEP_TYPE = "policy/step", "std_msgs/msg/Float64MultiArray"
 SENT_TOPIC = "supervisor/sent"
 FIRST_NS = 250_000_000  # no command is told of later than this; what is older belongs to the episode before
-EPISODE_TOPIC, INFO_TOPIC, TEXT_TYPE = "policy/episode", "policy/info", "std_msgs/msg/String"
+EPISODE_TOPIC, TEXT_TYPE = "policy/episode", "std_msgs/msg/String"
+INFO_TOPIC = "policy/policy_info"
+"""Private to the policy's node: `~/policy_info` there, and this where the node has its usual name."""
 
 
 @dataclass
@@ -79,7 +81,7 @@ class SentRecord:
     stamp: np.ndarray
     """Source stamp of what was sent: (s, ns)."""
     sent: np.ndarray
-    """(C,) command, rad, rad/s or N·m."""
+    """(C,) command, rad, rad/s or N·m; by joint as `on_the_wire` has them."""
     reasons: np.ndarray
 
     def encode(self) -> bytes:
@@ -125,12 +127,14 @@ class EpisodeLog:
     folder: str
     spec: PolicySpec
     info: dict[str, Any]
-    """What `policy/info` said: contract, policy hash, robot."""
+    """What `~/policy_info` said: contract, with the topics' absolute names, and policy hash."""
     start: dict[str, Any]
     end: dict[str, Any]
     """Outcome as the policy process reported it; empty when the recording broke off."""
     records: list[StepRecord]
     readings: dict[str, dict[int, bytes]]
+    goals: dict[int, np.ndarray] = field(default_factory=dict)
+    """Goals (3,) in m that came while it ran, by the tick from which they held."""
 
     def replayed(self, spec: PolicySpec | None = None, goal: np.ndarray | None = None
                  ) -> Iterator[tuple[Outcome, np.ndarray | None]]:
@@ -146,14 +150,17 @@ class EpisodeLog:
             used = ", ".join(c.name for c in self.spec.cameras) or "none"
             raise SpecError(f"{self.folder}: task {spec.task} sees through camera '{camera}', {self.spec.task} ran "
                             f"with {used}: which image belongs to which step is not in the bag")
+        episode = Episode(spec, endless=bool(self.start.get("continuous")))
+        moved = {} if goal is not None else self.goals
         if goal is None and self.start.get("goal") is not None:
             goal = np.array(self.start["goal"])
-        episode = Episode(spec)
         episode.begin(goal)
         for record in self.records:
+            if (tick := int(record.tick[0])) in moved:
+                episode.aim(moved[tick])
             faults = Reason(int(record.faults[0]))
             episode.halt(faults & ~Reason.WORKSPACE)
-            outcome = episode.observe(Readings(self.values(record, spec)))
+            outcome = episode.observe(Readings(self.values(record, spec), self._stamps(record)))
             last = outcome.done or not np.isfinite(record.asked).all()
             yield outcome, None if last else episode.took(record.sent)
             if last:
@@ -169,13 +176,18 @@ class EpisodeLog:
         seen = (self.values(record, spec, images=False).get(source) for record in self.records)
         return np.array([value for value in seen if value is not None and np.isfinite(value).all()]).reshape(-1, 3)
 
+    def _stamps(self, record: StepRecord) -> dict[str, int]:
+        """The source stamp of each message that a step used, ns."""
+        parts = zip(self.spec.inputs, record.inputs.reshape(-1, 2), strict=True)
+        return {s.name: stamp for s, (seconds, rest) in parts if (stamp := join_ns(seconds, rest))}
+
     def values(self, record: StepRecord, spec: PolicySpec, images: bool = True) -> Values:
         """What every sensor, and every camera that `spec` uses, had said when a step was decided. Raises SpecError."""
         assert spec.robot is not None
         wanted, values = {s.name for s in (spec.inputs if images else spec.robot.sensors)}, Values()
-        for sensor, (seconds, nanoseconds) in zip(self.spec.inputs, record.inputs.reshape(-1, 2), strict=True):
-            stamp = join_ns(seconds, nanoseconds)
-            if stamp == 0 or sensor.name not in wanted:
+        stamps = self._stamps(record)
+        for sensor in self.spec.inputs:
+            if sensor.name not in wanted or (stamp := stamps.get(sensor.name)) is None:
                 continue
             data = self.readings[sensor.name].get(stamp)
             if data is None:
@@ -193,36 +205,51 @@ def read_episode(folder: str | Path) -> EpisodeLog:
     steps: list[tuple[int, StepRecord]] = []
     sent: dict[int, SentRecord] = {}
     raw: dict[str, dict[int, bytes]] = {}
+    goals: dict[int, np.ndarray] = {}
     for message in read(folder):
         if message.topic.endswith(STEP_TOPIC):
             steps.append((message.publish_ns, StepRecord.decode(message.data)))
         elif message.topic.endswith(SENT_TOPIC):
             one = SentRecord.decode(message.data)
             sent[join_ns(*one.command)] = one
-        elif message.topic.endswith(INFO_TOPIC):
+        elif message.topic.endswith("/policy_info"):
             info = json.loads(messages.decode(message.data, TEXT_TYPE).data)
         elif message.topic.endswith(EPISODE_TOPIC):
             event = json.loads(messages.decode(message.data, TEXT_TYPE).data)
-            start, end = (event, end) if event["event"] == "start" else (start, event)
+            if event["event"] == "goal":
+                goals[event["tick"]] = np.array(event["goal"])
+            else:
+                start, end = (event, end) if event["event"] == "start" else (start, event)
         else:
             raw.setdefault(message.topic, {})[message.publish_ns] = message.data
     if "contract" not in info:
-        raise SpecError(f"{folder}: no contract on {INFO_TOPIC}: this bag was not recorded by `robot-rl deploy`")
+        raise SpecError(f"{folder}: no contract on ~/policy_info: this bag was not recorded by `robot-rl deploy`")
     spec = PolicySpec.from_json(json.dumps(info["contract"]), str(folder))
     readings = {s.name: next((m for topic, m in raw.items() if topic.endswith(heard_on(s)[0])), {})
                 for s in spec.inputs}
     if spec.robot is not None and spec.robot.supervised:
+        places = on_the_wire(spec.robot)
+        sent = {stamp: replace(one, sent=one.sent[np.argsort(places)]) for stamp, one in sent.items()}
         steps = list(let_through(steps, sent))
     records = [r for _, r in steps if not start or int(r.episode[0]) == start["episode"]]
-    return EpisodeLog(str(folder), spec, info, start, end, records, readings)
+    return EpisodeLog(str(folder), spec, info, start, end, records, readings, goals)
 
 
 def supervisor_topics(robot: RobotSpec) -> list[tuple[str, str, str]]:
     """What is recorded of a supervisor and of what it is told: (topic, type, QoS kind)."""
     if not robot.supervised:
         return []
-    return [(robot.commands_of_policies(robot.command.topic), robot.command.type, "command"),
+    return [*((robot.commands_of_policies(to.topic), to.type, "command") for to in robot.command_topics),
             (SENT_TOPIC, STEP_TYPE, "events"), (SUPERVISOR_STATE, TEXT_TYPE, "latched")]
+
+
+def on_the_wire(robot: RobotSpec) -> np.ndarray:
+    """(C,) int: which actuated joint each number of a SentRecord belongs to.
+
+    They come in the order of the command topics and of their joints: a policy's own order of joints changes neither.
+    """
+    places = {joint.name: i for i, joint in enumerate(robot.actuated)}
+    return np.array([places[name] for to in robot.command_topics for name in to.joints], dtype=np.intp)
 
 
 def let_through(steps: list[tuple[int, StepRecord]], sent: dict[int, SentRecord]) -> Iterator[tuple[int, StepRecord]]:

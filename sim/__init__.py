@@ -74,4 +74,4 @@ def env_spec(env: gymnasium.Env, name: str) -> PolicySpec:
                       vision=getattr(env.unwrapped, "vision", None))
 
 
-from sim import lift, reach, swingup  # noqa: E402, F401  (each task family registers itself)
+from sim import lift, reach, swingup, walk  # noqa: E402, F401  (each task family registers itself)

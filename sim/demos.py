@@ -89,7 +89,8 @@ class EpisodeWriter:
             if since == 0:
                 self._write(heard_on(sensor)[0], encode(sensor, readings.values, now, robot))
         if command is not None:
-            self._write(robot.command.topic, encode_command(robot, command.sent))
+            for topic, data in encode_command(robot, command.sent):
+                self._write(topic, data)
         idle, none = np.full(self._contract.action_size, np.nan), np.full(len(robot.actuated), np.nan)
         record = step_record(
             self._contract, tick=self._ticks + 1, episode=self._number, stamp_ns=now, outcome=outcome,

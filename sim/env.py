@@ -11,7 +11,7 @@ import numpy as np
 from robot_rl.episode import Command, Episode, Outcome
 from robot_rl.observe import Observation, Readings
 from robot_rl.safety import Reason
-from robot_rl.spec import PolicySpec
+from robot_rl.spec import STEERING, TRUTH, PolicySpec
 from sim.randomize import NO_LAGS, Gap, Lags
 from sim.robot import SimRobot
 
@@ -39,6 +39,9 @@ class RobotEnv(gymnasium.Env[Observation, np.ndarray]):
         self._robot = SimRobot(contract.robot, mjcf, gap, contract.vision, lags)
         self.episode = Episode(contract)
         self.goal: np.ndarray | None = None
+        self.steering: np.ndarray | None = None
+        """The velocity that is asked for now, (3,) as of the contract."""
+        self._redraw = round(contract.steering.redraw_s * contract.rate_hz) if contract.steering else 0
         self.readings: Readings
         """What the sensors said last; with `outcome` and `command`, all there is to record of a step."""
         self.outcome: Outcome
@@ -56,6 +59,7 @@ class RobotEnv(gymnasium.Env[Observation, np.ndarray]):
         self.goal = self.contract.goal.sample(self.np_random) if self.contract.goal else None
         self._robot.show_goal(self.goal)
         self.episode.begin(self.goal)
+        self._steer()
         outcome = self._look()
         return outcome.observation, self._info(outcome, np.zeros(self.contract.action_size))
 
@@ -64,12 +68,23 @@ class RobotEnv(gymnasium.Env[Observation, np.ndarray]):
         command = self.command = self.episode.act(action)
         self._robot.apply(command.sent)
         self._robot.step(1.0 / self.contract.rate_hz)
+        if self._redraw and self.episode.steps % self._redraw == 0:
+            self._steer()
         outcome = self._look()
         info = self._info(outcome, command.action) | {"reasons": command.reasons | outcome.faults}
         return outcome.observation, outcome.reward, outcome.terminated, outcome.truncated, info
 
+    def _steer(self) -> None:
+        """Draw a velocity to ask for, where the contract has one."""
+        self.steering = self.contract.steering.sample(self.np_random) if self.contract.steering else None
+
     def _look(self) -> Outcome:
-        self.readings = Readings(self._robot.readings(), ages=self._robot.ages())
+        values = self._robot.readings()
+        if self.steering is not None:
+            values[STEERING] = self.steering
+        if self.contract.truths:
+            values |= {TRUTH + key: value for key, value in self._robot.truth().items()}
+        self.readings = Readings(values, ages=self._robot.ages())
         self.outcome = self.episode.observe(self.readings)
         return self.outcome
 

@@ -1,6 +1,6 @@
 """The robot as a process of its own: MuJoCo in real time behind the robot's own topics.
 
-It publishes joint states, poses (as a motion-capture system would) and camera images, obeys the command topic, and
+It publishes joint states, poses (as a motion-capture system would) and camera images, obeys the command topics, and
 serves `reset`. Nobody outside can tell it from the robot by its topics; a policy, a reward or a reset that looked
 inside the simulator would have nothing to look at.
 """
@@ -18,7 +18,7 @@ import numpy as np
 from hardware import messages
 from hardware.bus import COMMAND, LATCHED, SENSOR, Bus, Publisher, Qos
 from hardware.loop import Ticker
-from hardware.robot_io import decode_command, encode, heard_on
+from hardware.robot_io import Order, decode_command, encode, heard_on
 from robot_rl import image
 from robot_rl.homing import Homing
 from robot_rl.kinematics import guarded
@@ -27,6 +27,86 @@ from sim.robot import SimRobot
 
 STATE = Qos(reliable=True)  # drivers publish reliably; consumers choose (REP 2003)
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
+
+
+class Hand:
+    """What the command topics ask for now, joint by joint; on each of them the newest message counts.
+
+    A topic that falls silent is answered by the driver's own watchdog, where the robot file declares one: no speed, no
+    effort, or the brake alone; servos hold the pose that they are in. Without one, the last command holds for ever.
+    """
+
+    def __init__(self, robot: RobotSpec, bus: Bus) -> None:
+        self._robot = robot
+        places = {joint.name: i for i, joint in enumerate(robot.actuated)}
+        self._topics = [(to, bus.reader(to.topic, to.type, COMMAND), np.array([places[n] for n in to.joints]))
+                        for to in robot.command_topics]
+        self._brake = np.array([j.brake for j in robot.actuated])
+        self._held: set[str] = set()  # topics whose joints hold themselves because commands stopped coming
+        self.rest()
+
+    @property
+    def order(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(C,) each: target, seconds until there, kp, kd."""
+        return self._target, self._seconds, self._kp, self._kd
+
+    def rest(self) -> None:
+        """Forget what was asked for: the default pose, no speed or no effort."""
+        joints, holds = self._robot.actuated, self._robot.command.interface == "position"
+        self._target = np.array([j.default if holds else 0.0 for j in joints])
+        self._seconds = np.zeros(len(joints))
+        self._kp, self._kd = np.array([j.kp for j in joints]), np.array([j.kd for j in joints])
+        self._seen = dict.fromkeys((to.topic for to, _, _ in self._topics), time.monotonic_ns())
+
+    def take(self, measured: Callable[[], np.ndarray]) -> bool:
+        """Look at the newest message of every topic; True when anything is to be done differently.
+
+        `measured` gives where the joints are, (C,).
+        """
+        news, limit = False, self._robot.watchdog.timeout_s
+        for to, reader, index in self._topics:
+            sample = reader.newest()
+            if sample is None:
+                continue
+            age = (time.monotonic_ns() - sample.arrival_ns) * 1e-9
+            if limit is not None and age > limit:
+                news |= self._hold(to.topic, index, measured) if self._robot.stop == "hold" else self._let_go(index)
+            elif sample.arrival_ns > self._seen[to.topic]:
+                self._seen[to.topic] = sample.arrival_ns
+                self._held.discard(to.topic)
+                try:
+                    self._follow(decode_command(self._robot, to, sample.data), index)
+                    news = True
+                except ValueError as error:
+                    print(f"sim-robot: command refused: {error}", file=sys.stderr, flush=True)
+        return news
+
+    def _follow(self, order: Order, index: np.ndarray) -> None:
+        """Note an order for some joints; one that is not finite changes nothing. Raises ValueError for it."""
+        if not np.isfinite([order.target, *(order.gains or ())]).all():
+            raise ValueError("it is not finite")
+        self._target[index], self._seconds[index] = order.target, order.time_s
+        if order.gains:
+            self._kp[index], self._kd[index] = order.gains
+
+    def _hold(self, topic: str, index: np.ndarray, measured: Callable[[], np.ndarray]) -> bool:
+        """Hold some joints where they are; True unless they do already."""
+        if topic in self._held:
+            return False
+        self._held.add(topic)
+        self._target[index], self._seconds[index] = measured()[index], 0.0
+        return True
+
+    def _let_go(self, index: np.ndarray) -> bool:
+        """Stop some joints; True unless they are stopped already."""
+        if self._robot.command.interface == "position":
+            parts = ((self._kp, np.zeros(len(index))), (self._kd, self._brake[index]))
+        else:
+            parts = ((self._target, np.zeros(len(index))),)  # type: ignore[assignment]
+        changed = any((part[index] != value).any() for part, value in parts)
+        for part, value in parts:
+            part[index] = value
+        return changed
 
 
 class RobotProcess:
@@ -38,13 +118,11 @@ class RobotProcess:
         self.ticker = Ticker(rate)
         self._rng = np.random.default_rng(seed)
         self._sensors = [(s, bus.publisher(s.topic, s.type, STATE), _every(rate, s.rate_hz)) for s in robot.sensors]
-        self._commands = bus.reader(robot.command.topic, robot.command.type, COMMAND)
+        self._hand = Hand(robot, bus)
         self._goal = bus.reader("goal", POSE, LATCHED)
         self._reset = bus.service(robot.reset_service)
         self._homing: tuple[Homing, Any] | None = None
         self._chain = guarded(robot, sim.mjcf)
-        self._last_command_ns = 0
-        self._held = False  # whether the robot holds itself because commands stopped coming
         self._goal_ns = 0
         self._answer: Any = None  # a reset request that is done but for telling where things are now
         self._lock = threading.Lock()
@@ -93,34 +171,17 @@ class RobotProcess:
         return self.sim.render_snapshot(camera.name), taken
 
     def _obey(self) -> None:
-        """Apply the newest command; silence is answered by the driver's own watchdog, where the robot has one."""
-        now = time.monotonic()
-        sample = self._commands.newest()  # taken while homing too, or it would seem to arrive after the reset
+        """Apply the newest commands."""
+        news = self._hand.take(self._measured)  # while homing too, or they would seem to arrive after the reset
         if self._homing is not None:
-            self._follow_home(now)
-            return
-        if sample is None:
-            return
-        age, limit = (time.monotonic_ns() - sample.arrival_ns) * 1e-9, self.robot.watchdog.timeout_s
-        if limit is not None and age > limit:
-            self._time_out()
-        elif sample.arrival_ns > self._last_command_ns:
-            self._last_command_ns, self._held = sample.arrival_ns, False
-            try:
-                command = decode_command(self.robot, sample.data)
-            except ValueError as error:
-                print(f"sim-robot: command refused: {error}", file=sys.stderr, flush=True)
-                return
-            if np.isfinite(command).all():
-                self.sim.apply(command)
+            self._follow_home(time.monotonic())
+        elif news:
+            self.sim.apply(*self._hand.order)
 
-    def _time_out(self) -> None:
-        """No speed and no effort; servos hold the pose that they are in."""
-        if self.robot.command.interface != "position":
-            self.sim.apply(np.zeros(len(self.robot.actuated)))
-        elif not self._held:
-            self.sim.apply(self._joints()[0][self.robot.actuated_index])
-        self._held = True
+    def _measured(self) -> np.ndarray:
+        """(C,) where the commanded joints are."""
+        position: np.ndarray = self._joints()[0][self.robot.actuated_index]
+        return position
 
     def _serve_reset(self) -> None:
         request = self._reset.take()
@@ -139,12 +200,12 @@ class RobotProcess:
         self.sim.apply(homing.command(position, velocity, now))
         if homing.finished(position, velocity, now):
             self._homing, self._answer = None, request
-            self._last_command_ns = time.monotonic_ns()  # what was sent before the reset is over
+            self._hand.rest()  # what was sent before the reset is over
             with self._lock:
                 self.sim.place(self._rng)
 
     def _joints(self) -> tuple[np.ndarray, np.ndarray]:
-        readings, name = self.sim.readings(), self.robot.joint_sensor.name
+        readings, name = self.sim.truth() | self.sim.readings(), self.robot.joint_sensor.name
         return readings[f"{name}.position"], readings[f"{name}.velocity"]
 
     def _show_goal(self) -> None:

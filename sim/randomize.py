@@ -42,6 +42,8 @@ class Gap:
     """Standard deviation of every encoder reading, rad."""
     pose_noise: float = 0.0
     """Standard deviation of every coordinate of a pose sensor, m."""
+    imu_noise: float = 0.0
+    """Standard deviation of every angular velocity of an IMU, rad/s."""
     dropout: float = 0.0
     """Probability that one message of a sensor is lost."""
     seed: int = 0

@@ -8,14 +8,15 @@ import mujoco
 import numpy as np
 
 from hardware.messages import wxyz, xyzw
-from robot_rl.spec import JOINT_STATE, Camera, RobotSpec, Sensor, Vision
+from robot_rl.spec import IMU, JOINT_STATE, POSE, Camera, RobotSpec, Sensor, Vision
 from sim.offscreen import Offscreen
 from sim.randomize import NO_LAGS, Gap, History, Lags
 from sim.wiring import compile_model, wire
 
 VELOCITY_WINDOW_S = 0.05  # servos difference their encoder over about this time, so noise reaches the speed too
 Values = dict[str, np.ndarray]
-State = tuple[np.ndarray, np.ndarray, np.ndarray]
+State = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # position, velocity, effort, acceleration
+Order = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # target, seconds until there, kp, kd; (C,) each
 
 
 class SimRobot:
@@ -38,6 +39,10 @@ class SimRobot:
         self._seen = mujoco.MjData(self.model)  # the state that sensors look at, when it is not the newest
         self._bias = self.gap.biases(len(spec.joints))
         self._noise = np.random.default_rng(self.gap.seed)
+        self._gains = self.model.actuator_gainprm[:, 0].copy(), self.model.actuator_biasprm[:, :3].copy()
+        self._kp, self._kd = (np.array([getattr(j, key) for j in spec.actuated]) for key in ("kp", "kd"))
+        self._seconds = np.array([next(to.time_from_start_s for to in spec.command_topics if j.name in to.joints)
+                                  for j in spec.actuated])
         self._cameras = {c.name: c for c in spec.cameras}
         self._lags, self._draws = lags, bool(lags.inputs)
         self._late = max(self.gap.sensor_delay + lags.most(s.name for s in spec.sensors),
@@ -51,8 +56,9 @@ class SimRobot:
         self._eye: tuple[mujoco.MjData, Offscreen] | None = None  # one for all cameras in use
         self._filmed: dict[str, tuple[float, float, Values]] = {}  # when it came, when it was taken, what was seen
         self._goal = _mocap(self.model, "goal")
-        self._poses = {s.name: (self.model.site(s.site).id, self.model.body(s.frame).id)
-                       for s in spec.sensors if s.site is not None}
+        self._driven = spec.actuated_index
+        self._sites = {s.name: self.model.site(s.site).id for s in spec.sensors if s.site is not None}
+        self._frames = {s.name: self.model.body(s.frame).id for s in spec.sensors if s.type == POSE}
         self.reset()
 
     @property
@@ -81,8 +87,11 @@ class SimRobot:
         mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[self._wiring.position] = np.clip(pose, *self._limits())
         default = [j.default if self.spec.command.interface == "position" else 0.0 for j in self.spec.actuated]
-        self._commands = History(np.array(default))
-        self._drive(np.array(default))
+        self._order: Order = np.array(default), np.zeros(len(default)), self._kp, self._kd
+        self._commands = History(self._order)
+        self._start, self._since, self._ramps = np.array(default), 0.0, False
+        self._regulate(self._order)
+        self._drive(self._order)
         filtered = self.model.actuator_actadr >= 0
         self.data.act[self.model.actuator_actadr[filtered]] = self.data.ctrl[filtered]
         self.place(rng)
@@ -105,29 +114,39 @@ class SimRobot:
                 pose = np.concatenate([where, wxyz(turn)])
             self.data.qpos[position:position + 7], self.data.qvel[dof:dof + 6] = pose, 0.0
 
-    def apply(self, command: np.ndarray) -> None:
-        """Obey a command (C,): rad, rad/s or N·m, by the spec's interface. Raises ValueError if it makes no sense."""
-        command = np.array(command, dtype=np.float64)
-        if command.shape != self._wiring.actuator.shape:
-            raise ValueError(f"command has shape {command.shape}; "
-                             f"{self.spec.robot} takes {self._wiring.actuator.shape}")
-        if not np.isfinite(command).all():
-            raise ValueError(f"command {command} is not finite")
+    def apply(self, command: np.ndarray, seconds: np.ndarray | None = None, kp: np.ndarray | None = None,
+              kd: np.ndarray | None = None) -> None:
+        """Obey a command (C,): rad, rad/s or N·m, by the spec's interface. Raises ValueError if it makes no sense.
+
+        seconds: (C,) until each joint is to be there, on a straight line from where it is, as a trajectory controller
+        moves it; 0 is at once. kp, kd: (C,) gains of the servos. What is not given is as the spec has it.
+        """
+        order = tuple(np.array(own if given is None else given, dtype=np.float64) for given, own in (
+            (command, None), (seconds, self._seconds), (kp, self._kp), (kd, self._kd)))
+        for name, part in zip(("command", "seconds", "kp", "kd"), order, strict=True):
+            if part.shape != self._wiring.actuator.shape:
+                raise ValueError(f"{name} has shape {part.shape}; {self.spec.robot} takes "
+                                 f"{self._wiring.actuator.shape}")
+            if not np.isfinite(part).all():
+                raise ValueError(f"{name} {part} is not finite")
+        wanted: Order = order  # type: ignore[assignment]  # four of them
+        self._ramps = bool(order[1].any())
         if self._waits:
-            self._commands.push(self.time + self.gap.command_delay + self._draw(self._lags.command), command)
+            self._commands.push(self.time + self.gap.command_delay + self._draw(self._lags.command), wanted)
         else:
-            self._drive(command)
+            self._commands = History(wanted)
+            self._drive(wanted)
 
     def step(self, seconds: float) -> None:
         """Let physics pass; a rest shorter than its time step is kept for the next call."""
         self._owed += seconds
         steps = int(self._owed / self.model.opt.timestep + 1e-6)
         self._owed -= steps * self.model.opt.timestep
-        if not (self._waits or self._late):
+        if not (self._waits or self._late or self._ramps):
             mujoco.mj_step(self.model, self.data, steps)
         else:
             for _ in range(steps):
-                if self._waits:
+                if self._waits or self._ramps:
                     self._drive(self._commands.at(self.time))
                 mujoco.mj_step(self.model, self.data)
                 if self._late:
@@ -146,7 +165,8 @@ class SimRobot:
         """The newest message of every sensor; where one is lost, the one before it.
 
         `<joint sensor>.position|velocity|effort` (J,), `<pose sensor>.position` (3,) and `.orientation` (4,) xyzw in
-        the sensor's frame. `<camera>.image` (H, W, 3) uint8 rgb of the cameras in use. Raises RenderError.
+        the sensor's frame, `<imu>.orientation` in the world, `.angular_velocity` (3,) rad/s and `.linear_acceleration`
+        (3,) m/s² in its own frame. `<camera>.image` (H, W, 3) uint8 rgb of the cameras in use. Raises RenderError.
         """
         for sensor in self.spec.sensors:
             seen = self.measure(sensor.name)
@@ -161,7 +181,7 @@ class SimRobot:
         return {name: self.time - taken for name, (_, taken, _) in self._filmed.items()}
 
     def truth(self) -> Values:
-        """What `readings` would say with perfect sensors; for judging from outside, never for a policy."""
+        """What `readings` would say with perfect sensors, and the speed of every IMU; never for a policy to see."""
         return {key: value for sensor in self.spec.sensors
                 for key, value in self._look(sensor, self.data, self._state()).items()}
 
@@ -273,28 +293,55 @@ class SimRobot:
         upper = np.array([np.inf if j.upper is None else j.upper for j in self.spec.joints])
         return lower, upper
 
-    def _drive(self, command: np.ndarray) -> None:
-        """Put a command (C,) on the actuators; a position servo closes its loop on the biased encoder."""
+    def _drive(self, order: Order) -> None:
+        """Put an order on the actuators; a position servo closes its loop on the biased encoder."""
+        if order is not self._order:
+            if not (np.array_equal(order[2], self._order[2]) and np.array_equal(order[3], self._order[3])):
+                self._regulate(order)
+            self._order, self._since = order, self.time
+            self._start = (self.data.qpos[self._wiring.position] + self._bias)[self._driven]
+        command, seconds = order[:2]
+        if seconds.any():
+            passed = (self.time - self._since) / np.maximum(seconds, 1e-9)
+            command = np.where(passed < 1.0, self._start + passed * (command - self._start), command)
         if self.spec.command.interface == "position":
-            command = command - self._bias[self.spec.actuated_index]
+            command = command - self._bias[self._driven]
         self.data.ctrl[self._wiring.actuator] = self._wiring.scale * command
 
+    def _regulate(self, order: Order) -> None:
+        """Set the servos' gains to an order's, the spec's being those of the model."""
+        index = self._wiring.actuator
+        share = [np.divide(now, own, out=np.ones_like(own), where=own > 0)
+                 for now, own in zip(order[2:], (self._kp, self._kd), strict=True)]
+        gain, bias = self._gains
+        if self.spec.command.interface == "position":
+            self.model.actuator_gainprm[index, 0] = gain[index] * share[0]
+            self.model.actuator_biasprm[index, 1] = bias[index, 1] * share[0]
+            self.model.actuator_biasprm[index, 2] = bias[index, 2] * share[1]
+
     def _state(self) -> State:
-        return self.data.qpos.copy(), self.data.qvel.copy(), self.data.qfrc_actuator.copy()
+        data = self.data
+        return data.qpos.copy(), data.qvel.copy(), data.qfrc_actuator.copy(), data.qacc.copy()
 
     def _measure(self, sensor: Sensor) -> Values:
         """A message of a sensor: late and noisy, but not lost."""
         state = self._past(sensor.name, self.gap.sensor_delay)
         if state is not None:
-            self._seen.qpos[:] = state[0]
+            self._seen.qpos[:], self._seen.qvel[:], self._seen.qacc[:] = state[0], state[1], state[3]
             mujoco.mj_kinematics(self.model, self._seen)
             values = self._look(sensor, self._seen, state)
         else:
             values = self._look(sensor, self.data, self._state())
         if sensor.type == JOINT_STATE:
             self._add(values, f"{sensor.name}.position", self.gap.noise)
-            self._add(values, f"{sensor.name}.velocity", self.gap.noise / VELOCITY_WINDOW_S)
+            if sensor.velocity == "derived":
+                del values[f"{sensor.name}.velocity"]
+            else:
+                self._add(values, f"{sensor.name}.velocity", self.gap.noise / VELOCITY_WINDOW_S)
             values[f"{sensor.name}.position"] += self._bias
+        elif sensor.type == IMU:
+            del values[f"{sensor.name}.linear_velocity"]
+            self._add(values, f"{sensor.name}.angular_velocity", self.gap.imu_noise)
         else:
             self._add(values, f"{sensor.name}.position", self.gap.pose_noise)
         return values
@@ -306,16 +353,33 @@ class SimRobot:
     def _look(self, sensor: Sensor, data: mujoco.MjData, state: State) -> Values:
         """Perfect values of a sensor in a state; `data` holds the poses of that state."""
         if sensor.type == JOINT_STATE:
-            position, velocity, effort = state
+            position, velocity, effort, _ = state
             return {f"{sensor.name}.position": position[self._wiring.position],
                     f"{sensor.name}.velocity": velocity[self._wiring.dof],
                     f"{sensor.name}.effort": effort[self._wiring.dof]}
-        site, frame = self._poses[sensor.name]
+        site = self._sites[sensor.name]
+        if sensor.type == IMU:
+            return self._sense_motion(sensor.name, site, data)
+        frame = self._frames[sensor.name]
         axes = data.xmat[frame].reshape(3, 3).T
         quaternion = np.empty(4)
         mujoco.mju_mat2Quat(quaternion, (axes @ data.site_xmat[site].reshape(3, 3)).ravel())
         return {f"{sensor.name}.position": axes @ (data.site_xpos[site] - data.xpos[frame]),
                 f"{sensor.name}.orientation": xyzw(quaternion)}
+
+
+    def _sense_motion(self, name: str, site: int, data: mujoco.MjData) -> Values:
+        """What an IMU at a site says, and its speed, which no IMU knows, as `<name>.linear_velocity` (3,) m/s."""
+        mujoco.mj_comPos(self.model, data)
+        mujoco.mj_comVel(self.model, data)
+        mujoco.mj_rnePostConstraint(self.model, data)  # accelerations of bodies, gravity included
+        motion, change, quaternion = np.empty(6), np.empty(6), np.empty(4)
+        kind = mujoco.mjtObj.mjOBJ_SITE
+        mujoco.mj_objectVelocity(self.model, data, kind, site, motion, 1)
+        mujoco.mj_objectAcceleration(self.model, data, kind, site, change, 1)
+        mujoco.mju_mat2Quat(quaternion, data.site_xmat[site])
+        return {f"{name}.orientation": xyzw(quaternion), f"{name}.angular_velocity": motion[:3],
+                f"{name}.linear_acceleration": change[3:], f"{name}.linear_velocity": motion[3:]}
 
 
 def _mocap(model: mujoco.MjModel, body: str) -> int | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import mujoco
 import numpy as np
 
-from robot_rl.spec import POSE, Joint, RobotSpec, SpecError
+from robot_rl.spec import IMU, POSE, Joint, RobotSpec, SpecError
 
 TOLERANCE = 1e-3  # rad, m, N·m: how far rounded limits may lie apart
 
@@ -52,6 +52,8 @@ def wire(robot: RobotSpec, model: mujoco.MjModel, file: Path) -> Wiring:
     for sensor in robot.sensors:
         if sensor.type == POSE:
             faults += _sensor_faults(sensor.name, sensor.site, sensor.frame, model)
+        elif sensor.type == IMU:
+            faults += _sensor_faults(sensor.name, sensor.site, None, model)
     for placed in robot.objects:
         if _free_joint(model, placed.object) is None:
             faults.append(f"object '{placed.object}': the MJCF has no body of that name with a free joint, but "
@@ -107,12 +109,12 @@ def _joint_faults(joint: Joint, model: mujoco.MjModel) -> list[str]:
     return faults
 
 
-def _sensor_faults(name: str, site: str | None, frame: str, model: mujoco.MjModel) -> list[str]:
+def _sensor_faults(name: str, site: str | None, frame: str | None, model: mujoco.MjModel) -> list[str]:
     faults = []
     if site is None or mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_SITE, site) < 0:
         faults.append(f"sensor '{name}' site: the robot file says {site}, "
                       f"the MJCF has {_names(model, mujoco.mjtObj.mjOBJ_SITE)}")
-    if mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, frame) < 0:
+    if frame is not None and mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, frame) < 0:
         faults.append(f"sensor '{name}' frame: the robot file says {frame}, "
                       f"the MJCF has the bodies {_names(model, mujoco.mjtObj.mjOBJ_BODY)}")
     return faults

@@ -169,3 +169,37 @@ def test_a_camera_that_is_not_in_use_may_be_silent() -> None:
     episode = Episode(contract(body=robot(cameras=CAMERAS)))
     episode.begin(GOAL)
     assert episode.observe(Readings(readings().values, ages={"front": 99.0})).faults == Reason.NONE
+
+
+@pytest.mark.parametrize(("interface", "kind", "first", "second"), [
+    ("position", "delta", [0.1, 0.2], [0.06, 0.22]),  # half of -0.08 and of 0.04 rad has a say in the second step
+    ("effort", "absolute", [0.0, 0.0], [-0.04, 0.02]),  # half of the effort
+])
+def test_a_policy_is_faded_in_from_what_moves_nothing(interface, kind, first, second) -> None:
+    episode = Episode(contract(interface, kind), endless=True)
+    episode.begin(GOAL, fade_s=2 / 20)
+    action = np.array([1.0, -1.0])  # of the joints b, a: 0.04, 0.08 rad or N·m
+    seen = []
+    for _ in range(3):
+        outcome = episode.observe(readings(velocity=(0.0, 0.0, 0.0)))
+        seen.append(episode.act(action))
+    assert not outcome.done
+    np.testing.assert_allclose([c.sent for c in seen[:2]], [first, second])
+    assert [bool(c.reasons & Reason.FADE) for c in seen] == [True, True, False]
+    np.testing.assert_allclose(seen[1].action, 0.5 * action)  # what the sent command amounts to
+    np.testing.assert_allclose(seen[2].action, action)
+
+
+def test_an_endless_episode_ends_by_a_fault_only_and_follows_its_goal() -> None:
+    episode = Episode(contract(), endless=True)
+    episode.begin(GOAL)
+    for step in range(30):  # beyond the time limit of 1 s
+        outcome = episode.observe(readings(tip=GOAL))
+        assert not outcome.done
+        assert outcome.success == (step > 0 and step % 2 == 0)  # held for 0.1 s, again and again
+        episode.act(np.zeros(2))
+    episode.aim(GOAL + 0.5)
+    outcome = episode.observe(readings(tip=GOAL))
+    assert outcome.observation[-1] == pytest.approx(np.sqrt(3) * 0.5) and not outcome.success
+    episode.halt()
+    assert episode.observe(readings()).truncated

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import fields as settings
 from pathlib import Path
 from shutil import copytree, ignore_patterns
 from typing import Any
@@ -20,6 +21,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from hardware import recorder
+from hardware.managed import Settings
 from robot_rl import __version__, cli
 from tests.test_walls import files, imports
 
@@ -31,7 +33,7 @@ else:
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FIRST_PARTY = {"robot_rl", "sim", "hardware", "models"}
-FROM_ROS = {"rclpy", "std_srvs"}
+FROM_ROS = {"rclpy", "rcl_interfaces", "std_srvs"}
 """What a ROS 2 install brings and no package index has; only the files that test_walls names may import it."""
 EXTRAS = {"robot": (), "sim": ("sim",), "learning": ("train", "bench")}
 """What is installed where the files of a world run."""
@@ -165,7 +167,8 @@ def test_setup_is_clean_shell() -> None:
 @pytest.mark.parametrize("robot", ["so101", "furuta"])
 def test_launch_defaults_fit_the_robot(robot: str) -> None:
     options = yaml.safe_load((ROOT / f"launch/config/{robot}.yaml").read_text())
-    assert set(options) == {"policy_path", "episodes"} and options["episodes"] > 0
+    options = options["/**"]["ros__parameters"]
+    assert set(options) <= {field.name for field in settings(Settings)} and options["fade_s"] > 0
     assert options["policy_path"].startswith(robot)
 
 
@@ -173,6 +176,9 @@ def test_launch_files_use_options_that_exist() -> None:
     commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
     offered: dict[str, set[str]] = {name: {flag for p in commands[name].params for flag in (*p.opts, *p.secondary_opts)}
                                     for name in ("sim-robot", "deploy")}
+    running = commands["policy"].commands["run"].params
+    offered["deploy"] |= {flag for p in running for flag in (*p.opts, *p.secondary_opts)}
+    offered["deploy"] |= {"--out", "--ros-args"}  # the last is rclpy's
     offered["hardware.recorder"] = {flag for action in recorder._parser()._actions for flag in action.option_strings}
     for file, command in (("sim", "sim-robot"), ("robot", "deploy"), ("record", "hardware.recorder")):
         nodes = ast.walk(ast.parse((ROOT / f"launch/{file}.launch.py").read_text()))

@@ -79,7 +79,8 @@ class Recording:
                 lateness_s=LATE_MS * 1e-3, latency_s=LATENCY_MS * 1e-3).encode())
             if command is None:
                 break
-            self.put(self.robot.command.topic, encode_command(self.robot, command.sent))
+            for topic, data in encode_command(self.robot, command.sent):
+                self.put(topic, data)
             self.sim.apply(command.sent)
             for _ in range(5):
                 self.sim.step(0.01)

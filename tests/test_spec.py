@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robot_rl.spec import PolicySpec, SpecError, Vision, load_robot, mjcf_file
+from robot_rl.spec import Goal, PolicySpec, SpecError, Vision, load_robot, mjcf_file
 from tests.robots import CAMERAS, contract, robot
 
 
@@ -88,7 +88,7 @@ def test_a_bad_robot_file_names_file_key_and_value(tmp_path: Path, key: str, val
 
 
 def test_unknown_robot_lists_the_known() -> None:
-    with pytest.raises(SpecError, match="furuta, so101"):
+    with pytest.raises(SpecError, match="furuta, quadruped, so101"):
         load_robot("so100")
 
 
@@ -157,3 +157,17 @@ def test_a_robot_without_the_cameras_in_use_is_refused_with_both_sides() -> None
     with pytest.raises(SpecError, match=r"camera 'front'.*triple has none"):
         spec.on(robot())
     assert spec.on(robot(cameras=CAMERAS[:1])).cameras == spec.cameras  # what it does not use may be missing
+
+
+@pytest.mark.parametrize(("place", "frame", "words"), [
+    ((0.0, 0.2, 0.1), "base_link", None), ((-0.2, -1e-9, 0.1), "base_link", None),
+    ((0.2, -0.01, 0.1), "base_link", "azimuth"), ((0.5, 0.0, 0.1), "base_link", "radius"),
+    ((0.2, 0.0, 0.3), "base_link", "height"), ((np.nan, 0.0, 0.1), "base_link", "nan"),
+    ((0.0, 0.2, 0.1), "map", "'map', the policy's are in 'base_link'")])
+def test_a_goal_that_the_policy_does_not_know_is_refused(place, frame, words) -> None:
+    goal = Goal(lower=(0.1, 0.0, 0.0), upper=(0.3, np.pi, 0.2))
+    if words is None:
+        goal.check(np.array(place), frame)
+    else:
+        with pytest.raises(SpecError, match=words):
+            goal.check(np.array(place), frame)

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from hardware import messages
+from hardware.administration import Administration
 from hardware.bus import COMMAND, EVENTS, Qos, connect
 from hardware.deploy import BusOptions, Recorder
 from hardware.policy_node import PolicyNode
@@ -52,7 +53,8 @@ def run_robot(spec: bytes, domain: int, ready: Any, stop: Any) -> None:
     body = msgspec.json.decode(spec, type=RobotSpec)
     with connect("dds", "robot", "", domain) as bus:
         joints, tip = (bus.publisher(s.topic, s.type, Qos(reliable=True)) for s in body.sensors)
-        commands, resets = bus.reader(body.command.topic, body.command.type, COMMAND), bus.service("reset")
+        (to,), resets = body.command_topics, bus.service("reset")
+        commands = bus.reader(to.topic, to.type, COMMAND)
         counting, count, last = False, 0, 0.0
         ready.set()
         while not stop.is_set():
@@ -60,7 +62,8 @@ def run_robot(spec: bytes, domain: int, ready: Any, stop: Any) -> None:
                 counting, count, last = True, 0, 0.0
                 request.reply(True, "counting from 0")
             for sample in commands.take():
-                count, last = count + counting, float(decode_command(body, sample.data)[0])
+                target = decode_command(body, to, sample.data).target
+                count, last = count + counting, float(target[to.joints.index("a")])
             stamp = time.time_ns()
             state = messages.joint_state(stamp, ["b", "a"], [0.5, UNIT * count], [0, 0], [0, last])
             joints.publish(messages.encode(state))
@@ -85,25 +88,31 @@ def export(module: Any, path: Path) -> float:
     return write(module, spec.observation_size, spec.action_size, spec.to_json(), path)
 
 
-@pytest.fixture
-def running(domain: int):
+@pytest.fixture(params=["as trained", "joints in another order"])
+def running(request: pytest.FixtureRequest, domain: int):
+    body = counting_robot()
+    if request.param != "as trained":  # so are the numbers of its commands
+        body = msgspec.structs.replace(body, joints=body.joints[::-1])
     context = multiprocessing.get_context("spawn")
     ready, stop = context.Event(), context.Event()
-    process = context.Process(target=run_robot, args=(msgspec.json.encode(counting_robot()), domain, ready, stop))
+    process = context.Process(target=run_robot, args=(msgspec.json.encode(body), domain, ready, stop))
     process.start()
     assert ready.wait(30)
-    yield domain
+    yield domain, body
     stop.set()
     process.join(10)
 
 
-def test_ten_stages(running: int, tmp_path: Path) -> None:
-    path, spec, body = tmp_path / "count.onnx", contract(), counting_robot()
+def test_ten_stages(running: tuple[int, RobotSpec], tmp_path: Path) -> None:
+    domain, body = running
+    path, spec = tmp_path / "count.onnx", contract()
     assert export(CountPolicy(), path) < 1e-5
-    policy, where = Policy(path), BusOptions("dds", "", running)
+    policy, where = Policy(path), BusOptions("dds", "", domain)
     with where.connect("policy") as bus:
         # 1 to 6 by hand, once
-        io, episode = RobotIO(body, bus), Episode(spec)
+        ours = spec.on(body).robot
+        assert ours is not None
+        io, episode = RobotIO(ours, bus), Episode(spec)
         io.wait(10)
         readings = io.read()
         np.testing.assert_array_equal(readings.values["joints.position"], [0.0, 0.5])  # 1: by name, though reversed
@@ -121,10 +130,12 @@ def test_ten_stages(running: int, tmp_path: Path) -> None:
         # 7: whole episodes by the policy process's own loop, recorded by the recorder process
         node = PolicyNode(policy, body, bus)
         bags = bus.reader("recorder/bag", TEXT_TYPE, EVENTS)
-        with Recorder(tmp_path / "bags", spec, body, where, cameras=False):
+        with Recorder(tmp_path / "bags", spec, body, where, cameras=False, bus=bus), \
+                Administration(bus, {"policy/reload": node.reload}, lambda: None):
             first = node.run_episode()
             export(CountPolicy(2.0), path)  # 10: a new export is swapped into the running process
-            answered, said = _reload(node, where)
+            with where.connect("learner") as other:
+                answered, said = other.call("policy/reload", 10.0)
             assert answered, said
             second = node.run_episode()
             folders = _folders(bags, 2)
@@ -158,23 +169,6 @@ def test_ten_stages(running: int, tmp_path: Path) -> None:
         np.testing.assert_allclose(batch["discount"], 0.9)  # the time limit truncates: it is not terminal
         agent = recipes.make("sac", spec.observation_size, spec.action_size, batch=16, compile=False)
         assert np.isfinite(float(agent.update(replay)["critic/loss"]))
-
-
-def _reload(node: PolicyNode, where: BusOptions) -> tuple[bool, str]:
-    """Ask from another participant, while the node serves."""
-    import threading
-    answer: list[tuple[bool, str]] = []
-
-    def ask() -> None:
-        with where.connect("learner") as bus:
-            answer.append(bus.call("policy/reload", 10.0))
-    asking = threading.Thread(target=ask)
-    asking.start()
-    while asking.is_alive():
-        node.poll()
-        time.sleep(0.01)
-    node.poll()
-    return answer[0]
 
 
 def _folders(bags: Any, count: int) -> list[Path]:

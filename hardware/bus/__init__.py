@@ -7,13 +7,14 @@ a control tick takes the newest sample of each topic when it wants it.
 from __future__ import annotations
 
 import importlib.util
+import sys
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from hardware.bus.network import interface_of, keep_freed_memory, resolve
 
 __all__ = ["COMMAND", "EVENTS", "LATCHED", "SENSOR", "Bus", "Kind", "Publisher", "Qos", "Reader", "Request", "Sample",
-           "Service", "connect", "resolve"]
+           "Service", "chosen", "connect", "resolve"]
 
 Kind = Literal["auto", "dds", "ros"]
 
@@ -117,6 +118,15 @@ class Bus(Protocol):
     def call(self, name: str, timeout_s: float) -> tuple[bool, str]:
         """Call a std_srvs/Trigger: (success, message). Raises TimeoutError naming the service."""
 
+    def resolve(self, name: str) -> str:
+        """The absolute name that a topic or service has on the network; on `ros` with its remappings applied."""
+
+    def now_ns(self) -> int:
+        """What to stamp headers with, ns since the Unix epoch. Never for deadlines or ages: those are monotonic.
+
+        The wall clock, but on a managed node with `use_sim_time` what /clock says.
+        """
+
     def topics(self) -> dict[str, list[str]]:
         """Absolute names of the topics seen on the network and the types they have: why nothing connects."""
 
@@ -135,12 +145,21 @@ def connect(kind: Kind, node: str, namespace: str = "", domain: int | None = Non
     ROBOT_RL_INTERFACE, else what CYCLONEDDS_URI says. With none of these `dds` stays on this machine, while `ros`
     follows ROS 2's own settings, so that ROS tools see what a ROS user expects.
     """
+    backend = chosen(kind)
+    keep_freed_memory()
+    if backend == "ros":
+        from hardware.bus.ros import RosBus
+        return RosBus(node, namespace, domain, interface_of(interface))
+    from hardware.bus.dds import DdsBus
+    return DdsBus(node, namespace, domain, interface_of(interface))
+
+
+def chosen(kind: str) -> Literal["dds", "ros"]:
+    """The backend that a kind means here. ValueError for an unknown one, or ROS arguments that `dds` would not heed."""
     if kind not in ("auto", "dds", "ros"):
         raise ValueError(f"bus '{kind}': known are auto, dds, ros")
-    keep_freed_memory()
-    chosen = interface_of(interface)
     if kind == "ros" or (kind == "auto" and importlib.util.find_spec("rclpy")):
-        from hardware.bus.ros import RosBus
-        return RosBus(node, namespace, domain, chosen)
-    from hardware.bus.dds import DdsBus
-    return DdsBus(node, namespace, domain, chosen)
+        return "ros"
+    if "--ros-args" in sys.argv:
+        raise ValueError("--ros-args: remappings and parameters need the ros bus (rclpy), this is dds")
+    return "dds"

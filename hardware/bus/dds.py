@@ -22,6 +22,7 @@ from cyclonedds.util import duration
 
 from hardware import messages
 from hardware.bus import Qos, Sample
+from hardware.bus.dds_graph import ENCLAVE, Graph
 from hardware.bus.dds_service import DdsClient, DdsService
 from hardware.bus.dds_types import dds_type, payload, ros_type
 from hardware.bus.network import LOOPBACK, cyclone_configuration, domain_of, resolve
@@ -45,7 +46,8 @@ class DdsBus:
         self.node, self.namespace = node, namespace.strip("/")
         self._domain = domain_of(domain)
         self._owned = _open_domain(self._domain, interface)
-        self._participant: Any = DomainParticipant(self._domain, qos=DdsQos(Policy.EntityName(node)))
+        self._participant: Any = DomainParticipant(self._domain, qos=DdsQos(Policy.EntityName(node), ENCLAVE))
+        self._graph = Graph(self._participant, node, self.namespace)
         self._groups: Any = (DdsPublisherGroup(self._participant), Subscriber(self._participant))
         self._topics: dict[tuple[str, str], Topic] = {}
         self._ends: list[Any] = []
@@ -75,6 +77,14 @@ class DdsBus:
                 DdsReader(self._reader(f"rr/{full}Reply", "std_srvs/srv/Trigger_Response", SERVICE_QOS, mark))))
         return self._clients[full].call(timeout_s)
 
+    def resolve(self, name: str) -> str:
+        """See Bus."""
+        return "/" + self._resolve(name)
+
+    def now_ns(self) -> int:
+        """See Bus."""
+        return time.time_ns()
+
     def topics(self) -> dict[str, list[str]]:
         """See Bus."""
         seen: dict[str, set[str]] = {}
@@ -86,6 +96,7 @@ class DdsBus:
 
     def close(self) -> None:
         """See Bus."""
+        self._graph.close()
         for end in self._ends:
             end.close()
         self._ends.clear()
@@ -111,10 +122,12 @@ class DdsBus:
         return resolve(name, self.namespace, self.node)
 
     def _writer(self, topic: str, type: str, qos: Qos, mark: str = "") -> DataWriter[Any]:
-        return DataWriter(self._groups[0], self._topic(topic, type), qos=_policies(type, qos, mark))
+        end = DataWriter(self._groups[0], self._topic(topic, type), qos=_policies(type, qos, mark))
+        return self._graph.add("writer", end)
 
     def _reader(self, topic: str, type: str, qos: Qos, mark: str = "") -> DataReader[Any]:
-        return DataReader(self._groups[1], self._topic(topic, type), qos=_policies(type, qos, mark))
+        end = DataReader(self._groups[1], self._topic(topic, type), qos=_policies(type, qos, mark))
+        return self._graph.add("reader", end)
 
     def _topic(self, name: str, type: str) -> Topic[Any]:
         if (name, type) not in self._topics:

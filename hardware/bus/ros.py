@@ -1,4 +1,4 @@
-"""The bus on rclpy: raw CDR in and out, no executor; whatever is read is pulled straight from the middleware.
+"""The bus on rclpy: raw CDR in and out, past every executor; whatever is read is pulled straight from the middleware.
 
 The calls of `_take_message`, `_take_request`, `_send_request` and `_take_response` are what rclpy's own executors and
 `wait_for_message` use. They are not part of its documented interface, so each is wrapped once, here.
@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import rclpy
+from rclpy.callback_groups import CallbackGroup
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
@@ -29,22 +30,43 @@ CDR_HEADER = 4  # bytes
 EAGER_S, PAUSE_S = 0.002, 0.0002  # a wait polls without a pause at first, then with one
 
 
+class Pulled(CallbackGroup):  # type: ignore[misc]  # rclpy has no types where it is not installed
+    """What the bus reads itself: an executor that spins the node takes nothing of it and does not wake for it."""
+
+    def can_execute(self, entity: Any) -> bool:
+        """Never."""
+        return False
+
+    def beginning_execution(self, entity: Any) -> bool:
+        """Never."""
+        return False
+
+    def ending_execution(self, entity: Any) -> None:
+        """Nothing began."""
+
+
 class RosBus:
-    """A ROS 2 node whose topics and services are pulled; nothing spins it. See Bus."""
+    """A ROS 2 node whose topics and services are pulled. See Bus.
+
+    Nothing spins it, unless `make` made a node that somebody administers, with services and a clock of its own.
+    """
 
     kind = "ros"
 
-    def __init__(self, node: str, namespace: str = "", domain: int | None = None, interface: str | None = None) -> None:
+    def __init__(self, node: str, namespace: str = "", domain: int | None = None, interface: str | None = None,
+                 make: Callable[..., Node] | None = None) -> None:
         _pin(interface)
         self._context = rclpy.Context()
         # no signal handlers: Ctrl-C stays a KeyboardInterrupt, and the safe stop after it can still publish
         rclpy.init(context=self._context, domain_id=None if domain is None else domain_of(domain),
                    signal_handler_options=SignalHandlerOptions.NO)
-        # services that nobody answers would make ROS tools hang, so the node offers none of its own
-        self._node: Node | None = rclpy.create_node(
-            node, context=self._context, namespace=namespace.strip("/") or None, enable_rosout=False,
-            start_parameter_services=False,
-            parameter_overrides=[Parameter("start_type_description_service", value=False)])
+        named: dict[str, Any] = {"context": self._context, "namespace": namespace.strip("/") or None}
+        self._node: Node | None = make(node, **named) if make else rclpy.create_node(
+            # services that nobody answers would make ROS tools hang, so the node offers none of its own
+            node, enable_rosout=False, start_parameter_services=False,
+            parameter_overrides=[Parameter("start_type_description_service", value=False)], **named)
+        self._clock = self._node.get_clock() if make else None
+        self._pulled = Pulled()
         self.node, self.namespace = self._node.get_name(), self._node.get_namespace().strip("/")
         self._ends: list[Any] = []
         self._clients: dict[str, Any] = {}
@@ -52,24 +74,30 @@ class RosBus:
     def publisher(self, topic: str, type: str, qos: Qos) -> RosPublisher:
         """See Bus."""
         full = self._resolve(topic)
-        return self._keep(RosPublisher(self._open, self._open.create_publisher(_message(type), full, _profile(qos))))
+        return self._keep(RosPublisher(self._open, self._open.create_publisher(
+            _message(type), full, _profile(qos))))
 
     def reader(self, topic: str, type: str, qos: Qos) -> RosReader:
         """See Bus."""
         full = self._resolve(topic)
-        subscription = self._open.create_subscription(_message(type), full, _unused, _profile(qos), raw=True)
+        subscription = self._open.create_subscription(_message(type), full, _unused, _profile(qos), raw=True,
+                                                      callback_group=self._pulled)
+        for event in subscription.event_handlers:  # that quality of service does not fit is told where somebody spins
+            event.callback_group = self._open.default_callback_group
+            event.callback_group.add_entity(event)
         return self._keep(RosReader(self._open, subscription, qos.depth))
 
     def service(self, name: str) -> RosService:
         """See Bus."""
         full = self._resolve(name)
-        return self._keep(RosService(self._open, self._open.create_service(Trigger, full, _unused)))
+        return self._keep(RosService(self._open, self._open.create_service(
+            Trigger, full, _unused, callback_group=self._pulled)))
 
     def call(self, name: str, timeout_s: float) -> tuple[bool, str]:
         """See Bus."""
         full, end = self._resolve(name), time.monotonic() + timeout_s
         if full not in self._clients:
-            self._clients[full] = self._open.create_client(Trigger, full)
+            self._clients[full] = self._open.create_client(Trigger, full, callback_group=self._pulled)
         client = self._clients[full]
         while not client.service_is_ready():
             if time.monotonic() > end:
@@ -83,6 +111,14 @@ class RosBus:
             elif header.request_id.sequence_number == number:
                 return bool(response.success), str(response.message)
         raise TimeoutError(f"service '{name}': no answer within {timeout_s:g} s")
+
+    def resolve(self, name: str) -> str:
+        """See Bus."""
+        return str(self._open.resolve_topic_name(self._resolve(name)))
+
+    def now_ns(self) -> int:
+        """See Bus."""
+        return time.time_ns() if self._clock is None else int(self._clock.now().nanoseconds)
 
     def topics(self) -> dict[str, list[str]]:
         """See Bus."""
@@ -105,6 +141,11 @@ class RosBus:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    @property
+    def ros_node(self) -> Node:
+        """The node, for whoever administers it."""
+        return self._open
 
     @property
     def _open(self) -> Node:
@@ -239,11 +280,12 @@ class RosRequest:
         self._service.send_response(Trigger.Response(success=success, message=message), self._header)
 
 
-def timer_node(node: str, namespace: str, domain: int, sensors: Sequence[tuple[str, str]], command: tuple[str, str],
-               rate_hz: float, tick: Callable[[dict[str, bytes], Callable[[bytes], None]], bool]) -> None:
+def timer_node(node: str, namespace: str, domain: int, sensors: Sequence[tuple[str, str]],
+               commands: Sequence[tuple[str, str]], rate_hz: float,
+               tick: Callable[[dict[str, bytes], Callable[[str, bytes], None]], bool]) -> None:
     """A node as tutorials write it, for comparison: callbacks keep the newest message, a timer calls `tick`.
 
-    `tick` is given the newest CDR bytes by topic and the function that publishes a command; False ends it.
+    `tick` is given the newest CDR bytes by topic and what publishes on a command topic; False ends it.
     """
     context, newest = rclpy.Context(), dict[str, bytes]()
     rclpy.init(context=context, domain_id=domain)
@@ -251,12 +293,12 @@ def timer_node(node: str, namespace: str, domain: int, sensors: Sequence[tuple[s
     for topic, type in sensors:
         plain.create_subscription(_message(type), topic, functools.partial(newest.__setitem__, topic),
                                   _profile(SENSOR), raw=True)
-    commands = plain.create_publisher(_message(command[1]), command[0], _profile(COMMAND))
+    publishers = {topic: plain.create_publisher(_message(type), topic, _profile(COMMAND)) for topic, type in commands}
     executor, going = SingleThreadedExecutor(context=context), True
 
     def on_timer() -> None:
         nonlocal going
-        going = tick(newest, commands.publish)
+        going = tick(newest, lambda topic, data: publishers[topic].publish(data))
 
     plain.create_timer(1.0 / rate_hz, on_timer)
     executor.add_node(plain)
@@ -314,4 +356,4 @@ def _profile(qos: Qos) -> QoSProfile:
 
 
 def _unused(*_: Any) -> Any:
-    """What rclpy would call if the node were spun; it never is."""
+    """What rclpy would call if an executor took what is pulled; none does."""

@@ -21,6 +21,7 @@ REASONS = {
     Reason.STALE: "stale: a sensor fell silent", Reason.NONFINITE: "nonfinite: NaN or infinite values",
     Reason.WORKSPACE: "workspace: the tip left its box", Reason.POSITION: "position: cut at a joint limit",
     Reason.RATE: "rate: cut at a speed limit", Reason.EFFORT: "effort: cut at what the motor can push",
+    Reason.FADE: "fade: the policy was being faded in",
 }
 
 

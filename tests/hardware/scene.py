@@ -19,7 +19,7 @@ import yaml
 
 from hardware import messages
 from hardware.bus import EVENTS, Bus, Qos, connect
-from hardware.robot_io import RobotIO, decode_command
+from hardware.robot_io import RobotIO, decode_command, encode_command
 from robot_rl.spec import SUPERVISOR_STATE, RobotSpec
 from robot_rl.steplog import SENT_TOPIC, STEP_TYPE, TEXT_TYPE, SentRecord, join_ns
 from tests.robots import robot
@@ -32,7 +32,8 @@ def follower(spec: bytes, domain: int, pipe: Connection) -> None:
     body = msgspec.json.decode(spec, type=RobotSpec)
     with connect("dds", "robot", "", domain) as bus:
         joints, tip = (bus.publisher(s.topic, s.type, Qos(reliable=True)) for s in body.sensors)
-        commands = bus.reader(body.command.topic, body.command.type, Qos(reliable=True, depth=1000))
+        commands = [(to, bus.reader(to.topic, to.type, Qos(reliable=True, depth=1000)),
+                     [body.names.index(name) for name in to.joints]) for to in body.command_topics]
         position, place, pause = np.zeros(3), [0.0, 0.0, 0.0], 0.01
         pipe.send("ready")
         while True:
@@ -43,9 +44,10 @@ def follower(spec: bytes, domain: int, pipe: Connection) -> None:
                 position = np.full(3, np.nan) if order == "nan" else np.zeros(3)
                 place = [5.0 if order == "far" else 0.0, 0.0, 0.0]
             before = position.copy()
-            for sample in commands.take():
-                if body.command.interface == "position" and np.isfinite(position).all():
-                    position[:2] = decode_command(body, sample.data)
+            for to, reader, index in commands:
+                for sample in reader.take():
+                    if body.command.interface == "position" and np.isfinite(position).all():
+                        position[index] = decode_command(body, to, sample.data).target
             stamp = time.time_ns()
             joints.publish(messages.encode(messages.joint_state(
                 stamp, body.names, position, (position - before) / pause, np.zeros(3))))
@@ -59,16 +61,21 @@ def commander(spec: bytes, domain: int, pipe: Connection) -> None:
     with connect("dds", "policy", "", domain) as bus:
         io = RobotIO(body, bus)
         pipe.send("ready")
-        target, pause = np.array([0.05, 0.05]), 0.02
+        target, pause, order, send = np.array([0.05, 0.05]), 0.02, "calm", io.send
         while True:
             if pipe.poll():
                 order = pipe.recv()
                 if order == "stop":
                     return
                 pause = 0.0 if order == "flood" else 0.02
-                target = {"nan": np.array([np.nan, 0.0]), "short": np.zeros(1), "far": np.array([9.0, 0.0])}.get(
+                send = io.stop if order == "brake" else io.send
+                target = {"apart": np.array([0.05, -0.05]), "nan": np.array([np.nan, 0.0]), "short": np.zeros(1), "far": np.array([9.0, 0.0])}.get(
                     order, np.array([0.05, 0.05]))
-            io.send(target)
+            if order == "one":  # of its topics
+                topic, data = encode_command(body, target)[0]
+                io._commands[topic].publish(data)
+            else:
+                send(target)
             if pause:
                 time.sleep(pause)
 

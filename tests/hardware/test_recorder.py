@@ -27,7 +27,7 @@ from robot_rl import bag
 
 STATE, TEXT, STEP = "sensor_msgs/msg/JointState", "std_msgs/msg/String", "std_msgs/msg/Float64MultiArray"
 IMAGE = "sensor_msgs/msg/Image"
-TOPICS = [["joint_states", STATE, "sensor"], ["policy/info", TEXT, "latched"], ["policy/step", STEP, "events"]]
+TOPICS = [["joint_states", STATE, "sensor"], ["policy/policy_info", TEXT, "latched"], ["policy/step", STEP, "events"]]
 ROOT = Path(__file__).parents[2]
 FLUSH_S = 0.5
 ARM = f"arm_{os.getpid()}"  # a namespace of its own: another run of these tests may use the same domain
@@ -55,7 +55,7 @@ class Robot:
         self.states = bus.publisher("joint_states", STATE, SENSOR)
         self.events = bus.publisher("policy/episode", TEXT, EVENTS)
         self.steps = bus.publisher("policy/step", STEP, EVENTS)
-        self.info = bus.publisher("policy/info", TEXT, LATCHED)
+        self.info = bus.publisher("policy/policy_info", TEXT, LATCHED)
         self.told = bus.reader("recorder/bag", TEXT, EVENTS)
         self.stamps: list[int] = []
         self._data = messages.encode(messages.joint_state(1, [f"joint_{n}" for n in range(joints)], [0.1] * joints))
@@ -161,13 +161,13 @@ def test_one_bag_an_episode_with_preroll(bus: Bus, tmp_path: Path) -> None:
         assert [(event["event"], event["episode"]) for event in events] == [("start", number), ("end", number)]
         steps = [messages.decode(m.data, STEP).data.tolist() for m in bag.read(folder, {f"/{ARM}/policy/step"})]
         assert steps == [[number, step] for step in range(20)]
-        assert found.topics[f"/{ARM}/policy/info"].count == 1
+        assert found.topics[f"/{ARM}/policy/policy_info"].count == 1
         got = published(folder, f"/{ARM}/joint_states")
         assert [stamp for stamp in robot.stamps if got[0] <= stamp <= got[-1]] == got, "no gap"
         assert 0.4e9 < start - got[0] < 0.9e9, "half a second from before the start"
         assert 0.05e9 < got[-1] - end < 0.5e9, "and a little from after the end"
         first = {message.topic: message.log_ns for message in reversed(list(bag.read(folder)))}
-        age = first[f"/{ARM}/policy/episode"] - first[f"/{ARM}/policy/info"]
+        age = first[f"/{ARM}/policy/episode"] - first[f"/{ARM}/policy/policy_info"]
         assert age <= 0.5e9, "a message of long ago does not stretch the bag beyond the pre-roll"
         with AnyReader([folder]) as reader:
             assert reader.message_count == found.messages

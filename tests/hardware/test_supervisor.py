@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from hardware import messages
-from hardware.bus import LATCHED, SENSOR, Qos
-from hardware.episode_recorder import DIAGNOSTICS, DIAGNOSTICS_TOPIC
+from hardware.bus import COMMAND, LATCHED, SENSOR, Qos
+from hardware.diagnostics import TOPIC as DIAGNOSTICS_TOPIC
+from hardware.diagnostics import TYPE as DIAGNOSTICS
 from hardware.supervisor import BOOL
 from robot_rl.safety import Reason
-from robot_rl.spec import SUPERVISOR_STOPPED
+from robot_rl.spec import PD, SUPERVISOR_STOPPED
 from robot_rl.steplog import join_ns
 from tests.hardware.scene import Scene
 
@@ -151,6 +152,48 @@ def test_an_effort_robot_is_stopped_by_zeros_and_policies_are_told(domain: int, 
         wait_for(lambda: scene.look() or not scene.sent[-1].command.any())
         np.testing.assert_array_equal(scene.sent[-1].sent, [0.0, 0.0])
         policy.end()
+
+
+def test_a_robot_with_a_topic_for_its_gripper(domain: int, tmp_path: Path) -> None:
+    """Both topics are passed on, and one that falls silent stops the robot."""
+    command = {"interface": "position", "topic": "commands", "groups": [{"topic": "gripper", "joints": ["a"]}]}
+    with Scene(tmp_path, domain, command=command, supervisor={"heartbeat_s": 5.0}) as scene:
+        ends = [scene.bus.reader(to.topic, to.type, COMMAND) for to in scene.spec.command_topics]
+        policy = scene.commander()
+        policy.pipe.send("apart")
+        scene.forwarding()
+        wait_for(lambda: scene.look() or np.array_equal(scene.sent[-1].sent, [-0.05, 0.05]))  # b first, as on the wire
+        told = [reader.newest() for reader in ends]
+        assert [list(messages.decode(s.data, scene.spec.command.type).data) for s in told if s] == [[-0.05], [0.05]]
+        policy.pipe.send("one")
+        assert scene.until("stopped")["cause"] == ["heartbeat"]
+        policy.end()
+
+
+def test_a_robot_whose_motors_take_gains_is_stopped_by_their_brake(domain: int, tmp_path: Path) -> None:
+    joints = [{"name": name, "lower": -1.0, "upper": 1.0, "velocity": 2.0, "effort": 3.0, "kp": 10.0, "kd": 0.5,
+               "stop_kd": 4.0} for name in "ab"] + [{"name": "c", "velocity": 50.0, "effort": 1.0, "actuated": False}]
+    command = {"interface": "position", "topic": "legs", "type": PD}
+    with Scene(tmp_path, domain, joints=joints, command=command, stop="damping",
+               supervisor={"heartbeat_s": 5.0}) as scene:
+        end = scene.bus.reader("legs", PD, COMMAND)
+        policy = scene.commander()
+        scene.forwarding()
+        assert gains(end) == {(10.0, 0.5)}
+        policy.pipe.send("brake")  # as at the end of an episode
+        wait_for(lambda: gains(end) == {(0.0, 4.0)})
+        policy.pipe.send("calm")
+        scene.forwarding()
+        assert scene.call("stop")[0]
+        scene.until("stopped")
+        wait_for(lambda: gains(end) == {(0.0, 4.0)})
+        policy.end()
+
+
+def gains(reader) -> set[tuple[float, float]]:
+    """kp and kd in the newest command."""
+    sample = reader.newest()
+    return {tuple(one.values[1:]) for one in messages.decode(sample.data, PD).interface_values} if sample else set()
 
 
 def wait_for(true) -> None:

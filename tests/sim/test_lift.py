@@ -113,7 +113,7 @@ class Wire:
         self._command: SimpleNamespace | None = None
 
     def command(self, robot: RobotSpec, command: np.ndarray) -> None:
-        self._command = SimpleNamespace(data=encode_command(robot, command), arrival_ns=0)
+        self._command = SimpleNamespace(data=encode_command(robot, command)[0][1], arrival_ns=0)
 
     def publisher(self, topic: str, *_: object) -> Any:
         return SimpleNamespace(publish=lambda data: self.said.update({topic: data}))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from robot_rl.spec import load_robot, mjcf_file
+from sim.robot import SimRobot
 
 JOINTS = ["shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper"]
 ZERO, BENT, TURNED = [0] * 6, [0.5, -0.6, 0.8, 0.7, -0.4, 0.3], [-1.2, 0.9, -1.1, -0.5, 1.7, 0]
@@ -235,3 +236,72 @@ def test_furuta_friction_lets_a_swing_die_slowly() -> None:
         mujoco.mj_step(model, data)
         last = abs(data.qpos[1] - np.pi) if data.time > 3.5 and abs(data.qpos[1] - np.pi) > last else last
     assert last == pytest.approx(0.05, rel=0.05)
+
+
+# Universal Robots' and Franka's own tables of link lengths: a, alpha, d by joint
+UR5E = [(0, np.pi / 2, 0.1625), (-0.425, 0, 0), (-0.3922, 0, 0), (0, np.pi / 2, 0.1333), (0, -np.pi / 2, 0.0997),
+        (0, 0, 0.0996)]
+FR3 = [(0, 0, 0.333), (0, -np.pi / 2, 0), (0, np.pi / 2, 0.316), (0.0825, np.pi / 2, 0), (-0.0825, -np.pi / 2, 0.384),
+       (0, np.pi / 2, 0), (0.088, np.pi / 2, 0), (0, 0, 0.107)]
+
+
+def turn(angle: float, axis: int) -> np.ndarray:
+    """(4, 4) rotation about x (0) or z (2)."""
+    frame, rest = np.eye(4), [i for i in range(3) if i != axis]
+    frame[np.ix_(rest, rest)] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    return frame
+
+
+def shift(a: float, d: float) -> np.ndarray:
+    frame = np.eye(4)
+    frame[0, 3], frame[2, 3] = a, d
+    return frame
+
+
+@pytest.mark.parametrize(("robot", "site", "base", "table", "joints"), [
+    ("ur5e", "tip", "base", UR5E, [0.3, -1.1, 1.4, -0.7, 0.9, 0.5]),
+    ("ur5e", "tip", "base", UR5E, [0.0] * 6),
+    ("fr3", "flange", "fr3_link0", FR3, [0.3, -0.6, 0.4, -1.7, 0.9, 1.5, 0.5]),
+])
+def test_arms_reach_where_their_makers_tables_say(robot: str, site: str, base: str, table: list, joints: list) -> None:
+    model, data = load(robot)
+    data.qpos[:len(joints)] = joints
+    mujoco.mj_kinematics(model, data)
+    frame = np.eye(4)
+    for (a, alpha, d), angle in zip(table, [*joints, 0.0], strict=False):
+        if robot == "ur5e":  # classic: about z first
+            frame = frame @ turn(angle, 2) @ shift(a, d) @ turn(alpha, 0)
+        else:  # modified: along and about x first
+            frame = frame @ turn(alpha, 0) @ shift(a, 0) @ turn(angle, 2) @ shift(0, d)
+    axes = data.body(base).xmat.reshape(3, 3)
+    np.testing.assert_allclose(axes.T @ (data.site(site).xpos - data.body(base).xpos), frame[:3, 3], atol=1e-9)
+    np.testing.assert_allclose(axes.T @ data.site(site).xmat.reshape(3, 3), frame[:3, :3], atol=1e-8)
+
+
+def test_quadruped_weighs_and_stands_as_published() -> None:
+    spec = load_robot("quadruped")
+    sim = SimRobot(spec, mjcf_file("quadruped"))
+    assert sim.model.body_mass.sum() == pytest.approx(6.923 + 4 * (0.678 + 1.152 + 0.154 + 0.04))
+    sim.step(2.0)
+    readings = sim.readings()
+    assert 0.25 < sim.data.qpos[2] < 0.32
+    assert sim.data.ncon == 4
+    up = readings["imu.linear_acceleration"]  # at rest an accelerometer reads +g upwards
+    np.testing.assert_allclose(up, [0, 0, 9.81], atol=0.4)
+    touching = {sim.model.geom(g).name for c in sim.data.contact for g in c.geom}
+    assert touching == {"table", *(f"{leg}_foot_hit" for leg in ("FL", "FR", "RL", "RR"))}
+
+
+def test_an_imu_turns_with_its_own_axes() -> None:
+    sim = SimRobot(load_robot("quadruped"), mjcf_file("quadruped"))
+    mujoco.mju_axisAngle2Quat(sim.data.qpos[3:7], np.array([0.0, 0.0, 1.0]), np.pi / 2)  # it looks along y
+    sim.data.qpos[2] = 5.0
+    sim.data.qvel[:6] = [0.0, 1.0, 0.0, 0.0, 0.2, 0.0]  # and flies that way, nodding
+    sim.step(0.004)
+    readings, truth = sim.readings(), sim.truth()
+    np.testing.assert_allclose(readings["imu.angular_velocity"], [0, 0.2, 0], atol=0.02)
+    # the sensor sits 4 cm above and 3 cm behind what turns
+    np.testing.assert_allclose(truth["imu.linear_velocity"], [1.0 + 0.2 * 0.048, 0, 0], atol=0.06)
+    half = np.sqrt(0.5)
+    np.testing.assert_allclose(readings["imu.orientation"], [0, 0, half, half], atol=0.01)  # x, y, z, w
+    assert "imu.linear_velocity" not in readings  # no IMU knows it

@@ -29,7 +29,7 @@ def test_servos_hold_where_they_are_when_commands_stop(domain: int, watchdog: Wa
         end = time.monotonic() + 10
         while not sender.matched():
             assert time.monotonic() < end
-        sender.publish(encode_command(robot, command))  # once
+        sender.publish(encode_command(robot, command)[0][1])  # once
         process.ticker.start()
         for _ in range(200):
             process.tick(1)
