@@ -56,7 +56,7 @@ def follower(spec: bytes, domain: int, pipe: Connection) -> None:
 
 
 def commander(spec: bytes, domain: int, pipe: Connection) -> None:
-    """Sends commands at 50 Hz to where the spec says. Orders: 'flood', 'nan', 'short' change what comes next."""
+    """Sends commands at 50 Hz to where the spec says. Orders: 'flood', 'nan', 'short'… change what comes."""
     body = msgspec.json.decode(spec, type=RobotSpec)
     with connect("dds", "policy", "", domain) as bus:
         io = RobotIO(body, bus)
@@ -69,8 +69,9 @@ def commander(spec: bytes, domain: int, pipe: Connection) -> None:
                     return
                 pause = 0.0 if order == "flood" else 0.02
                 send = io.stop if order == "brake" else io.send
-                target = {"apart": np.array([0.05, -0.05]), "nan": np.array([np.nan, 0.0]), "short": np.zeros(1), "far": np.array([9.0, 0.0])}.get(
-                    order, np.array([0.05, 0.05]))
+                target = {
+                    "apart": np.array([0.05, -0.05]), "nan": np.array([np.nan, 0.0]), "short": np.zeros(1),
+                    "far": np.array([9.0, 0.0])}.get(order, np.array([0.05, 0.05]))
             if order == "one":  # of its topics
                 topic, data = encode_command(body, target)[0]
                 io._commands[topic].publish(data)
