@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from hardware.administration import Administration
@@ -22,7 +23,7 @@ from robot_rl.evaluate import summary
 from robot_rl.log import progress, write_atomic
 from robot_rl.policy import Policy
 from robot_rl.spec import POSE, PolicySpec, RobotSpec, SpecError, load_robot
-from robot_rl.steplog import EPISODE_TOPIC, STEP_TOPIC, STEP_TYPE, TEXT_TYPE
+from robot_rl.steplog import EPISODE_TOPIC, STEP_TOPIC, STEP_TYPE, TEXT_TYPE, supervisor_topics
 
 RUN_SERVICE = "policy/run"
 DETAILS = "deploy.json"  # beside the bags: the figures with every episode and the timing of every tick
@@ -82,6 +83,7 @@ def topics(spec: PolicySpec, robot: RobotSpec, cameras: bool) -> list[tuple[str,
     found = [(*heard_on(s), "sensor") for s in robot.sensors] + [(*heard_on(c), "sensor") for c in filmed]
     found += [(c.info_topic, "sensor_msgs/msg/CameraInfo", "sensor") for c in filmed]
     found += [(to.topic, to.type, "command") for to in robot.command_topics] + [(robot.stop_topic, BOOL, "latched")]
+    found += supervisor_topics(robot)
     if spec.goal:
         found.append((spec.goal.topic, POSE, "latched"))
     if spec.steering:
@@ -91,10 +93,11 @@ def topics(spec: PolicySpec, robot: RobotSpec, cameras: bool) -> list[tuple[str,
 
 
 def deploy(policy: Path, robot: str, *, episodes: int, record: Path | None, where: BusOptions, seed: int = 0,
-           explore: bool = False, serve: bool = False, cameras: bool = True,
+           explore: bool = False, serve: bool = False, cameras: bool = True, supervised: bool = False,
            stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
     """Run episodes on the robot and return their figures. Raises SpecError or TimeoutError before anything moves."""
     spec = load_robot(robot)
+    spec = msgspec.structs.replace(spec, supervised=spec.supervised or supervised)
     loaded = Policy(policy)
     contract = loaded.spec.on(spec, f"policy {policy}")
     if record is not None and contract.cameras and not cameras:

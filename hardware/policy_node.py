@@ -68,7 +68,7 @@ class PolicyNode:
         policy.spec.on(robot, f"policy {policy.path}")  # before there is anything on the bus
         self.bus, self.explore, self._endless = bus, explore, endless
         self.robot = robot
-        self._stops = _both(bus, robot.stop_topic, BOOL)
+        self._stops = [(topic, reader) for topic in robot.stop_topics for reader in _both(bus, topic, BOOL)]
         self._steps = bus.publisher(STEP_TOPIC, STEP_TYPE, EVENTS)
         self._events = bus.publisher(EPISODE_TOPIC, TEXT_TYPE, EVENTS)
         self._info = bus.publisher(INFO, TEXT_TYPE, LATCHED)
@@ -100,7 +100,7 @@ class PolicyNode:
 
     def close(self) -> None:
         """Leave every topic."""
-        for reader in (*self._stops, *self._goals_in):
+        for reader in (*(reader for _, reader in self._stops), *self._goals_in):
             reader.close()
         for publisher in (self._steps, self._events, self._info, self._goals_out):
             if publisher is not None:
@@ -108,9 +108,8 @@ class PolicyNode:
         self._io.close()
 
     def stopped(self) -> bool:
-        """Whether the protective stop is pressed."""
-        samples = [reader.newest() for reader in self._stops]
-        return any(bool(messages.decode(s.data, BOOL).data) for s in samples if s is not None)
+        """Whether a stop is pressed: the protective one, or the supervisor's, where there is one."""
+        return bool(self._pressed())
 
     def ready(self, timeout_s: float = FRESH_TIMEOUT_S) -> None:
         """Wait for all that continuous control begins with: fresh inputs, a goal where the task has one, no stop.
@@ -119,8 +118,8 @@ class PolicyNode:
         """
         end = time.monotonic() + timeout_s
         self._io.wait(timeout_s)
-        if self.stopped():
-            raise SpecError(f"the protective stop is pressed on {self.bus.resolve(self.robot.stop_topic)}")
+        if pressed := self._pressed():
+            raise SpecError(f"the protective stop is pressed on {pressed}")
         while self._goals_in:
             self._hear_goal()
             if self.goal_refused:
@@ -265,6 +264,13 @@ class PolicyNode:
             lateness_s=self.ticker.late_ns * 1e-9, latency_s=latency)
         self._steps.publish(record.encode())
 
+    def _pressed(self) -> str:
+        """The topics on which a stop is pressed, as a text."""
+        heard = ((topic, reader.newest()) for topic, reader in self._stops)
+        pressed = [topic for topic, sample in heard
+                   if sample is not None and bool(messages.decode(sample.data, BOOL).data)]
+        return ", ".join(dict.fromkeys(self.bus.resolve(topic) for topic in pressed))
+
     def _safe_stop(self, episode: Episode, readings: Readings) -> None:
         command = episode.stop(readings)
         if command is not None:
@@ -311,7 +317,8 @@ class PolicyNode:
             elif age > sensor.stale_after_s:
                 words.append(f"{where} silent for {age:.3g} s, at most {sensor.stale_after_s:g} s")
         if faults & Reason.STOP:
-            words.append(f"pressed on {self.bus.resolve(self.robot.stop_topic)}")
+            where = self._pressed() or ", ".join(self.bus.resolve(topic) for topic in self.robot.stop_topics)
+            words.append(f"pressed on {where}")
         return ", ".join([*words, *self._io.refused.values()])
 
     def _draw(self) -> np.ndarray | None:

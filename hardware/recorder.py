@@ -27,7 +27,7 @@ from hardware.bus import COMMAND, EVENTS, LATCHED, SENSOR, connect, resolve
 from hardware.episode_recorder import TEXT, Recorder, Source, bag_name
 from hardware.robot_io import heard_on
 from robot_rl.spec import RobotSpec, load_robot
-from robot_rl.steplog import INFO_TOPIC
+from robot_rl.steplog import INFO_TOPIC, supervisor_topics
 
 KINDS = {"sensor": SENSOR, "command": COMMAND, "latched": LATCHED, "events": EVENTS}
 
@@ -56,7 +56,8 @@ def robot_topics(robot: RobotSpec, cameras: bool = True) -> list[tuple[str, str,
         rows += [(*heard_on(camera), "sensor"), (camera.info_topic, "sensor_msgs/msg/CameraInfo", "sensor")]
     rows += [(to.topic, to.type, "command") for to in robot.command_topics]
     rows += [(robot.stop_topic, "std_msgs/msg/Bool", "latched"),
-             ("policy/step", "std_msgs/msg/Float64MultiArray", "events"), (INFO_TOPIC, TEXT, "latched")]
+             ("policy/step", "std_msgs/msg/Float64MultiArray", "events"), (INFO_TOPIC, TEXT, "latched"),
+             *supervisor_topics(robot)]
     return rows
 
 

@@ -41,7 +41,8 @@ class RobotIO:
         self._sensors: list[tuple[Sensor | Camera, Reader]] = [
             (s, bus.reader(*heard_on(s), SENSOR)) for s in inputs]
         self._steering = (steering, bus.reader(steering.topic, steering.type, SENSOR)) if steering else None
-        self._commands = {to.topic: bus.publisher(to.topic, to.type, COMMAND) for to in robot.command_topics}
+        self._commands = {to.topic: bus.publisher(robot.commands_of_policies(to.topic), to.type, COMMAND)
+                          for to in robot.command_topics}
         self._decoded: dict[str, tuple[Sample, Values]] = {}
         self._taken: dict[str, tuple[int, int]] = {}  # by camera: stamp and arrival of the image that it shows
         self.refused: dict[str, str] = {}
@@ -92,17 +93,17 @@ class RobotIO:
             readings.values |= decode(steering, sample.data, self.robot)
             readings.stamps[steering.name], readings.ages[steering.name] = sample.stamp_ns, age
 
-    def send(self, command: np.ndarray) -> None:
-        """Publish a command (C,) of the actuated joints: rad, rad/s or N·m."""
-        self._publish(encode_command(self.robot, command, self._bus.now_ns()))
+    def send(self, command: np.ndarray) -> int:
+        """Publish a command (C,) of the actuated joints: rad, rad/s or N·m; returns the first's source stamp, ns."""
+        return self._publish(encode_command(self.robot, command, self._bus.now_ns()))
 
-    def stop(self, command: np.ndarray) -> None:
+    def stop(self, command: np.ndarray) -> int:
         """Publish the stop behaviour's command (C,); a robot that stops by damping gets its brake with it."""
-        self._publish(encode_command(self.robot, command, self._bus.now_ns(), self.robot.stop == "damping"))
+        return self._publish(encode_command(self.robot, command, self._bus.now_ns(), self.robot.stop == "damping"))
 
-    def _publish(self, commands: Sequence[tuple[str, bytes]]) -> None:
-        for topic, data in commands:
-            self._commands[topic].publish(data)
+    def _publish(self, commands: Sequence[tuple[str, bytes]]) -> int:
+        stamps = [self._commands[topic].publish(data) for topic, data in commands]
+        return stamps[0]
 
     def close(self) -> None:
         """Leave the topics."""
@@ -128,8 +129,8 @@ class RobotIO:
             silent = [f"{name} on {self._bus.resolve(topic)} ({type})" for name, (topic, type) in topics.items()
                       if name not in heard]
             silent += self._absent(readings)
-            silent += [f"no subscriber on {self._bus.resolve(to.topic)} ({to.type})" for to in self.robot.command_topics
-                       if not self._commands[to.topic].matched()]
+            silent += [f"no subscriber on {self._bus.resolve(self.robot.commands_of_policies(to.topic))} ({to.type})"
+                       for to in self.robot.command_topics if not self._commands[to.topic].matched()]
             if not silent:
                 return
             if time.monotonic() > end:

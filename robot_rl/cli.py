@@ -207,6 +207,8 @@ def deploy(
     explore: Annotated[bool, typer.Option(help="Act with the learner's exploration noise.")] = False,
     serve: Annotated[bool, typer.Option(help="Run an episode at each call of the policy/run service.")] = False,
     cameras: Annotated[bool, typer.Option(help="Record the cameras too.")] = True,
+    supervised: Annotated[bool, typer.Option("--supervised", help="Send commands to `robot-rl supervisor`, as "
+                                             "`supervised: true` in robot.yaml says too.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run a policy on a robot at control rate, behind the safety filter, recording every step."""
@@ -215,7 +217,24 @@ def deploy(
     from hardware.loop import interrupted
     where = BusOptions(bus, namespace, domain)
     _finish(run(policy_file(policy), robot, episodes=episodes, record=record, where=where, seed=seed, explore=explore,
-                serve=serve, cameras=cameras, stop=interrupted()), as_json)
+                serve=serve, cameras=cameras, supervised=supervised, stop=interrupted()), as_json)
+
+
+@app.command()
+def supervisor(
+    robot: Annotated[str, typer.Argument(help="Robot name, or path of a robot.yaml.")],
+    bus: BusOption = "auto", namespace: Namespace = "", domain: Domain = None,
+    acknowledge: Annotated[bool, typer.Option("--acknowledge-no-watchdog", help="Arm a position robot though nobody "
+                                              "behind the supervisor stops it when commands stop.")] = False,
+) -> None:
+    """Stand between policies and the robot: forward commands while all is well, stop the robot when it is not.
+
+    Services (std_srvs/Trigger) supervisor/arm, disarm, stop and reset. Policies run with --supervised.
+    """
+    from hardware.deploy import BusOptions
+    from hardware.loop import interrupted
+    from hardware.supervisor import supervise
+    supervise(robot, BusOptions(bus, namespace, domain), acknowledge, interrupted())
 
 
 @policy.command(name="run")

@@ -66,7 +66,8 @@ class Episode:
         self.last: np.ndarray | None = None
         """Last sent command (C,)."""
         self.faults = Reason.NONE
-        self._observer, self._rewards, self._speeds = Observer(spec), Rewards(spec), Speeds(spec)
+        self._observer, self._rewards = Observer(spec), Rewards(spec)
+        self._speeds = Speeds(spec.robot.joint_sensor, spec.rate_hz)
         self._clock = SuccessClock(spec) if spec.success else None
         self._failure = Quantity(spec.failure.term, spec) if spec.failure else None
         self._map = ActionMap(spec.action, spec.robot)

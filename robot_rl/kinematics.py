@@ -17,15 +17,12 @@ from robot_rl.spec import POSE, RobotSpec, SpecError
 UNREAD = ("xyaxes", "zaxis")
 
 
-class Chain:
-    """The joints between a body, the frame, and a site. Angles rad, lengths m.
+class Mjcf:
+    """An MJCF file as far as a chain of bodies needs it. Raises SpecError naming file and element."""
 
-    Raises SpecError naming file and element. Joints of the chain that are not among `names` are refused.
-    """
-
-    def __init__(self, mjcf: Path, site: str, frame: str, names: Sequence[str]) -> None:
+    def __init__(self, mjcf: Path, names: Sequence[str]) -> None:
         self._file = mjcf
-        root = _read(mjcf, mjcf.parent)
+        self._root = root = _read(mjcf, mjcf.parent)
         compilers = root.findall("compiler")
         self._degrees = next((c.get("angle") for c in reversed(compilers) if c.get("angle")), "degree") == "degree"
         self._order = next((c.get("eulerseq") for c in reversed(compilers) if c.get("eulerseq")), None) or "xyz"
@@ -33,33 +30,9 @@ class Chain:
         for top in root.findall("default"):
             self._inherit(top, {})
         self._parents = {child: parent for parent in root.iter() for child in parent}
-        end, start = self._find("site", site), self._find("body", frame)
-        above, below = self._above(start), self._above(end)
-        path, back = [e for e in below if e not in above], [e for e in above if e not in below]
+        self._known = {name: i for i, name in enumerate(names)}
         self.loose = False
         """Whether a free joint lies between: the robot's joints do not tell where the site is."""
-        self._known = {name: i for i, name in enumerate(names)}
-        self._path = [step for element in path for step in self._steps(element)]
-        self._back = [step for element in back for step in self._steps(element)]
-
-    def pose(self, joints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Position (3,) m and orientation (4,) xyzw of the site in the frame, at joints (J,) as in `names`."""
-        (place,) = self._places(joints[None])
-        return place[:3, 3], quaternion(place[:3, :3])
-
-    def positions(self, joints: np.ndarray) -> np.ndarray:
-        """(N, 3) m of the site in the frame, at joints (N, J)."""
-        return self._places(joints)[:, :3, 3]
-
-    def _places(self, joints: np.ndarray) -> np.ndarray:
-        """(N, 4, 4) of the site in the frame."""
-        back = path = np.tile(np.eye(4), (len(joints), 1, 1))
-        for step in self._back:
-            back = back @ _step(step, joints)
-        for step in self._path:
-            path = path @ _step(step, joints)
-        found: np.ndarray = np.linalg.solve(back, path)
-        return found
 
     def _find(self, tag: str, name: str) -> ElementTree.Element:
         found = next((e for e in self._parents if e.tag == tag and e.get("name") == name), None)
@@ -140,6 +113,40 @@ class Chain:
             self._inherit(child, values)
 
 
+class Chain(Mjcf):
+    """The joints between a body, the frame, and a site. Angles rad, lengths m.
+
+    Raises SpecError naming file and element. Joints of the chain that are not among `names` are refused.
+    """
+
+    def __init__(self, mjcf: Path, site: str, frame: str, names: Sequence[str]) -> None:
+        super().__init__(mjcf, names)
+        end, start = self._find("site", site), self._find("body", frame)
+        above, below = self._above(start), self._above(end)
+        path, back = [e for e in below if e not in above], [e for e in above if e not in below]
+        self._path = [step for element in path for step in self._steps(element)]
+        self._back = [step for element in back for step in self._steps(element)]
+
+    def pose(self, joints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Position (3,) m and orientation (4,) xyzw of the site in the frame, at joints (J,) as in `names`."""
+        (place,) = self._places(joints[None])
+        return place[:3, 3], quaternion(place[:3, :3])
+
+    def positions(self, joints: np.ndarray) -> np.ndarray:
+        """(N, 3) m of the site in the frame, at joints (N, J)."""
+        return self._places(joints)[:, :3, 3]
+
+    def _places(self, joints: np.ndarray) -> np.ndarray:
+        """(N, 4, 4) of the site in the frame."""
+        back = path = np.tile(np.eye(4), (len(joints), 1, 1))
+        for one in self._back:
+            back = back @ step(one, joints)
+        for one in self._path:
+            path = path @ step(one, joints)
+        found: np.ndarray = np.linalg.solve(back, path)
+        return found
+
+
 Step = tuple[int, bool, np.ndarray, np.ndarray, float]
 """Which joint, whether it is a hinge, its axis (3,), its position (3,) and its reference."""
 
@@ -179,11 +186,11 @@ def quaternion(turn: np.ndarray) -> np.ndarray:
     return found if found[3] >= 0 else -found
 
 
-def _step(step: np.ndarray | Step, joints: np.ndarray) -> np.ndarray:
+def step(one: np.ndarray | Step, joints: np.ndarray) -> np.ndarray:
     """(4, 4) of a placement, or (N, 4, 4) of a joint where it stands."""
-    if isinstance(step, np.ndarray):
-        return step
-    index, hinge, axis, position, rest = step
+    if isinstance(one, np.ndarray):
+        return one
+    index, hinge, axis, position, rest = one
     value = joints[:, index] - rest
     place = np.tile(np.eye(4), (len(joints), 1, 1))
     if hinge:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from robot_rl import image
-from robot_rl.spec import PolicySpec, Term, Vision
+from robot_rl.spec import PolicySpec, Sensor, Term, Vision
 
 Values = dict[str, np.ndarray]
 Observation = np.ndarray | dict[str, np.ndarray]
@@ -43,9 +43,8 @@ class Readings:
 class Speeds:
     """Joint speeds, rad/s, from the positions of two decisions: for joint states with `velocity: derived`."""
 
-    def __init__(self, spec: PolicySpec) -> None:
-        assert spec.robot is not None
-        self._sensor, self._period = spec.robot.joint_sensor, 1.0 / spec.rate_hz
+    def __init__(self, sensor: Sensor, rate_hz: float) -> None:
+        self._sensor, self._period = sensor, 1.0 / rate_hz
         self.reset()
 
     def reset(self) -> None:

@@ -28,6 +28,7 @@ class Reason(IntFlag):
     RATE = 64  # clipped to a speed or acceleration limit
     EFFORT = 128  # clipped to an effort limit
     FADE = 256  # the policy is being faded in after the robot was activated
+    TOOL = 512  # held back: the guarded frame would leave its box or be too fast, or links would meet
     FAULTS = STOP | MISSING | STALE | NONFINITE | WORKSPACE
 
     def words(self) -> str:
@@ -89,15 +90,16 @@ class Safety:
             return np.clip(readings.values[f"{self._joints}.position"][self._index], self._lower, self._upper)
         return np.zeros(len(self._index))
 
-    def limit(self, target: np.ndarray, last: np.ndarray, readings: Readings) -> tuple[np.ndarray, Reason]:
-        """The nearest allowed command (C,) to `target` after `last`, and why it differs."""
+    def limit(self, target: np.ndarray, last: np.ndarray, readings: Readings,
+              periods: float = 1.0) -> tuple[np.ndarray, Reason]:
+        """The nearest allowed command (C,) to `target` so many periods after `last`, and why it differs."""
         if not np.isfinite(target).all():
             return np.clip(last, *self._bounds()), Reason.NONFINITE
         position = readings.values[f"{self._joints}.position"][self._index]
         velocity = readings.values[f"{self._joints}.velocity"][self._index]
         if self._interface == "position":
-            return self._limit_position(target, last, position)
-        return self._limit_push(target, last, position, velocity)
+            return self._limit_position(target, last, position, periods)
+        return self._limit_push(target, last, position, velocity, periods)
 
     def stop(self, readings: Readings, last: np.ndarray | None) -> np.ndarray | None:
         """The stop behaviour's command (C,), or None when nothing is known that would make one safe."""
@@ -120,23 +122,24 @@ class Safety:
         most = self._velocity if self._interface == "velocity" else self._effort
         return -most, most
 
-    def _limit_position(self, target: np.ndarray, last: np.ndarray,
-                        position: np.ndarray) -> tuple[np.ndarray, Reason]:
+    def _limit_position(self, target: np.ndarray, last: np.ndarray, position: np.ndarray,
+                        periods: float) -> tuple[np.ndarray, Reason]:
+        step = periods * self._step
         inside = _within(target, self._lower, self._upper)
         led = _within(inside, position - self._lead, position + self._lead)
-        rated = _within(led, last - self._step, last + self._step)
+        rated = _within(led, last - step, last + step)
         command = _within(rated, self._lower, self._upper)
         return command, _reason((target, inside, Reason.POSITION), (inside, led, Reason.EFFORT),
                                 (led, rated, Reason.RATE), (rated, command, Reason.POSITION))
 
-    def _limit_push(self, target: np.ndarray, last: np.ndarray, position: np.ndarray,
-                    velocity: np.ndarray) -> tuple[np.ndarray, Reason]:
+    def _limit_push(self, target: np.ndarray, last: np.ndarray, position: np.ndarray, velocity: np.ndarray,
+                    periods: float) -> tuple[np.ndarray, Reason]:
         """Velocity or effort: never further out of a joint's range, never faster than its speed limit."""
-        bounds = self._bounds()
+        bounds, slew = self._bounds(), periods * self._slew
         bounded = _within(target, *bounds)
         slewed = bounded
         if self._interface == "velocity":
-            slewed = _within(bounded, last - self._slew, last + self._slew)
+            slewed = _within(bounded, last - slew, last + slew)
             slewed = _within(slewed, *bounds)
         fast = np.abs(velocity) > self._velocity
         calm = np.where(fast & (slewed * velocity > 0), 0.0, slewed)

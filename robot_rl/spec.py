@@ -13,6 +13,8 @@ import msgspec
 import numpy as np
 import yaml
 
+from robot_rl.stop import actions
+
 SCHEMA = 1
 
 POSE = "geometry_msgs/msg/PoseStamped"
@@ -25,6 +27,7 @@ EDGE = 1e-6  # m, rad: how far beyond their bounds goals may lie
 GOAL = "goal.position"  # the source of a term that reads the goal
 STEERING = "steering"  # the source of a term that reads the velocity that is asked for
 TRUTH = "truth."  # before a source that only a simulator knows
+SUPERVISOR_STOPPED, SUPERVISOR_STATE = "supervisor/stopped", "supervisor/state"
 TRAJECTORY = "trajectory_msgs/msg/JointTrajectory"
 PD = "control_msgs/msg/DynamicJointState"
 COMMAND_TYPES = ("std_msgs/msg/Float64MultiArray", JOINT_STATE, TRAJECTORY, PD)
@@ -200,6 +203,50 @@ class Workspace(Data, kw_only=True):
     upper: tuple[float, float, float]
 
 
+class Watchdog(Data, kw_only=True):
+    """Who behind us stops the robot when commands stop: its driver, a controller, or nobody.
+
+    A forward controller holds its last command for ever: with nobody, speeds and efforts are not armed at all, and
+    positions only when the operator says so.
+    """
+
+    kind: Literal["driver", "controller", "none"] = "none"
+    timeout_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.timeout_s is None) != (self.kind == "none") or not (self.timeout_s is None or self.timeout_s > 0):
+            raise ValueError(f"watchdog.kind={self.kind}, timeout_s={self.timeout_s}: a driver or a controller has a "
+                             "timeout above 0, none has none")
+
+
+class Supervision(Data, kw_only=True):
+    """How the supervisor process watches; see docs/safety.md."""
+
+    heartbeat_s: float = 0.08
+    """A policy in control that sends no command for so long is stopped."""
+    deadman: str | None = None
+    """Topic of a std_msgs/Bool that must be true, and be heard again within `deadman_s`."""
+    deadman_s: float = 0.25
+    tool_speed: float | None = None
+    """m/s that a command may move the guarded frame with."""
+    margin: float | None = None
+    """m that commands keep links from each other and from the base; None: nobody looks."""
+    actions: dict[str, str] = {}
+    """What flags do, where that is more than the default."""
+
+    def __post_init__(self) -> None:
+        for key in ("heartbeat_s", "deadman_s", "tool_speed"):
+            value = getattr(self, key)
+            if value is not None and not value > 0:
+                raise ValueError(f"supervisor.{key}={value} must be above 0")
+        if self.margin is not None and not self.margin >= 0:
+            raise ValueError(f"supervisor.margin={self.margin} must be at least 0")
+        try:
+            actions(self.actions)
+        except ValueError as error:
+            raise ValueError(f"supervisor.{error}") from error
+
+
 class Placement(Data, kw_only=True):
     """Where a loose object is put before an episode: uniformly within a part of a ring about the base's z axis.
 
@@ -241,6 +288,10 @@ class RobotSpec(Data, kw_only=True):
     stop: Literal["hold", "zero", "damping"]
     """Stop behaviour: hold the measured pose, send zeros, or brake against the measured velocity."""
     stop_topic: str = "safety/protective_stop"
+    watchdog: Watchdog = Watchdog()
+    supervisor: Supervision = Supervision()
+    supervised: bool = False
+    """Whether policies send their commands to the supervisor instead of to the robot."""
     reset_service: str = "reset"
     reset_timeout_s: float = 10.0
 
@@ -291,6 +342,15 @@ class RobotSpec(Data, kw_only=True):
     def actuated_index(self) -> np.ndarray:
         """(C,) int: where each commanded joint stands among all joints."""
         return np.array([i for i, j in enumerate(self.joints) if j.actuated], dtype=np.intp)
+
+    @property
+    def stop_topics(self) -> tuple[str, ...]:
+        """Topics of std_msgs/Bool that stop a policy while they say true."""
+        return (self.stop_topic, SUPERVISOR_STOPPED) if self.supervised else (self.stop_topic,)
+
+    def commands_of_policies(self, topic: str) -> str:
+        """Where a policy sends what is to reach a command topic."""
+        return f"{'/' * topic.startswith('/')}supervisor/{topic.lstrip('/')}" if self.supervised else topic
 
     @property
     def command_topics(self) -> tuple[CommandTopic, ...]:

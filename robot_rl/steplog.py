@@ -6,9 +6,10 @@ tools can read it. Times are split into whole seconds and nanoseconds, because a
 
 from __future__ import annotations
 
+import bisect
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from robot_rl.bag import read
 from robot_rl.episode import Episode, Outcome
 from robot_rl.observe import Readings, Values, state_of
 from robot_rl.safety import Reason
-from robot_rl.spec import GOAL, PolicySpec, SpecError
+from robot_rl.spec import GOAL, SUPERVISOR_STATE, PolicySpec, RobotSpec, SpecError
 
 STEP_TOPIC, STEP_TYPE = "policy/step", "std_msgs/msg/Float64MultiArray"
+SENT_TOPIC = "supervisor/sent"
+FIRST_NS = 250_000_000  # no command is told of later than this; what is older belongs to the episode before
 EPISODE_TOPIC, TEXT_TYPE = "policy/episode", "std_msgs/msg/String"
 INFO_TOPIC = "policy/policy_info"
 """Private to the policy's node: `~/policy_info` there, and this where the node has its usual name."""
@@ -59,17 +62,49 @@ class StepRecord:
 
     def encode(self) -> bytes:
         """CDR bytes of the message."""
-        parts = [(f.name, getattr(self, f.name)) for f in fields(self)]
-        return messages.encode(messages.float64s(np.concatenate([v for _, v in parts]),
-                                                 [(name, len(v)) for name, v in parts]))
+        return _encode(self)
 
     @staticmethod
     def decode(data: bytes) -> StepRecord:
         """Read the message back; segments are found by their labels."""
-        message: Any = messages.decode(data, STEP_TYPE)
-        ends = np.cumsum([d.size for d in message.layout.dim])
-        parts = np.split(np.array(message.data), ends[:-1])
-        return StepRecord(**{d.label: part for d, part in zip(message.layout.dim, parts, strict=True)})
+        return StepRecord(**_decode(data))
+
+
+@dataclass
+class SentRecord:
+    """One command that a supervisor sent; every field is a float64 vector."""
+
+    command: np.ndarray
+    """Source stamp of the policy's command that it comes of: (s, ns); zeros for one of the supervisor's own."""
+    heard: np.ndarray
+    """Wall time when that command was taken, or when the supervisor decided on one of its own: (s, ns)."""
+    stamp: np.ndarray
+    """Source stamp of what was sent: (s, ns)."""
+    sent: np.ndarray
+    """(C,) command, rad, rad/s or N·m; by joint as `on_the_wire` has them."""
+    reasons: np.ndarray
+
+    def encode(self) -> bytes:
+        """CDR bytes of the message."""
+        return _encode(self)
+
+    @staticmethod
+    def decode(data: bytes) -> SentRecord:
+        """Read the message back; segments are found by their labels."""
+        return SentRecord(**_decode(data))
+
+
+def _encode(record: StepRecord | SentRecord) -> bytes:
+    parts = [(f.name, getattr(record, f.name)) for f in fields(record)]
+    return messages.encode(messages.float64s(np.concatenate([v for _, v in parts]),
+                                             [(name, len(v)) for name, v in parts]))
+
+
+def _decode(data: bytes) -> dict[str, np.ndarray]:
+    message: Any = messages.decode(data, STEP_TYPE)
+    ends = np.cumsum([d.size for d in message.layout.dim])
+    parts = np.split(np.array(message.data), ends[:-1])
+    return {d.label: part for d, part in zip(message.layout.dim, parts, strict=True)}
 
 
 def step_record(spec: PolicySpec, *, tick: int, episode: int, stamp_ns: int, stamps: dict[str, int], outcome: Outcome,
@@ -167,12 +202,16 @@ def read_episode(folder: str | Path) -> EpisodeLog:
     info: dict[str, Any] = {}
     start: dict[str, Any] = {}
     end: dict[str, Any] = {}
-    records: list[StepRecord] = []
+    steps: list[tuple[int, StepRecord]] = []
+    sent: dict[int, SentRecord] = {}
     raw: dict[str, dict[int, bytes]] = {}
     goals: dict[int, np.ndarray] = {}
     for message in read(folder):
         if message.topic.endswith(STEP_TOPIC):
-            records.append(StepRecord.decode(message.data))
+            steps.append((message.publish_ns, StepRecord.decode(message.data)))
+        elif message.topic.endswith(SENT_TOPIC):
+            one = SentRecord.decode(message.data)
+            sent[join_ns(*one.command)] = one
         elif message.topic.endswith("/policy_info"):
             info = json.loads(messages.decode(message.data, TEXT_TYPE).data)
         elif message.topic.endswith(EPISODE_TOPIC):
@@ -188,8 +227,49 @@ def read_episode(folder: str | Path) -> EpisodeLog:
     spec = PolicySpec.from_json(json.dumps(info["contract"]), str(folder))
     readings = {s.name: next((m for topic, m in raw.items() if topic.endswith(heard_on(s)[0])), {})
                 for s in spec.inputs}
-    records = [r for r in records if not start or int(r.episode[0]) == start["episode"]]
+    if spec.robot is not None and spec.robot.supervised:
+        places = on_the_wire(spec.robot)
+        sent = {stamp: replace(one, sent=one.sent[np.argsort(places)]) for stamp, one in sent.items()}
+        steps = list(let_through(steps, sent))
+    records = [r for _, r in steps if not start or int(r.episode[0]) == start["episode"]]
     return EpisodeLog(str(folder), spec, info, start, end, records, readings, goals)
+
+
+def supervisor_topics(robot: RobotSpec) -> list[tuple[str, str, str]]:
+    """What is recorded of a supervisor and of what it is told: (topic, type, QoS kind)."""
+    if not robot.supervised:
+        return []
+    return [*((robot.commands_of_policies(to.topic), to.type, "command") for to in robot.command_topics),
+            (SENT_TOPIC, STEP_TYPE, "events"), (SUPERVISOR_STATE, TEXT_TYPE, "latched")]
+
+
+def on_the_wire(robot: RobotSpec) -> np.ndarray:
+    """(C,) int: which actuated joint each number of a SentRecord belongs to.
+
+    They come in the order of the command topics and of their joints: a policy's own order of joints changes neither.
+    """
+    places = {joint.name: i for i, joint in enumerate(robot.actuated)}
+    return np.array([places[name] for to in robot.command_topics for name in to.joints], dtype=np.intp)
+
+
+def let_through(steps: list[tuple[int, StepRecord]], sent: dict[int, SentRecord]) -> Iterator[tuple[int, StepRecord]]:
+    """Steps, each with its source stamp in ns, with what the supervisor sent for them in the place of what it was told.
+
+    A policy tells of a step after its command, so the command is the last one before the step's stamp and after the
+    step before. One that was not let through is a stop: nothing may be learned from there on.
+    """
+    stamps, before = sorted(sent), 0
+    for told_ns, record in steps:
+        place = bisect.bisect_right(stamps, told_ns) - 1
+        since = max(before, told_ns - FIRST_NS)
+        if place >= 0 and stamps[place] > since:
+            ours = sent[stamps[place]]
+            reasons = np.array([float(int(record.reasons[0]) | int(ours.reasons[0]))])
+            record = replace(record, sent=ours.sent, reasons=reasons)
+        elif np.isfinite(record.asked).all():
+            record = replace(record, faults=np.array([float(int(record.faults[0]) | Reason.STOP)]))
+        before = told_ns
+        yield told_ns, record
 
 
 def split_ns(stamp_ns: int) -> tuple[int, int]:

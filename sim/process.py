@@ -27,14 +27,13 @@ from sim.robot import SimRobot
 
 STATE = Qos(reliable=True)  # drivers publish reliably; consumers choose (REP 2003)
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
-COMMAND_TIMEOUT_S = 0.2  # a driver's own watchdog: what does not hold its pose stops when commands stop coming
 
 
 class Hand:
     """What the command topics ask for now, joint by joint; on each of them the newest message counts.
 
-    Position servos keep the last target for ever, as theirs do. Others are stopped by their own watchdog when a topic
-    falls silent: no speed, no effort, or the brake alone.
+    A topic that falls silent is answered by the driver's own watchdog, where the robot file declares one: no speed, no
+    effort, or the brake alone; servos hold the pose that they are in. Without one, the last command holds for ever.
     """
 
     def __init__(self, robot: RobotSpec, bus: Bus) -> None:
@@ -43,6 +42,7 @@ class Hand:
         self._topics = [(to, bus.reader(to.topic, to.type, COMMAND), np.array([places[n] for n in to.joints]))
                         for to in robot.command_topics]
         self._brake = np.array([j.brake for j in robot.actuated])
+        self._held: set[str] = set()  # topics whose joints hold themselves because commands stopped coming
         self.rest()
 
     @property
@@ -58,18 +58,22 @@ class Hand:
         self._kp, self._kd = np.array([j.kp for j in joints]), np.array([j.kd for j in joints])
         self._seen = dict.fromkeys((to.topic for to, _, _ in self._topics), time.monotonic_ns())
 
-    def take(self) -> bool:
-        """Look at the newest message of every topic; True when anything is to be done differently."""
-        news = False
+    def take(self, measured: Callable[[], np.ndarray]) -> bool:
+        """Look at the newest message of every topic; True when anything is to be done differently.
+
+        `measured` gives where the joints are, (C,).
+        """
+        news, limit = False, self._robot.watchdog.timeout_s
         for to, reader, index in self._topics:
             sample = reader.newest()
             if sample is None:
                 continue
             age = (time.monotonic_ns() - sample.arrival_ns) * 1e-9
-            if self._robot.stop != "hold" and age > COMMAND_TIMEOUT_S:
-                news |= self._let_go(index)
+            if limit is not None and age > limit:
+                news |= self._hold(to.topic, index, measured) if self._robot.stop == "hold" else self._let_go(index)
             elif sample.arrival_ns > self._seen[to.topic]:
                 self._seen[to.topic] = sample.arrival_ns
+                self._held.discard(to.topic)
                 try:
                     self._follow(decode_command(self._robot, to, sample.data), index)
                     news = True
@@ -84,6 +88,14 @@ class Hand:
         self._target[index], self._seconds[index] = order.target, order.time_s
         if order.gains:
             self._kp[index], self._kd[index] = order.gains
+
+    def _hold(self, topic: str, index: np.ndarray, measured: Callable[[], np.ndarray]) -> bool:
+        """Hold some joints where they are; True unless they do already."""
+        if topic in self._held:
+            return False
+        self._held.add(topic)
+        self._target[index], self._seconds[index] = measured()[index], 0.0
+        return True
 
     def _let_go(self, index: np.ndarray) -> bool:
         """Stop some joints; True unless they are stopped already."""
@@ -160,11 +172,16 @@ class RobotProcess:
 
     def _obey(self) -> None:
         """Apply the newest commands."""
-        news = self._hand.take()  # while homing too, or they would seem to arrive after the reset
+        news = self._hand.take(self._measured)  # while homing too, or they would seem to arrive after the reset
         if self._homing is not None:
             self._follow_home(time.monotonic())
         elif news:
             self.sim.apply(*self._hand.order)
+
+    def _measured(self) -> np.ndarray:
+        """(C,) where the commanded joints are."""
+        position: np.ndarray = self._joints()[0][self.robot.actuated_index]
+        return position
 
     def _serve_reset(self) -> None:
         request = self._reset.take()

@@ -156,7 +156,8 @@ def test_package_and_version_are_the_same_everywhere() -> None:
 
 
 def test_setup_is_clean_shell() -> None:
-    for script in (".ci/run", "launch/bin/policy", "launch/bin/robot", "launch/bin/recorder"):
+    for script in (".ci/run", "launch/bin/policy", "launch/bin/robot", "launch/bin/recorder",
+                   "launch/bin/supervisor"):
         assert os.access(ROOT / script, os.X_OK), f"{script} is not executable"
         _run("bash", "-n", str(ROOT / script))
     for target in ("demo", "test", "test-all", "lint", "setup", "clean"):

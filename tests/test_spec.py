@@ -68,6 +68,13 @@ def test_a_suite_policy_has_no_robot_to_run_on() -> None:
     ("joints", [{"name": "a", "lower": 1.0, "upper": -1.0, "velocity": 1, "effort": 1}], ["lower=1.0", "upper=-1.0"]),
     ("joints", [{"name": "a", "lower": -1.0, "upper": 1.0, "velocity": 0, "effort": 1}], ["velocity=0"]),
     ("joints", [{"name": "a", "velocity": 1, "effort": 1}] * 2, ["named twice: a"]),
+    ("watchdog", {"kind": "driver"}, ["watchdog.kind=driver", "timeout_s=None"]),
+    ("watchdog", {"kind": "none", "timeout_s": 1.0}, ["watchdog.kind=none", "timeout_s=1.0"]),
+    ("watchdog", {"kind": "controller", "timeout_s": -1.0}, ["watchdog.kind=controller", "timeout_s=-1.0"]),
+    ("supervisor", {"heartbeat_s": 0.0}, ["supervisor.heartbeat_s=0.0", "above 0"]),
+    ("supervisor", {"margin": -0.1}, ["supervisor.margin=-0.1", "at least 0"]),
+    ("supervisor", {"actions": {"sensors": "warn"}}, ["supervisor.actions.sensors=warn", "looser than stop"]),
+    ("supervisor", {"actions": {"senors": "stop"}}, ["'senors'", "sensors"]),
     ("workspace", {"sensor": "hand", "lower": [0, 0, 0], "upper": [1, 1, 1]}, ["hand", "tip"]),
 ])
 def test_a_bad_robot_file_names_file_key_and_value(tmp_path: Path, key: str, value: object, words: list[str]) -> None:

@@ -1,0 +1,200 @@
+"""A supervised robot between processes: the robot, its supervisor as the command line starts it, and a commander."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import yaml
+
+from hardware import messages
+from hardware.bus import EVENTS, Bus, Qos, connect
+from hardware.robot_io import RobotIO, decode_command, encode_command
+from robot_rl.spec import SUPERVISOR_STATE, RobotSpec
+from robot_rl.steplog import SENT_TOPIC, STEP_TYPE, TEXT_TYPE, SentRecord, join_ns
+from tests.robots import robot
+
+PATIENCE_S = 60.0
+
+
+def follower(spec: bytes, domain: int, pipe: Connection) -> None:
+    """A robot whose joints are where they were told at once. Orders: 'nan' and 'far' change what its sensors say."""
+    body = msgspec.json.decode(spec, type=RobotSpec)
+    with connect("dds", "robot", "", domain) as bus:
+        joints, tip = (bus.publisher(s.topic, s.type, Qos(reliable=True)) for s in body.sensors)
+        commands = [(to, bus.reader(to.topic, to.type, Qos(reliable=True, depth=1000)),
+                     [body.names.index(name) for name in to.joints]) for to in body.command_topics]
+        position, place, pause = np.zeros(3), [0.0, 0.0, 0.0], 0.01
+        pipe.send("ready")
+        while True:
+            if pipe.poll():
+                order = pipe.recv()
+                if order == "stop":
+                    return
+                position = np.full(3, np.nan) if order == "nan" else np.zeros(3)
+                place = [5.0 if order == "far" else 0.0, 0.0, 0.0]
+            before = position.copy()
+            for to, reader, index in commands:
+                for sample in reader.take():
+                    if body.command.interface == "position" and np.isfinite(position).all():
+                        position[index] = decode_command(body, to, sample.data).target
+            stamp = time.time_ns()
+            joints.publish(messages.encode(messages.joint_state(
+                stamp, body.names, position, (position - before) / pause, np.zeros(3))))
+            tip.publish(messages.encode(messages.pose_stamped(stamp, "base_link", place, [0, 0, 0, 1])))
+            time.sleep(pause)
+
+
+def commander(spec: bytes, domain: int, pipe: Connection) -> None:
+    """Sends commands at 50 Hz to where the spec says. Orders: 'flood', 'nan', 'short'… change what comes."""
+    body = msgspec.json.decode(spec, type=RobotSpec)
+    with connect("dds", "policy", "", domain) as bus:
+        io = RobotIO(body, bus)
+        pipe.send("ready")
+        target, pause, order, send = np.array([0.05, 0.05]), 0.02, "calm", io.send
+        while True:
+            if pipe.poll():
+                order = pipe.recv()
+                if order == "stop":
+                    return
+                pause = 0.0 if order == "flood" else 0.02
+                send = io.stop if order == "brake" else io.send
+                target = {
+                    "apart": np.array([0.05, -0.05]), "nan": np.array([np.nan, 0.0]), "short": np.zeros(1),
+                    "far": np.array([9.0, 0.0])}.get(order, np.array([0.05, 0.05]))
+            if order == "one":  # of its topics
+                topic, data = encode_command(body, target)[0]
+                io._commands[topic].publish(data)
+            else:
+                send(target)
+            if pause:
+                time.sleep(pause)
+
+
+class Process:
+    """A function of this module in a process of its own, with orders over a pipe."""
+
+    def __init__(self, work: Any, spec: RobotSpec, domain: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self._process = context.Process(target=work, args=(msgspec.json.encode(spec), domain, theirs), daemon=True)
+        self._process.start()
+        assert self.pipe.poll(PATIENCE_S)
+        assert self.pipe.recv() == "ready"
+
+    def signal(self, number: int) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
+    def end(self) -> None:
+        self.signal(signal.SIGKILL)
+        self._process.join(PATIENCE_S)
+
+
+class Scene:
+    """Robot and supervisor, and what the supervisor tells. A context manager."""
+
+    def __init__(self, folder: Path, domain: int, *arguments: str, interface: str = "position", **changes: Any) -> None:
+        data = {"watchdog": {"kind": "driver", "timeout_s": 0.5}} | changes
+        self.domain = domain
+        self.spec = robot(interface, **data)
+        self.supervised = msgspec.structs.replace(self.spec, supervised=True)
+        self._file = folder / "robot.yaml"
+        self._file.write_text(yaml.safe_dump(msgspec.to_builtins(self.spec)))
+        self._arguments = arguments
+        self.said: list[dict[str, Any]] = []
+        self.sent: list[SentRecord] = []
+        self._mark = -1
+
+    def __enter__(self) -> Scene:
+        self.bus: Bus = connect("dds", "operator", "", self.domain)
+        self._states = self.bus.reader(SUPERVISOR_STATE, TEXT_TYPE, Qos(reliable=True, latched=True, depth=100))
+        self._sents = self.bus.reader(SENT_TOPIC, STEP_TYPE, EVENTS)
+        self.robot = Process(follower, self.spec, self.domain)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "robot_rl.cli", "supervisor", str(self._file), "--bus", "dds", "--domain",
+             str(self.domain), *self._arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        assert "ready" in self.process.stdout.readline()
+        self.until("inactive")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.robot.end()
+        self.bus.close()
+
+    def commander(self, direct: bool = False) -> Process:
+        """Somebody who sends commands, to the supervisor or past it."""
+        return Process(commander, self.spec if direct else self.supervised, self.domain)
+
+    def call(self, name: str) -> tuple[bool, str]:
+        return self.bus.call(f"supervisor/{name}", PATIENCE_S)
+
+    def look(self) -> None:
+        """Take what the supervisor told."""
+        self.said += [json.loads(messages.decode(s.data, TEXT_TYPE).data) for s in self._states.take()]
+        self.sent += [SentRecord.decode(s.data) for s in self._sents.take()]
+
+    def until(self, state: str, seconds: float = PATIENCE_S) -> dict[str, Any]:
+        """Wait for a state that was not waited for yet, or is the one now; returns what was said of it."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.look()
+            for place, said in enumerate(self.said):
+                if said["state"] == state and (place > self._mark or place == len(self.said) - 1):
+                    self._mark = place
+                    return said
+            time.sleep(0.005)
+        raise AssertionError(f"not {state} after {seconds} s: {self.said[-3:]}")
+
+    def arm(self) -> None:
+        """Arm it, from wherever it stands; a machine that starves its processes may take some tries."""
+        end = time.monotonic() + PATIENCE_S
+        while time.monotonic() < end:
+            self.look()
+            state = self.said[-1]["state"]
+            if state == "armed":
+                return
+            if state == "stopped":
+                self.call("reset")
+            elif state == "inactive" and self.call("arm")[0]:
+                self.until("armed")
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"it cannot be armed: {self.call('arm')}")
+
+    def forwarding(self, commands: int = 10) -> None:
+        """Arm it and wait until so many commands of a policy have gone through since."""
+        end = time.monotonic() + PATIENCE_S
+        while time.monotonic() < end:
+            self.arm()
+            self.sent.clear()
+            self._mark = len(self.said) - 1
+            while self.said[-1]["state"] == "armed" and time.monotonic() < end:
+                self.look()
+                if len(self.theirs()) >= commands:
+                    return
+                time.sleep(0.005)
+        raise AssertionError(f"no {commands} commands went through: {self.said[-3:]}")
+
+    def theirs(self) -> list[SentRecord]:
+        """What was sent for a policy's commands."""
+        return [record for record in self.sent if record.command.any()]
+
+    def stopped_after_ms(self) -> float:
+        """From the last command of a policy, as it was heard, to the first of the stop behaviour, as it was sent."""
+        last = max(join_ns(*r.heard) for r in self.theirs())
+        first = min(join_ns(*r.stamp) for r in self.sent if not r.command.any() and join_ns(*r.stamp) > last)
+        return (first - last) * 1e-6
