@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from hardware import messages
+from hardware.bus import resolve
 from hardware.deploy import _histogram, topics
 from hardware.robot_io import encode_command
 from robot_rl.bag import BagWriter, read
@@ -52,7 +53,7 @@ class Recording:
         self.spec, self.robot, self.sim, self.number, self.cameras = spec, spec.robot, sim, number, cameras
         self.bag = BagWriter(folder / f"episode_{number:04d}", flush_s=60.0)
         for topic, type, _ in topics(spec, spec.robot, cameras):
-            self.bag.add_topic(f"/{topic}", type)
+            self.bag.add_topic(f"/{resolve(topic, '', 'policy')}", type)
         self.now, self.values, self.stamps = START + number * 10**10, {}, {}  # type: ignore[var-annotated]
 
     def run(self, goal: np.ndarray, drift: float, breaks_off: bool = False) -> dict[str, Any]:
