@@ -116,11 +116,13 @@ def demos(
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file.")] = Path("policy.onnx"),
+    planner: Annotated[bool, typer.Option("--planner", help="The planner of a recipe that plans, in place of the "
+                                                            "network that it goes by.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write network, normaliser and contract into one ONNX file, checked against torch."""
     from robot_rl import session
-    _finish(session.export(run, out), as_json)
+    _finish(session.export(run, out, planner), as_json)
 
 
 @app.command()
@@ -543,6 +545,25 @@ def bench_learner(
     from robot_rl.learn.bench import checkouts
     _finish(run(agent, repetitions, seconds, threads or None, peer_python=peer_python,
                 report=lambda line: print(line, file=sys.stderr), checkouts=checkouts(peer or [])), as_json)
+
+
+@bench.command(name="world")
+def bench_world(
+    agent: Annotated[str, typer.Option(help="Which recipe that plans.")] = "tdmpc2",
+    seconds: Annotated[float, typer.Option(help="Seconds of each turn.")] = 4.0,
+    repetitions: Annotated[int, typer.Option(help="Turns of each contestant.")] = 5,
+    threads: Annotated[int, typer.Option(help="CPU threads of everybody; 0: as each library chooses.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    set_: Options = None,
+    peer: Annotated[Path | None, typer.Option(help="The folder `tdmpc2` of a checkout of the public TD-MPC2.")] = None,
+    peer_python: Annotated[str, typer.Option(help="Python that has what it needs installed.")] = sys.executable,
+    as_json: Json = False,
+) -> None:
+    """Updates and plans per second of a world-model learner; with --peer against the public TD-MPC2, same sizes."""
+    from robot_rl import session
+    from robot_rl.learn.bench_world import bench as run
+    _finish(run(agent, repetitions, seconds, threads or None, device, session.options(agent, set_ or []), peer,
+                peer_python, lambda line: print(line, file=sys.stderr)), as_json)
 
 
 @bench.command(name="replay")

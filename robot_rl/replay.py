@@ -74,6 +74,13 @@ class Replay:
         return self._last - self._first
 
     @property
+    def longest(self) -> int:
+        """Steps of the longest segment held; 0 when there is none."""
+        starts = self._starts[np.arange(self._first, self._last) % self.capacity]
+        edges = np.flatnonzero(np.diff(starts, prepend=-2, append=-1) != 1)  # where a segment begins, and the end
+        return int(np.diff(edges).max(initial=0))
+
+    @property
     def nbytes(self) -> int:
         """Memory of a full ring, bytes."""
         return self._rows.nbytes + self._starts.nbytes + (self._priorities.nbytes if self._priorities else 0)

@@ -81,6 +81,7 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
         horizon = discount_for(round(contract.time_limit_s * contract.rate_hz))
         config = msgspec.structs.replace(config, options={"discount": horizon} | config.options)
     agent = make_agent(config, contract, device)
+    _demand_sequences(agent, contract, prior if state is None else None, config.prior)
     if not resume:
         env.reset(seed=config.seed)  # the first picture, where there is one, may have nothing to draw it
         run.create(config, contract)  # once nothing of it can be refused any more
@@ -128,6 +129,17 @@ def _prior(config: RunConfig, contract: PolicySpec, read: bool = True) -> Replay
     return prior
 
 
+def _demand_sequences(agent: Agent, contract: PolicySpec, prior: Replay | None, source: Any) -> None:
+    """Raise SpecError unless episodes, and the prior data where it is given, hold what the agent learns from."""
+    steps = round(contract.time_limit_s * contract.rate_hz)
+    if 0 < steps < agent.horizon:
+        raise SpecError(f"horizon: the learner's sequences have {agent.horizon} steps, an episode of {contract.task} "
+                        f"at most {steps}; choose a shorter one with --set horizon=N")
+    if prior is not None and len(prior) and prior.longest < agent.horizon:
+        raise SpecError(f"{source}: the longest unbroken run in these bags has {prior.longest} steps, the learner's "
+                        f"sequences have {agent.horizon}; record longer ones, or choose --set horizon=N")
+
+
 def evaluate(policy: Path, episodes: int, robot: str | None, seed: int, gap: str, action_repeat: int,
              latency: Path | None = None) -> dict[str, Any]:
     """Evaluate an exported policy, or a run's newest checkpoint, in simulation."""
@@ -155,17 +167,17 @@ def evaluate(policy: Path, episodes: int, robot: str | None, seed: int, gap: str
     return {"task": contract.task} | run_episodes(env, act, episodes, seed)
 
 
-def export(folder: Path, out: Path) -> dict[str, Any]:
+def export(folder: Path, out: Path, planner: bool = False) -> dict[str, Any]:
     """Export a run's newest checkpoint; returns the file and the largest difference to torch."""
     run = Run(folder)
     agent, config, steps = load_agent(run)
-    return {"policy": str(out)} | write_policy(agent, stamped(run.contract, config, steps), out)
+    return {"policy": str(out)} | write_policy(agent, stamped(run.contract, config, steps), out, planner)
 
 
-def write_policy(agent: Agent, contract: PolicySpec, out: Path) -> dict[str, Any]:
-    """One ONNX file from an agent, checked against torch, renamed into place."""
+def write_policy(agent: Agent, contract: PolicySpec, out: Path, planner: bool = False) -> dict[str, Any]:
+    """One ONNX file from an agent, or from its `planner`, checked against torch, renamed into place."""
     from robot_rl.learn.export import export as write
-    policy = agent.policy()
+    policy = agent.policy(planner)
     difference = write(policy, contract.observation_size, policy.noise_size, contract.to_json(), out,
                        contract.frames, carry=policy.carry)
     return {"largest_difference": difference, "bytes": out.stat().st_size}
@@ -345,6 +357,7 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
         tuning.load_state_dict(state)
     else:
         loaded, refused = tuning.load(bags_in(data) if data else [], contract)
+        _demand_sequences(agent, contract, prior, data)
         run.create(config, contract)
     log = tuning.log = Log(run.folder, tuning.episodes)
     for line in refused:

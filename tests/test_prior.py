@@ -119,6 +119,24 @@ def test_a_prior_that_gives_nothing_is_an_error_and_makes_no_run(tmp_path: Path)
     assert not (tmp_path / "run").exists()
 
 
+def test_sequences_longer_than_an_episode_or_than_the_bags_are_an_error_and_make_no_run(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from robot_rl import session
+    from sim.demos import demonstrate
+    demonstrate("so101-lift", None, 1, tmp_path / "bags", seed=0)
+
+    def config(horizon: int, prior: Path | None) -> RunConfig:
+        return RunConfig(task="so101-lift", recipe="tcrl", steps=10, learn_after=5, evaluate_every=10,
+                         evaluation_episodes=1, checkpoint_every=10, options={"horizon": horizon},
+                         prior=str(prior) if prior else None)
+
+    with pytest.raises(SpecError, match=r"horizon: .* have 5000 steps, an episode of so101-lift at most \d+"):
+        session.train(Run(tmp_path / "run"), config(5000, None), "cpu", 1, False)
+    with pytest.raises(SpecError, match=r"bags: the longest unbroken run .* has \d+ steps, .* have 99"):
+        session.train(Run(tmp_path / "run"), config(99, tmp_path / "bags"), "cpu", 1, False)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_ratio_that_makes_no_sense_is_an_error_and_makes_no_run(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     from robot_rl import session

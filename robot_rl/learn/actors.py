@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robot_rl.learn.chunks import Execution
 from robot_rl.learn.critics import CoarseCritic
 from robot_rl.learn.encoders import PER_LEVEL
 from robot_rl.learn.nets import Mlp, Shape, split_rows
+
+if TYPE_CHECKING:
+    from robot_rl.learn.chunks import Execution
 
 ActorMirror = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -43,7 +45,7 @@ class Actor(nn.Module):
 
 
 class GaussianActor(Actor):
-    """tanh(mean + std * noise), with mean and std from one perceptron of the latent."""
+    """tanh(mean + std * noise), with mean and std from one perceptron of the latent; the std begins near `std`."""
 
     log_std_range = (-10.0, 2.0)
 
@@ -54,11 +56,14 @@ class GaussianActor(Actor):
         hidden: Sequence[int],
         generator: torch.Generator,
         shape: Shape = Shape(),  # noqa: B008  # frozen
+        std: float = 1.0,
     ):
         super().__init__()
         self.action_size = action_size
         sizes = (obs_size, *hidden, 2 * action_size)
-        self.net = Mlp(sizes, 1, generator, shape, final_scale=0.01)  # starts near 0 with std near 1
+        self.net = Mlp(sizes, 1, generator, shape, final_scale=0.01)  # starts near 0
+        with torch.no_grad():
+            self.net.layers()[-1].bias[..., action_size:] += math.log(std)
 
     def moments(self, latent: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
         """(B, O) -> mean and log std before the tanh, (B, A) each."""
@@ -239,16 +244,18 @@ class Policy(nn.Module):
 
     def __init__(self, latent: nn.Module, actor: nn.Module, execution: Execution, noise_size: int):
         super().__init__()
-        self.latent, self.actor, self.execution = latent, actor, copy.deepcopy(execution)
+        self.latent, self.actor, self.execution = latent, actor, execution.frozen()
         self.noise_size, self.carry = noise_size, execution.carry
+        self.plans = execution.bare is not execution
         self.cpu().eval().requires_grad_(False)
 
     def forward(self, obs: Tensor, noise: Tensor, frames: Tensor | None = None, carry: Tensor | None = None
-                ) -> Tensor | tuple[Tensor, Tensor]:
+                ) -> Tensor | tuple[Tensor, ...]:
         """obs (B, O), noise, perhaps frames (B, C, H, W) uint8 -> action (B, A) in [-1, 1].
 
         Noise of zeros gives the deterministic action. Where the execution carries something, that goes in, zeros at
-        first, and comes out after the action.
+        first, and comes out after the action; then come a planner's scores, if it has one.
         """
         latent = self.latent(obs) if frames is None else self.latent(obs, frames * PER_LEVEL)
-        return self.execution(self.actor(latent, noise), carry)
+        executed: Tensor | tuple[Tensor, ...] = self.execution(self.actor, latent, noise, carry)
+        return executed

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robot_rl.learn.actors import Actor, ActorMirror, Policy
+from robot_rl.learn.actors import Actor, Policy
 from robot_rl.learn.backups import NoScale, Tensors
 from robot_rl.learn.chunks import Execute, Execution, Steps
 from robot_rl.learn.compiled import compiled
@@ -30,6 +30,8 @@ class Schedule:
     """How much is learned from how much data."""
 
     batch: int = 256
+    horizon: int = 1
+    """Steps of the sequences (B, T, ...) that lessons see; 1: single transitions (B, ...)."""
     n_step: int = 1
     discount: float = 0.99
     updates_per_step: int = 1
@@ -127,7 +129,7 @@ class Agent:
         seed = int(torch.randint(2**62, (), generator=start))
         self.generator = torch.Generator(device).manual_seed(seed)
         self.updates = 0
-        self._mirror: tuple[LatentMirror, dict[bool, ActorMirror], Execute] | None = None
+        self._mirror: tuple[LatentMirror, dict[bool, Execute]] | None = None
         self._pixels = Pixels(schedule.shift, device=device)
         self._device, self._compile = device, compile
         every = tuple(range(len(lessons)))
@@ -137,7 +139,7 @@ class Agent:
     def act(self, obs: Observation, carry: Any = None, explore: bool = True) -> tuple[np.ndarray, Any]:
         """obs (B, O) float32, or {"state", "frames"} of B, -> action (B, A) float32 in [-1, 1], and the next carry.
 
-        The carry is None at an episode's start, and stays so where the actor gives one action at a time.
+        The carry is None at an episode's start, and stays so where nothing is handed from step to step.
         """
         seen = (obs["state"], obs["frames"]) if isinstance(obs, dict) else (np.asarray(obs, np.float32),)
         shape = len(seen[0]), self.actor.action_size
@@ -145,10 +147,15 @@ class Agent:
         if explore:
             noise = self.noise.draw(shape, self.generator).cpu().numpy()
         if self._mirror is None:
-            actors = {True: self.actor.mirror(), False: self.shown.mirror()}
-            self._mirror = self.latent.mirror(), actors, self.execution.mirror()
-        latent, actors, execute = self._mirror
-        return execute(actors[explore](latent(*seen), noise), carry)
+            actors = {True: self.actor, False: self.shown}
+            self._mirror = self.latent.mirror(), {key: self.execution.mirror(actor) for key, actor in actors.items()}
+        latent, execute = self._mirror
+        return execute[explore](latent(*seen), noise, carry)
+
+    @property
+    def horizon(self) -> int:
+        """The longest sequence that a batch of single steps holds for it."""
+        return max(self.schedule.horizon * self.execution.length, *(study.horizon for study in self.studies), 1)
 
     def update(self, data: Data) -> Tensors:
         """Learn from `updates_per_step` batches of `data`; returns the last one's metrics, () each, on the device."""
@@ -163,7 +170,8 @@ class Agent:
                     sampled = data.sample(plan.batch, study.horizon, 1, plan.discount)
                     metrics |= step(self._tensors(sampled))
             self.updates += 1
-            sampled = self.execution.cut(data.sample(plan.batch, self.execution.length, plan.n_step, plan.discount))
+            length = plan.horizon * self.execution.length  # one of the two is 1
+            sampled = self.execution.cut(data.sample(plan.batch, length, plan.n_step, plan.discount))
             due = tuple(i for i, lesson in enumerate(self.lessons) if self.updates % lesson.period == 0)
             draws = [self.lessons[i].draw(plan.batch, self.generator) for i in due]
             metrics |= self._step(due)(self._tensors(sampled), draws)
@@ -174,7 +182,10 @@ class Agent:
         return metrics
 
     def learn(self, due: tuple[int, ...], batch: Tensors, draws: list[Any]) -> Tensors:
-        """One step of the lessons that are due, and of the targets, on a batch (B, ...): metrics, and `error` (B,)."""
+        """One step of the lessons that are due, and of the targets, on a batch (B, ...): metrics, and `error` (B,).
+
+        Of sequences, (B, T, ...), the error is (B, T).
+        """
         self.latent.observe(batch["obs"])
         with torch.no_grad():
             following = self.target_latent.look(batch, "next_")
@@ -256,6 +267,12 @@ class Agent:
         self.updates = state["updates"]
         self._changed()
 
-    def policy(self) -> Policy:
-        """A frozen copy, on the CPU, of what acts without exploring."""
-        return Policy(self.latent.frozen(), self.shown.frozen(), self.execution, self.actor.action_size)
+    def policy(self, planner: bool = False) -> Policy:
+        """A frozen copy, on the CPU, of what acts without exploring: with its `planner`, or the actor alone.
+
+        Raises ValueError when there is no planner.
+        """
+        execution = self.execution if planner else self.execution.bare
+        if planner and execution.bare is execution:
+            raise ValueError("this agent has no planner to export; a recipe that plans, with plan=true, has one")
+        return Policy(self.latent.frozen(), self.shown.frozen(), execution, self.actor.action_size)

@@ -5,6 +5,7 @@ What a step hands to the next is its `carry`, zeros at an episode's start. Axes:
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -13,24 +14,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robot_rl.learn.actors import Actor
 from robot_rl.replay import Batch
 
-Execute = Callable[[np.ndarray, Any], tuple[np.ndarray, Any]]
+Execute = Callable[[np.ndarray, np.ndarray, Any], tuple[np.ndarray, Any]]
+"""Latent (B, Z), noise and carry, None at an episode's start -> actions (B, A) and the carry of the next step."""
 
 
 class Execution(Protocol):
-    """What the agent needs of the way from an actor's output to an action; it is a module too."""
+    """What the agent needs of the way from a latent and an actor to an action; it is a module too."""
 
     length: int
     """Actions that one output of the actor holds."""
     carry: tuple[int, ...]
     """Shape, without the batch, of what a step hands to the next; () for nothing."""
 
+    @property
+    def bare(self) -> Execution:
+        """The way without a planner; itself where it has none."""
+
     def cut(self, batch: Batch) -> Batch: ...
 
-    def mirror(self) -> Execute: ...
+    def mirror(self, actor: Actor) -> Execute: ...
 
-    def __call__(self, output: Tensor, carry: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]: ...
+    def frozen(self) -> nn.Module:
+        """A copy that is exported: forward(frozen actor, latent, noise, carry) -> action, or action and carry."""
 
 
 class Steps(nn.Module):
@@ -43,12 +51,23 @@ class Steps(nn.Module):
         """Transitions (B, ...) as they are."""
         return batch
 
-    def mirror(self) -> Execute:
-        """The action (B, A) as it is; nothing is carried."""
-        return lambda action, carry: (action, None)
+    @property
+    def bare(self) -> Steps:
+        """See Execution."""
+        return self
 
-    def forward(self, action: Tensor, carry: None = None) -> Tensor:
-        """(B, A) -> (B, A)."""
+    def mirror(self, actor: Actor) -> Execute:
+        """The actor's action (B, A) as it is; nothing is carried."""
+        act = actor.mirror()
+        return lambda latent, noise, carry: (act(latent, noise), None)
+
+    def frozen(self) -> nn.Module:
+        """A copy that is exported."""
+        return copy.deepcopy(self)
+
+    def forward(self, actor: nn.Module, latent: Tensor, noise: Tensor, carry: None = None) -> Tensor:
+        """-> (B, A)."""
+        action: Tensor = actor(latent, noise)
         return action
 
 
@@ -79,15 +98,33 @@ class Chunks(nn.Module):
         return {key: value[:, 0] for key, value in batch.items()} | {
             "action": action.reshape(len(action), -1), "held": held}
 
-    def mirror(self) -> Execute:
-        """Chunks (B, K * A) and the carry, None at an episode's start -> actions (B, A) and the carry, in numpy."""
+    @property
+    def bare(self) -> Chunks:
+        """See Execution."""
+        return self
 
-        def execute(chunk: np.ndarray, carry: Any) -> tuple[np.ndarray, Any]:
-            before = np.zeros((len(chunk), *self.carry), np.float32) if carry is None else carry
-            action, after = self(torch.from_numpy(chunk), torch.from_numpy(before))
+    def mirror(self, actor: Actor) -> Execute:
+        """See Execution."""
+        act = actor.mirror()
+
+        def execute(latent: np.ndarray, noise: np.ndarray, carry: Any) -> tuple[np.ndarray, Any]:
+            before = np.zeros((len(latent), *self.carry), np.float32) if carry is None else carry
+            action, after = self.step(torch.from_numpy(act(latent, noise)), torch.from_numpy(before))
             return action.numpy(), after.numpy()
 
         return execute
+
+    def frozen(self) -> nn.Module:
+        """A copy that is exported."""
+        return copy.deepcopy(self)
+
+    def forward(self, actor: nn.Module, latent: Tensor, noise: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
+        """Carry (B, K - 1, A + 1) -> action (B, A) and the carry."""
+        return self.step(actor(latent, noise), carry)
+
+    def step(self, chunk: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
+        """A chunk (B, K * A), (B, K - 1, A + 1) -> action (B, A) and the carry."""
+        raise NotImplementedError
 
     def planned(self, chunk: Tensor) -> Tensor:
         """(B, K * A) -> (B, K, A + 1): the actions, each with a weight of 1."""
@@ -109,7 +146,7 @@ class Ensemble(Chunks):
         super().__init__(length, action_size)
         self.register_buffer("weights", (gain * torch.arange(length)).exp()[:, None])
 
-    def forward(self, chunk: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, chunk: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K * A), (B, K - 1, A + 1) -> action (B, A) and the carry."""
         sums = self.planned(chunk) * self.weights + F.pad(carry, (0, 0, 0, 1))
         return sums[:, 0, :-1] / sums[:, 0, -1:], sums[:, 1:]
@@ -118,7 +155,7 @@ class Ensemble(Chunks):
 class OpenLoop(Chunks):
     """A chunk is executed to its end, whatever is seen meanwhile; then comes the next."""
 
-    def forward(self, chunk: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, chunk: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K * A), (B, K - 1, A + 1) -> action (B, A) and the carry."""
         rest = torch.where(carry[:, :1, -1:] > 0, F.pad(carry, (0, 0, 0, 1)), self.planned(chunk))
         return rest[:, 0, :-1], rest[:, 1:]

@@ -221,10 +221,11 @@ class Critic(nn.Module):
         generator: torch.Generator,
         shape: Shape = Shape(),  # noqa: B008  # frozen
         tilt: Even | Tilt | None = None,
+        final_scale: float = 1.0,
     ):
         super().__init__()
         self.head, self.members, self.tilt = head, members, tilt or Even()
-        self.net = Mlp((obs_size + action_size, *hidden, head.size), members, generator, shape)
+        self.net = Mlp((obs_size + action_size, *hidden, head.size), members, generator, shape, final_scale)
 
     def forward(self, latent: Tensor, action: Tensor, chance: Chance = Chance(), training: bool = False) -> Tensor:  # noqa: B008
         """(B, O), (B, A) -> outputs of the head (E, B, V)."""
@@ -372,10 +373,7 @@ class Minimum:
 
     def members(self, ensemble: int, generator: torch.Generator) -> Tensor | None:
         """The members to evaluate, (subset,) int64 without repetition; None for all."""
-        if self.subset is None:
-            return None
-        order = torch.rand(ensemble, generator=generator, device=generator.device).argsort()
-        return order[: self.subset]
+        return some(ensemble, self.subset, generator)
 
     def shares(self, values: Tensor) -> Tensor:
         """See Reduction."""
@@ -386,12 +384,22 @@ class Minimum:
         return values.amin(0)
 
 
+def some(ensemble: int, subset: int | None, generator: torch.Generator) -> Tensor | None:
+    """`subset` of so many members, int64 without repetition; None for all."""
+    if subset is None:
+        return None
+    return torch.rand(ensemble, generator=generator, device=generator.device).argsort()[:subset]
+
+
 class Mean:
-    """The mean of all members."""
+    """The mean of all members; of `subset` drawn anew each time, when it is given."""
+
+    def __init__(self, subset: int | None = None):
+        self.subset = subset
 
     def members(self, ensemble: int, generator: torch.Generator) -> Tensor | None:
-        """None: all."""
-        return None
+        """The members to evaluate, (subset,) int64 without repetition; None for all."""
+        return some(ensemble, self.subset, generator)
 
     def shares(self, values: Tensor) -> Tensor:
         """See Reduction."""

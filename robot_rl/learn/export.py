@@ -1,9 +1,10 @@
 """Export: a policy module as one ONNX file that carries its contract, checked against torch each time it is written.
 
 File: inputs `obs` (B, O) and `noise` (B, N) float32, of a policy that sees also `frames` (B, C, H, W) uint8; output
-`action` (B, A) float32, B free; where something is carried from step to step also an input `carry`, zeros at an
-episode's start, and an output `carry_out`, (B, ...) float32 both; metadata `robot_rl` (the contract, JSON), a digest of
-both and `weights_sha256`.
+`action` (B, A) float32, B free (1 of a planner); where something is carried from step to step also an input `carry`,
+zeros at an episode's start, and an output `carry_out`, (B, ...) float32 both; of a planner also an output `scores`
+(B, N), the values of its first candidates; metadata `robot_rl` (the contract, JSON), a digest of both and
+`weights_sha256`.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from robot_rl.learn.actors import Policy
 from robot_rl.policy import seal
 
 TOLERANCE = 1e-5  # largest allowed difference of an action between torch and ONNX Runtime
-SEEING_TOLERANCE = 1e-4  # of a policy with convolutions
-OUTPUTS = ["action", "carry_out"]
+SEEING_TOLERANCE = 1e-4  # of a policy with convolutions, or with a planner
+OUTPUTS = ["action", "carry_out", "scores"]
 OPSET = 18  # read by the ONNX Runtime of every Python from 3.10 on
 Inputs = dict[str, Tensor]
 _traced: dict[str, onnx.ModelProto] = {}  # graphs of earlier exports: tracing takes seconds, new weights do not
@@ -48,19 +50,23 @@ def export(
     """Write `policy` to `path` atomically and return the largest difference to torch that was found.
 
     The two are compared on random observations, with `frames` (C, H, W) where the policy sees, and on `examples`, a
-    batch's obs (B, O) and frames, with and without noise. A difference above TOLERANCE (SEEING_TOLERANCE with frames)
-    is an ExportError, and a file that was at `path` stays. `carry` is the shape, without the batch, of what a step
-    hands to the next; () for nothing.
+    batch's obs (B, O) and frames, with and without noise. A difference above TOLERANCE (SEEING_TOLERANCE with frames
+    or a planner) is an ExportError, and a file that was at `path` stays. `carry` is the shape, without the batch, of
+    what a step hands to the next; () for nothing.
     """
     policy = policy.cpu().eval()
     tests = _tests(obs_size, noise_size, frames, examples, carry)
+    if plans(policy):  # a graph of many steps, traced for one row: several times as quick
+        tests = [{name: value[row:row + 1] for name, value in test.items()} for test in tests for row in range(4)
+                 if row < len(test["obs"])]
     key = repr((policy, [(name, value.shape) for name, value in policy.state_dict().items()]))
     model = _traced.get(key) or _trace(policy, tests[-1])
     _set_weights(model, policy.state_dict())
     del model.metadata_props[:]
     model.metadata_props.add(key="weights_sha256", value=weights_hash(policy))
     content = seal(model.SerializeToString(), contract_json)
-    difference, allowed = parity(policy, content, tests), TOLERANCE if frames is None else SEEING_TOLERANCE
+    difference = parity(policy, content, tests)
+    allowed = SEEING_TOLERANCE if frames is not None or plans(policy) else TOLERANCE
     if not difference <= allowed:
         raise ExportError(f"{path}: torch and ONNX Runtime differ by {difference:.3g}, {allowed:g} is allowed")
     _traced[key] = model
@@ -79,7 +85,8 @@ def weights_hash(policy: nn.Module) -> str:
 def parity(policy: nn.Module, content: bytes, tests: list[Inputs]) -> float:
     """The largest absolute difference of an output between `policy` and the ONNX file `content` on `tests`.
 
-    Where something is carried, each test is of two steps: the first of an episode and one after it.
+    Where something is carried, each test is of two steps: the first of an episode and one after it. What a
+    planner gives is in units of 1 plus its largest score, since it weighs candidates by what their scores differ by.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -90,14 +97,20 @@ def parity(policy: nn.Module, content: bytes, tests: list[Inputs]) -> float:
             with torch.inference_mode():
                 outputs = policy(**inputs)
             expected = outputs if isinstance(outputs, tuple) else (outputs,)
+            size = 1 + float(expected[-1].abs().max()) if plans(policy) else 1.0
             feed = {name: value.numpy() for name, value in inputs.items()}
             for name, wanted, found in zip(OUTPUTS, expected, session.run(None, feed), strict=False):
                 if found.shape != tuple(wanted.shape):
                     raise ExportError(f"ONNX Runtime returned {name} {found.shape}, torch {tuple(wanted.shape)}")
-                difference = float(np.abs(found - wanted.numpy()).max())
+                difference = float(np.abs(found - wanted.numpy()).max()) / size
                 worst = max(worst, difference) if np.isfinite(difference) else float("inf")
             inputs = inputs | dict(zip(("carry",), expected[1:], strict=False))
     return worst
+
+
+def plans(policy: nn.Module) -> bool:
+    """Whether a planner is in it."""
+    return isinstance(policy, Policy) and policy.plans
 
 
 def _tests(obs_size: int, noise_size: int, frames: tuple[int, int, int] | None,
@@ -133,8 +146,8 @@ def _trace(policy: nn.Module, example: Inputs) -> onnx.ModelProto:
             optimize=False,  # folding would bake weights into constants that a later export could not replace
             verbose=False,
             input_names=list(example),
-            output_names=OUTPUTS[: 2 if "carry" in example else 1],
-            dynamic_shapes={name: {0: "batch"} for name in example},
+            output_names=OUTPUTS[: 1 + ("carry" in example) + plans(policy)],
+            dynamic_shapes=None if plans(policy) else {name: {0: "batch"} for name in example},
         )
     assert program is not None
     model: onnx.ModelProto = program.model_proto

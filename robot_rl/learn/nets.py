@@ -51,7 +51,7 @@ class Shape:
     """Before each activation: "none", "layer", "rms" (layer without taking the mean out) or "batch" (whose statistics
     are those of the batch while training)."""
     activation: str = "relu"
-    """"relu" or "elu"."""
+    """"relu", "elu" or "mish"."""
     residual: bool = False
     """After the first layer, blocks x + V act(W norm(x)), four times as wide inside (SimBa, Lee et al. 2024)."""
     dropout: float = 0.0
@@ -64,13 +64,26 @@ class Shape:
 
     def __post_init__(self) -> None:
         for name, value, choices in (("norm", self.norm, ("none", "layer", "rms", "batch")),
-                                     ("activation", self.activation, ("relu", "elu"))):
+                                     ("activation", self.activation, tuple(ACTIVATIONS))):
             if value not in choices:
                 raise ValueError(f"{name} is {value!r}; it is one of {', '.join(choices)}")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout is {self.dropout}; it is at least 0 and below 1")
 
 
+class Activation(NamedTuple):
+    """What stands between two layers: on tensors, as a plain layer, and in numpy."""
+
+    apply: Callable[[Tensor], Tensor]
+    layer: type[nn.Module]
+    mirror: Mirror
+
+
+ACTIVATIONS = {
+    "relu": Activation(F.relu, nn.ReLU, lambda x: np.maximum(x, 0.0)),
+    "elu": Activation(F.elu, nn.ELU, lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0)))),
+    "mish": Activation(F.mish, nn.Mish, lambda x: x * np.tanh(np.logaddexp(0, x).astype(x.dtype))),
+}
 NORM_EPS, NORM_MEMORY = 1e-5, 0.99
 WIDENING = 4  # of a residual block
 
@@ -83,6 +96,8 @@ class Mlp(nn.Module):
 
     mean: Tensor
     var: Tensor
+    pace: float = 1.0
+    """Share of its optimiser's learning rate at which it learns."""
 
     def __init__(
         self,
@@ -189,7 +204,7 @@ class Mlp(nn.Module):
         return x.float()
 
     def _activate(self, x: Tensor) -> Tensor:
-        return x.relu() if self.shape.activation == "relu" else F.elu(x)
+        return ACTIVATIONS[self.shape.activation].apply(x)
 
     def _normalise(self, x: Tensor, layer: Layer, kept: Iterator[tuple[Tensor, Tensor]], training: bool,
                    members: Tensor | None) -> Tensor:
@@ -212,16 +227,16 @@ class Mlp(nn.Module):
             x = (x - mean) * (var + NORM_EPS).rsqrt()
         return x * layer.scale.to(x.dtype) + layer.shift.to(x.dtype)
 
-    def frozen(self) -> nn.Module:
-        """The first member in plain layers, a copy: (B, I) -> (B, O)."""
+    def frozen(self, member: int = 0) -> nn.Module:
+        """A member in plain layers, a copy: (B, I) -> (B, O)."""
         plain: list[nn.Module] = []
-        kept = iter([(mean[0, 0].clone(), var[0, 0].clone()) for mean, var in self.statistics()])
+        kept = iter([(mean[member, 0].clone(), var[member, 0].clone()) for mean, var in self.statistics()])
         last = len(self.spans) - 1
 
         def norm(layer: Layer) -> list[nn.Module]:
             if layer.scale is None or layer.shift is None:
                 return []
-            scale, shift = layer.scale[0, 0], layer.shift[0, 0]
+            scale, shift = layer.scale[member, 0], layer.shift[member, 0]
             if self.shape.norm == "layer":
                 return [_filled(nn.LayerNorm(len(scale)), scale, shift)]
             if self.shape.norm == "rms":
@@ -230,11 +245,11 @@ class Mlp(nn.Module):
             factor = scale.detach() * (var + NORM_EPS).rsqrt()
             return [Affine(factor, shift.detach() - mean * factor)]
 
-        act = nn.ReLU if self.shape.activation == "relu" else nn.ELU
+        act = ACTIVATIONS[self.shape.activation].layer
         block: list[nn.Module] = []
         for depth, layer in enumerate(self.layers()):
             inputs, outputs = layer.weight.shape[1:]
-            plane = _filled(nn.Linear(inputs, outputs), layer.weight[0].T, layer.bias[0, 0])
+            plane = _filled(nn.Linear(inputs, outputs), layer.weight[member].T, layer.bias[member, 0])
             if not self.shape.residual:
                 plain += [plane, *norm(layer), act()] if depth < last else [plane]
             elif depth in (0, last):
@@ -260,8 +275,7 @@ class Mlp(nn.Module):
             mean, var = kept[which]
             return (x - mean) / np.sqrt(var + np.float32(NORM_EPS)) * norm[0] + norm[1]
 
-        def activate(x: np.ndarray) -> np.ndarray:
-            return np.maximum(x, 0.0) if shape.activation == "relu" else np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
+        activate = ACTIVATIONS[shape.activation].mirror
 
         def forward(x: np.ndarray) -> np.ndarray:
             rest = x
@@ -421,6 +435,8 @@ class Adam:
     def __init__(self, module: nn.Module, lr: float, clip: float = 0.0, betas: tuple[float, float] = (0.9, 0.999)):
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.bounded = [net for net in module.modules() if isinstance(net, Mlp) and net.shape.unit]
+        paces = {id(net.flat): net.pace for net in module.modules() if isinstance(net, Mlp)}
+        self.paces = [paces.get(id(parameter), 1.0) for parameter in self.parameters]
         self.lr, self.clip, self.betas, self.eps = lr, clip, betas, 1e-8
         self.first = [torch.zeros_like(parameter, requires_grad=False) for parameter in self.parameters]
         self.second = [torch.zeros_like(parameter, requires_grad=False) for parameter in self.parameters]
@@ -437,11 +453,11 @@ class Adam:
                 norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
                 gradients = tuple(g * (self.clip / (norm + 1e-6)).clamp(max=1.0) for g in gradients)
             one, two = self.betas
-            every = zip(self.parameters, gradients, self.first, self.second, strict=True)
-            for parameter, gradient, first, second in every:
+            every = zip(self.parameters, self.paces, gradients, self.first, self.second, strict=True)
+            for parameter, pace, gradient, first, second in every:
                 first.lerp_(gradient, 1 - one)
                 second.mul_(two).addcmul_(gradient, gradient, value=1 - two)
-                parameter.sub_(self.factors[0] * first / (second.sqrt() * self.factors[1] + self.eps))
+                parameter.sub_(self.factors[0] * pace * first / (second.sqrt() * self.factors[1] + self.eps))
             self._advance(torch.stack((self.decay[0] * one, self.decay[1] * two)))
             for net in self.bounded:
                 net.project()

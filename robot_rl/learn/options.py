@@ -23,6 +23,8 @@ from robot_rl.learn.latents import CameraLatent, Identity, Latent, RunningNorm
 from robot_rl.learn.nets import Shape, compute_dtype
 from robot_rl.learn.noise import Held, White
 from robot_rl.learn.objectives import Bellman, Lesson, Smooth, SoftValue, Temperature
+from robot_rl.learn.planner import Planner, Search, WorldModel
+from robot_rl.learn.world import World
 
 
 class Sizes(NamedTuple):
@@ -87,6 +89,10 @@ class Options:
         """Rewards in a return."""
         return self.n_step
 
+    def sequence(self) -> int:
+        """Steps of the sequences that lessons see; 1: single transitions."""
+        return 1
+
     def build(self, sizes: Sizes) -> Agent:
         """The agent that learns what these options say."""
         raise NotImplementedError
@@ -96,8 +102,8 @@ class Options:
         """The agent of these parts and of the two that every agent has; see Agent."""
         parts = {"latent": latent, "actor": actor, **parts}
         noise = Held(self.hold) if self.hold != 1 else White()
-        plan = Schedule(self.batch, self.steps(), self.discount, self.updates_per_step, self.lr, self.clip,
-                        self.prioritized, self.shift)
+        plan = Schedule(self.batch, self.sequence(), self.steps(), self.discount, self.updates_per_step, self.lr,
+                        self.clip, self.prioritized, self.shift)
         return Agent(latent, actor, parts, lessons, plan, start, noise=noise, device=self.device,
                      compile=self.compile, **more)
 
@@ -307,6 +313,66 @@ class Slow(Ensemble):
     def shape(self) -> Shape:
         """Of the critics' networks."""
         return replace(super().shape(), dropout=self.dropout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Modelled(Headed):
+    """Of a world model of latents of `width` numbers, in groups of `simplex` that sum to 1.
+
+    It is unrolled for `horizon` steps, each of which counts `rho` times the one before; `consistency`, `reward_price`
+    and `end_price` weigh its losses. What encodes an observation is `encoder_hidden` wide and learns at the share
+    `encoder_pace` of `lr`.
+    """
+
+    width: int = 512
+    hidden: Sequence[int] = (512, 512)
+    encoder_hidden: Sequence[int] = (256,)
+    encoder_pace: float = 0.3
+    simplex: int = 8
+    horizon: int = 3
+    rho: float = 0.5
+    consistency: float = 20.0
+    reward_price: float = 0.1
+    end_price: float = 1.0
+    categories: int = 101
+    clip: float = 20.0
+
+    def world(self, sizes: Sizes, start: torch.Generator) -> World:
+        """The latent and its model."""
+        if self.horizon < 1:
+            raise ValueError(f"horizon is {self.horizon}; a model is unrolled for at least 1 step")
+        return World(self.latent(sizes, start), sizes.action, self.width, self.hidden, self.simplex, self.head(), start,
+                     self.plain().dtype, self.encoder_hidden, self.encoder_pace)
+
+    def modern(self) -> Shape:
+        """Of the networks that see these latents."""
+        return replace(self.plain(), norm="layer", activation="mish")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned(Modelled):
+    """Of a planner: `plan` acts with it, in training as without exploring; else the actor acts.
+
+    In `iterations`, `samples` candidates are valued, of which the actor makes `proposals`, and `elites` make the plan
+    by exp(`sharpness` * value), with a standard deviation of `least` to `most`.
+    """
+
+    plan: bool = True
+    iterations: int = 6
+    samples: int = 512
+    proposals: int = 24
+    elites: int = 64
+    sharpness: float = 0.5
+    least: float = 0.05
+    most: float = 2.0
+
+    def acting(self, world: World, critic: Critic, action_size: int) -> Planner | chunks.Steps:
+        """What acts."""
+        search = Search(self.horizon, self.iterations, self.samples, self.proposals, self.elites, self.sharpness,
+                        self.least, self.most)
+        if not self.plan:
+            return chunks.Steps()
+        return Planner(WorldModel(world, critic), action_size, search, self.discount, self.compile, self.device)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from robot_rl.learn.actors import CoarseActor
+from robot_rl.learn.actors import CoarseActor, GaussianActor
 from robot_rl.learn.agent import Agent, Target
 from robot_rl.learn.backups import CuriousBackup, Disagreement, RewardScale, SoftBackup, TruncatedBackup
 from robot_rl.learn.critics import (
     CoarseCritic,
+    Critic,
     First,
     Mean,
     Minimum,
@@ -47,13 +48,16 @@ from robot_rl.learn.options import (
     Ensemble,
     Greedy,
     Headed,
+    Modelled,
     Options,
+    Planned,
     Projecting,
     Sizes,
     Slow,
     Soft,
     Values,
 )
+from robot_rl.learn.world import Consistency, PriorValue, Spread, Unroll, Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +243,77 @@ class MrQ(Acting, Greedy):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TdMpc2(Planned):
+    """TD-MPC2 (method 53): a world model, critics and an actor of its latents, and a planner that acts by all three.
+
+    Two of `critics`, drawn anew, make a target, the smaller of them counts; the mean of two teaches the actor.
+    `value_price` weighs the critics' loss, `entropy` is the price of the actor's.
+    """
+
+    critics: int = 5
+    dropout: float = 0.01
+    tau: float = 0.01
+    value_price: float = 0.1
+    entropy: float = 1e-4
+
+    def sequence(self) -> int:
+        """See Options."""
+        return self.horizon
+
+    def build(self, sizes: Sizes) -> Agent:
+        """See Options."""
+        if self.n_step != 1:
+            raise ValueError(f"n_step is {self.n_step}; a world model learns from single steps, horizon of them a time")
+        start, subset = self.start(), min(2, self.critics)
+        world = self.world(sizes, start)
+        actor = GaussianActor(self.width, sizes.action, self.hidden, start, self.modern(), 0.1 if self.plan else 1.0)
+        critic = Critic(self.width, sizes.action, self.hidden, self.critics, self.head(), start,
+                        replace(self.modern(), dropout=self.dropout), final_scale=0.0)
+        target, spread = copy.deepcopy(critic), Spread(self.tau)
+        weights = Weights(self.consistency, self.reward_price, self.value_price, self.end_price, self.rho)
+        lessons: list[Lesson] = [
+            Unroll(world, critic, SoftBackup(actor, target, NoTemperature(), Minimum(subset)), self.horizon, weights),
+            PriorValue(actor, critic, Mean(subset), spread, self.horizon, self.rho, self.entropy),
+        ]
+        parts = {"critic": critic, "target": target, "spread": spread}
+        return self.agent(world, actor, lessons, start, parts, targets=[Target(target, critic, self.tau)],
+                          execution=self.acting(world, critic, sizes.action))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tcrl(Modelled, Acting, Greedy):
+    """TCRL (method 33): a deterministic actor and critics of latents that a world model alone trains; no planner.
+
+    The model is to be true to a slow copy of itself; slow copies follow by `tau`.
+    """
+
+    horizon: int = 5
+    n_step: int = 3
+    tau: float = 0.01
+    encoder_pace: float = 1.0
+    actor_period: int = 2
+
+    def build(self, sizes: Sizes) -> Agent:
+        """See Options."""
+        start = self.start()
+        world = self.world(sizes, start)
+        actor = self.deterministic(world, sizes, start, self.modern())
+        critic = Critic(self.width, sizes.action, self.hidden, self.critics, self.head(), start, self.modern(),
+                        self.tilt())
+        target, slow_actor, slow_world = copy.deepcopy(critic), copy.deepcopy(actor), copy.deepcopy(world)
+        weights = Weights(self.consistency, self.reward_price, 0.0, self.end_price, self.rho)
+        lessons: list[Lesson] = [
+            Bellman(critic, SoftBackup(slow_actor, target, NoTemperature(), Minimum())),
+            self.smoothed(GreedyValue(actor, critic, Minimum(), self.actor_period)),
+        ]
+        pairs = ((target, critic), (slow_actor, actor), (slow_world, world))
+        parts = {"critic": critic, "target": target, "slow_actor": slow_actor, "slow_latent": slow_world}
+        return self.agent(world, actor, lessons, start, parts, target_latent=slow_world,
+                          targets=[Target(slow, now, self.tau) for slow, now in pairs],
+                          studies=[Consistency(world, slow_world, self.horizon, self.lr, weights)])
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cqn(Values, Headed):
     """Coarse-to-fine Q-network (method 284): no actor; the critic's best interval, cut again, level by level.
 
@@ -331,6 +406,11 @@ RECIPES = {
     "cqn": Recipe(Cqn, "coarse-to-fine critic without an actor (method 284)", {}),
     "cqn_as": Recipe(CqnAs, "the same of chunks of actions (method 341)", {}),
     "mrq": Recipe(MrQ, "MR.Q: values of latents that a model trains (method 24)", {}),
+    "tdmpc2": Recipe(TdMpc2, "TD-MPC2: plans with a world model of latents (method 53)", {}),
+    "tdmpc2_small": Recipe(
+        TdMpc2, "the same with 1 million parameters in place of 5",
+        {"width": 128, "hidden": (384, 384), "critics": 2, "dropout": 0.0}),
+    "tcrl": Recipe(Tcrl, "TCRL: values of latents that a world model trains, without planning (method 33)", {}),
 }
 
 

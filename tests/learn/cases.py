@@ -19,7 +19,8 @@ OBS, ACTION = 3, 2
 
 SMALL: dict[str, Any] = {
     "hidden": (32, 32), "critic_hidden": (32, 32), "width": 32, "target_period": 5, "quantiles": 7, "batch": 64,
-    "updates_per_step": 2, "actor_period": 2, "compile": False,
+    "updates_per_step": 2, "actor_period": 2, "encoder_hidden": (32,), "samples": 24, "proposals": 4, "elites": 6,
+    "iterations": 2, "compile": False,
 }
 
 

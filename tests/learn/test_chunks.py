@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from robot_rl.learn import recipes
+from robot_rl.learn.actors import Actor, ActorMirror
 from robot_rl.learn.chunks import Chunks, Ensemble, OpenLoop
 from robot_rl.learn.critics import CoarseCritic, Scalar, SequenceCritic
 from robot_rl.learn.export import TOLERANCE, export
@@ -32,11 +33,18 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+class Echo(Actor):
+    """Gives what it sees."""
+
+    def mirror(self) -> ActorMirror:
+        return lambda latent, noise: latent
+
+
 def executed(chunks: Chunks, outputs: list[list[float]]) -> list[float]:
     """The actions of an episode in which the actor gives these chunks of single numbers."""
-    execute, carry, actions = chunks.mirror(), None, []
+    execute, carry, actions = chunks.mirror(Echo()), None, []
     for output in outputs:
-        action, carry = execute(np.array([output], np.float32), carry)
+        action, carry = execute(np.array([output], np.float32), np.zeros((1, 1), np.float32), carry)
         assert action.shape == (1, 1) and action.dtype == np.float32
         actions.append(float(action[0, 0]))
     return actions
@@ -59,7 +67,7 @@ def test_open_loop_executes_each_chunk_to_its_end() -> None:
 def test_rows_are_episodes_of_their_own() -> None:
     for chunks in (Ensemble(2, 2), OpenLoop(2, 2)):
         carry = torch.tensor([[[0.5, -0.5, 1.0]], [[0.0, 0.0, 0.0]]])
-        action, after = chunks(torch.tensor([[0.1, 0.2, 0.3, 0.4]] * 2), carry)
+        action, after = chunks.step(torch.tensor([[0.1, 0.2, 0.3, 0.4]] * 2), carry)
         torch.testing.assert_close(action[1], torch.tensor([0.1, 0.2]))  # this one begins
         assert action[0, 0] > 0.2 and after.shape == carry.shape
 

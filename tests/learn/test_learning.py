@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from robot_rl.learn import agent as agent_module
-from robot_rl.learn import recipes
+from robot_rl.learn import recipes, world
 from robot_rl.learn.agent import Agent
+from robot_rl.learn.backups import Tensors
 from robot_rl.learn.objectives import Temperature
 from robot_rl.replay import Batch, Replay
 from tests.learn.cases import Corridor, mean_cost, train
@@ -23,7 +25,8 @@ def learner(recipe: str, seed: int) -> Agent:
     configuration: dict[str, Any] = {
         "hidden": (32, 32), "critic_hidden": (32, 32), "width": 32, "quantiles": 9, "drop": 1, "batch": 64, "lr": 3e-3,
         "model_lr": 3e-3, "tau": 0.05, "target_period": 50, "discount": 0.9, "temperature": 0.1, "explore": 0.3,
-        "updates_per_step": 2, "actor_period": 2,
+        "updates_per_step": 2, "actor_period": 2, "encoder_hidden": (32,), "samples": 32, "proposals": 8, "elites": 6,
+        "iterations": 2,
     }
     if recipe == "tqc":
         configuration["critics"] = 2
@@ -44,7 +47,8 @@ def entropy(agent: Agent) -> float:
         return -float(agent.actor.sample(agent.latent(obs), noise)[1].mean())
 
 
-SLOW = ("mrq", "default")  # a model that learns before the critics do; categories that are sorted out first
+# models that learn before the critics do; categories that are sorted out first
+SLOW = ("mrq", "default", "tdmpc2", "tdmpc2_small", "tcrl")
 QUICK = ("sac", "rlpd", "mrq", "default")
 
 
@@ -81,3 +85,24 @@ def beyond_the_end(patch: pytest.MonkeyPatch) -> None:
 
 def short_sighted(patch: pytest.MonkeyPatch) -> None:
     changed_discount(patch, np.zeros_like)
+
+
+def another_rows_future(patch: pytest.MonkeyPatch) -> None:
+    """The model is to be true to what followed elsewhere."""
+    right = world.foretold
+
+    def foretold(model: world.World, latents: Tensor, following: Tensor, batch: Tensors, weights: world.Weights
+                 ) -> dict[str, Tensor]:
+        return right(model, latents, following.roll(1, 0), batch, weights)
+
+    patch.setattr(world, "foretold", foretold)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", [no_target, beyond_the_end, short_sighted, another_rows_future])
+def test_a_broken_world_model_does_not(broken: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+                                       ) -> None:
+    broken(monkeypatch)
+    agent = learner("tdmpc2", seed=0)
+    train(agent, 2 * STEPS)
+    assert mean_cost(agent) > GOOD

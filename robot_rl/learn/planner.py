@@ -1,0 +1,241 @@
+"""The planner: model predictive path integral control with a world model (MPPI, Williams et al. 2015; method 53).
+
+Axes: B rows of observations, I iterations, N candidates of a row, H steps of a plan, A action, Z latent.
+
+What is random in planning is drawn once and stored, so that planning is a function: the same observation and the same
+previous plan give the same action, in training, on a robot and in ONNX Runtime. `noise` only explores, by the spread
+that the last iteration leaves; of zeros it gives the plan itself. Were `noise` what candidates are drawn from, zeros
+would make all of them the same.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robot_rl.learn.actors import Actor
+from robot_rl.learn.chunks import Execute, Steps
+from robot_rl.learn.compiled import compiled
+from robot_rl.learn.critics import Critic
+from robot_rl.learn.world import World
+from robot_rl.replay import Batch
+
+EVEN, NEAR = 0.1, 10.0  # weight that all candidates share that are nearly as good as the best, and how near
+Act = Callable[[Tensor, Tensor], Tensor]
+"""A latent (R, Z) and noise (R, A) -> action (R, A)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """How a planner looks for a plan."""
+
+    horizon: int = 3
+    iterations: int = 6
+    samples: int = 512
+    """Candidates in each iteration, those of the actor included."""
+    proposals: int = 24
+    """Candidates that the actor makes, once."""
+    elites: int = 64
+    sharpness: float = 0.5
+    """Elites weigh exp(sharpness * value)."""
+    least: float = 0.05
+    """The standard deviation that candidates are drawn with is at least this, and at first `most`."""
+    most: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.horizon < 1 or self.iterations < 1:
+            raise ValueError(f"horizon is {self.horizon} and iterations {self.iterations}; a plan takes at least 1 of "
+                             "each")
+        if not 0 <= self.proposals < self.samples:
+            raise ValueError(f"proposals is {self.proposals}; it is at least 0 and below the {self.samples} samples")
+        if not 1 <= self.elites < self.samples:
+            raise ValueError(f"elites is {self.elites}; it is at least 1 and below the {self.samples} samples")
+        if self.sharpness <= 0 or not 0 < self.least <= self.most:
+            raise ValueError(f"sharpness is {self.sharpness}, least {self.least} and most {self.most}; sharpness is "
+                             "above 0 and 0 < least <= most")
+
+
+class Model(Protocol):
+    """What a planner asks of a model, for R rows at once."""
+
+    def step(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(R, Z), (R, A) -> reward (R,), the chance to go on (R,), the next latent (R, Z)."""
+
+    def value(self, latent: Tensor, action: Tensor) -> Tensor:
+        """(R, Z), (R, A) -> the worth (R,) of what comes from there on."""
+
+
+class WorldModel(nn.Module):
+    """A world model, and the critics that value where a plan ends: the mean of all, in one pass."""
+
+    def __init__(self, world: World, critic: Critic):
+        super().__init__()
+        self.world, self.critic = world, critic
+
+    def step(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See Model."""
+        said = self.world.step(latent, action)
+        return self.world.reward.decode(said.reward), torch.sigmoid(-said.end), self.world.next(latent, action)
+
+    def value(self, latent: Tensor, action: Tensor) -> Tensor:
+        """See Model."""
+        return self.critic.values(latent, action).mean(0)
+
+    def frozen(self) -> FrozenModel:
+        """A copy in plain layers."""
+        return FrozenModel(self.world, self.critic)
+
+
+class FrozenModel(nn.Module):
+    """A world model and critics in plain layers, in float32."""
+
+    def __init__(self, world: World, critic: Critic):
+        super().__init__()
+        self.heads = world.reward, critic.head
+        self.dynamics = nn.Sequential(world.dynamics.frozen(), copy.deepcopy(world.predicted))
+        self.outcome = world.outcome.frozen()
+        self.critics = nn.ModuleList(critic.net.frozen(member) for member in range(critic.members))
+
+    def step(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See Model."""
+        both = torch.cat((latent, action), -1)
+        outcome = self.outcome(both)
+        return self.heads[0].decode(outcome[:, :-1]), torch.sigmoid(-outcome[:, -1]), self.dynamics(both)
+
+    def value(self, latent: Tensor, action: Tensor) -> Tensor:
+        """See Model."""
+        both = torch.cat((latent, action), -1)
+        return self.heads[1].decode(torch.stack([critic(both) for critic in self.critics])).mean(0)
+
+
+class Planner(nn.Module):
+    """Plans anew in each step, from the plan of the step before; executed is the plan's first action.
+
+    Each iteration draws candidates around the plan, values them along the model and moves the plan to the mean of the
+    best, by weight. Some candidates are what the actor would do; they are valued once. The carry is the plan (B, H, A)
+    moved on by one step, zeros in its last; zeros at an episode's start.
+    """
+
+    length = 1
+    draws: Tensor
+    proposed: Tensor
+
+    def __init__(self, model: Any, action_size: int, search: Search, discount: float,
+                 compile: bool | None = False, device: str = "cpu"):
+        """`model` is a Model."""
+        super().__init__()
+        self.model, self.action_size, self.search, self.discount = model, action_size, search, discount
+        self.carry = (search.horizon, action_size)
+        self._compile, self._device = compile, device
+        chance = torch.Generator().manual_seed(0)  # a constant of the method, the same for every seed of a run
+        drawn = search.samples - search.proposals
+        half = torch.randn(search.iterations, -(-drawn // 2), search.horizon, action_size, generator=chance)
+        self.register_buffer("draws", torch.cat((half, -half), 1)[:, :drawn].to(device))  # in pairs: their mean is 0
+        shape = search.proposals, search.horizon, action_size
+        self.register_buffer("proposed", torch.randn(shape, generator=chance).to(device))
+
+    @property
+    def bare(self) -> Steps:
+        """The actor without a planner."""
+        return Steps()
+
+    def cut(self, batch: Batch) -> Batch:
+        """Batches as they are."""
+        return batch
+
+    def mirror(self, actor: Actor) -> Execute:
+        """See Execution: torch itself, whose products are most of the work; compiled where learning is."""
+
+        def run(latent: Tensor, noise: Tensor, carry: Tensor) -> dict[str, Tensor]:
+            with torch.no_grad():
+                action, carry, _ = self(lambda seen, noise: actor.sample(seen, noise)[0], latent, noise, carry)
+            return {"action": action, "carry": carry}
+
+        plan = compiled(run, self._compile, self._device)
+
+        def execute(latent: np.ndarray, noise: np.ndarray, carry: Any) -> tuple[np.ndarray, Any]:
+            before = np.zeros((len(latent), *self.carry), np.float32) if carry is None else carry
+            planned = plan(*(torch.from_numpy(one).to(self.draws.device) for one in (latent, noise, before)))
+            return planned["action"].cpu().numpy(), planned["carry"].cpu().numpy()
+
+        return execute
+
+    def frozen(self) -> Planner:
+        """A copy that is exported."""
+        return Planner(self.model.frozen(), self.action_size, self.search, self.discount)
+
+    def forward(self, actor: Act, latent: Tensor, noise: Tensor, carry: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Latent (B, Z), noise (B, A), the carry -> action (B, A) in [-1, 1], the next carry, the first scores (B, N).
+        """
+        plan, std, scores = self.plan(actor, latent, carry)
+        action = (plan[:, 0] + std[:, 0] * noise).clamp(-1.0, 1.0)
+        return action, torch.cat((plan[:, 1:], torch.zeros_like(plan[:, :1])), 1), scores
+
+    def plan(self, actor: Act, latent: Tensor, carry: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """-> the plan (B, H, A), its standard deviation (B, H, A), and the first candidates' values (B, N)."""
+        search, mean, std = self.search, carry, torch.full_like(carry, self.search.most)
+        proposals, worth = self.propose(actor, latent)
+        first = torch.empty(0)
+        for i in range(search.iterations):
+            drawn = (mean[:, None] + std[:, None] * self.draws[i]).clamp(-1.0, 1.0)
+            candidates = torch.cat((proposals, drawn), 1)  # (B, N, H, A)
+            values = torch.cat((worth, self.value(actor, latent, drawn)), 1)
+            first = first if i else values
+            shares = self.shares(values)[..., None, None]
+            mean = (shares * candidates).sum(1)
+            std = (shares * (candidates - mean[:, None]).square()).sum(1).sqrt().clamp(search.least, search.most)
+        return mean, std, first
+
+    def shares(self, values: Tensor) -> Tensor:
+        """Values (B, N) -> how much each candidate counts (B, N): elites by their value, others hardly.
+
+        An elite weighs what its value gives it more than the best that is none. So nothing jumps where candidates
+        change places, and a value that another runtime rounds otherwise moves the plan by no more than that; nor where
+        values hardly differ, since those near the best share a small weight besides.
+        """
+        best = values.topk(self.search.elites + 1, 1).values
+        weight, least = ((self.search.sharpness * (one - best[:, :1])).exp() for one in (values, best[:, -1:]))
+        weight = (weight - least).clamp(min=0) + EVEN / self.search.samples * weight**NEAR
+        return weight / weight.sum(1, keepdim=True)
+
+    def propose(self, actor: Act, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """What the actor would do from (B, Z) on, (B, P, H, A), and its values (B, P)."""
+        count, rows = self.search.proposals, latent.shape[0]
+        seen = latent[:, None].expand(-1, count, -1).flatten(0, 1)
+        taken = []
+        value, going = torch.zeros_like(seen[:, 0]), torch.ones_like(seen[:, 0])
+        for t in range(self.search.horizon):
+            noise = self.proposed[:, t].expand(rows, -1, -1).flatten(0, 1)
+            taken.append(actor(seen, noise))
+            value, going, seen = self.advance(value, going, seen, taken[-1])
+        value = self.finish(actor, value, going, seen)
+        return torch.stack(taken, 1).unflatten(0, (-1, count)), value.unflatten(0, (-1, count))
+
+    def value(self, actor: Act, latent: Tensor, candidates: Tensor) -> Tensor:
+        """(B, Z), (B, N, H, A) -> what each candidate is worth (B, N), all valued at once."""
+        count = candidates.shape[1]
+        actions = candidates.flatten(0, 1)
+        seen = latent[:, None].expand(-1, count, -1).flatten(0, 1)
+        value, going = torch.zeros_like(seen[:, 0]), torch.ones_like(seen[:, 0])
+        for t in range(self.search.horizon):
+            value, going, seen = self.advance(value, going, seen, actions[:, t])
+        return self.finish(actor, value, going, seen).unflatten(0, (-1, count))
+
+    def advance(self, value: Tensor, going: Tensor, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One step of rows (R, ...): the values so far, what a reward counts from here on, and the latents."""
+        reward, on, following = self.model.step(latent, action)
+        return value + going * reward, going * self.discount * on, following
+
+    def finish(self, actor: Act, value: Tensor, going: Tensor, latent: Tensor) -> Tensor:
+        """The values (R,) with the worth of where the rows end, by the actor's best action there."""
+        action = actor(latent, torch.zeros_like(latent[:, :1]).expand(-1, self.action_size))
+        return value + going * self.model.value(latent, action)
+
+    def extra_repr(self) -> str:
+        return f"{self.search}, action_size={self.action_size}, discount={self.discount}"

@@ -1,0 +1,350 @@
+"""World models: losses and targets worked out by hand, planning against known optima, what is exported of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robot_rl.learn import export as module
+from robot_rl.learn import recipes
+from robot_rl.learn.actors import GaussianActor
+from robot_rl.learn.agent import Agent
+from robot_rl.learn.backups import Draw, SoftBackup
+from robot_rl.learn.critics import Chance, Mean, Minimum, Scalar
+from robot_rl.learn.export import SEEING_TOLERANCE, ExportError, export
+from robot_rl.learn.latents import Identity
+from robot_rl.learn.nets import Adam, Mlp
+from robot_rl.learn.objectives import NoTemperature
+from robot_rl.learn.planner import Planner, Search
+from robot_rl.learn.world import PriorValue, Simplex, Spread, Step, Unroll, Weights, World, foretold
+from robot_rl.policy import Policy
+from robot_rl.replay import Replay
+from robot_rl.spec import PolicySpec
+from tests.learn.cases import ACTION, OBS, first_action, random_replay, small
+from tests.learn.test_parts import linear_actor, linear_critic
+
+CONTRACT = PolicySpec(task="test", rate_hz=20.0, time_limit_s=1.0, observation_size=OBS, action_size=ACTION)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Line(World):
+    """A world of one number that an action adds to; foretold are twice the number as reward, and even odds of the end.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(Identity(1), 1, 1, (), 1, Scalar(), generator())
+
+    def next(self, latent: Tensor, action: Tensor) -> Tensor:
+        return latent + action
+
+    def step(self, latent: Tensor, action: Tensor) -> Step:
+        return Step(2 * latent, torch.zeros_like(latent[:, 0]))
+
+
+def sequence(held: tuple[float, float] = (1.0, 1.0)) -> dict[str, Tensor]:
+    """Two steps from 1 with actions 0.5 and -1, so foretold are 1.5 and 0.5; what came are 2 and 0, then the end."""
+    return {
+        "latent": torch.tensor([[1.0]]), "next_latent": torch.tensor([[[2.0], [0.0]]]),
+        "action": torch.tensor([[[0.5], [-1.0]]]), "reward": torch.tensor([[1.0, 1.0]]),
+        "discount": torch.tensor([[0.5, 0.0]]), "weight": torch.tensor([held]),
+    }
+
+
+def test_simplex_worked_out_by_hand() -> None:
+    # (1, 3, 2, 2) has mean 2 and variance 1/2; doubled: groups (-2s, 2s) and (0, 0) with s = sqrt(2)
+    simplex = Simplex(4, 2)
+    simplex.scale.data.fill_(2.0)
+    high = 1 / (1 + math.exp(-4 * math.sqrt(2)))
+    given = torch.tensor([[1.0, 3.0, 2.0, 2.0]])
+    torch.testing.assert_close(simplex(given), torch.tensor([[1 - high, high, 0.5, 0.5]]), atol=1e-4, rtol=0)
+    np.testing.assert_allclose(simplex.mirror()(given.numpy()), simplex(given).detach().numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("held, consistency, reward, end", [
+    # squares 0.25 and 0.25; halves of (2 - 1)**2 and (3 - 1)**2; log 2 each. A step counts 1/2, the next 1/4
+    ((1.0, 1.0), 0.25 * 0.75, 0.5 / 2 + 2 / 4, math.log(2) * 0.75),
+    ((1.0, 0.0), 0.25 * 0.5, 0.5 / 2, math.log(2) * 0.5)])
+def test_model_losses_worked_out_by_hand(held: tuple[float, float], consistency: float, reward: float, end: float
+                                         ) -> None:
+    world, batch = Line(), sequence(held)
+    latents = world.unroll(batch["latent"], batch["action"])
+    assert latents.flatten().tolist() == [1.0, 1.5, 0.5]
+    losses = foretold(world, latents, batch["next_latent"], batch, Weights(rho=0.5))
+    found = [float(losses[name]) for name in ("consistency", "reward", "end")]
+    assert found == pytest.approx([consistency, reward, end])
+
+
+def test_values_along_a_sequence_worked_out_by_hand() -> None:
+    # Q is the latent. Targets 1 + 0.5 * 2 = 2, and 1 past the end; values 1 and 1.5 of what was foretold
+    world, critic, actor = Line(), linear_critic((1, 0, 0), (1, 0, 0)), linear_actor(0.0, 0.0)
+    backup = SoftBackup(actor, critic, NoTemperature(), Minimum())
+    weights = Weights(consistency=2.0, reward=3.0, value=4.0, end=5.0, rho=0.5)
+    lesson = Unroll(world, critic, backup, 2, weights)
+    loss, metrics, found = lesson.loss(sequence(), (Draw(torch.zeros(2, 1)), Chance()))
+    value = 0.5 / 2 + 0.125 / 4
+    assert float(metrics["critic/loss"]) == pytest.approx(value) and float(metrics["critic/target"]) == 1.5
+    assert float(loss.detach()) == pytest.approx(2 * 0.25 * 0.75 + 3 * 0.75 + 4 * value + 5 * math.log(2) * 0.75)
+    assert found["error"].tolist() == [[1.0, 0.5]] and found["latents"].flatten().tolist() == [1.0, 1.5, 0.5]
+
+
+def test_the_actors_loss_worked_out_by_hand() -> None:
+    # Q = z + a, a = tanh(0.3); latents 1, 1.5 and one past the end, which does not count; spread 2; price 0
+    actor, critic, spread = linear_actor(0.3, -20.0), linear_critic((1, 1, 0)), Spread(0.0)
+    spread.value.fill_(2.0)
+    lesson = PriorValue(actor, critic, Mean(), spread, 2, 0.5, 0.0)
+    batch = sequence() | {"latents": torch.tensor([[[1.0], [1.5], [9.0]]])}
+    loss, _, _ = lesson.loss(batch, (torch.zeros(3, 1), Chance()))
+    a = math.tanh(0.3)
+    assert float(loss.detach()) == pytest.approx(-((1 + a) + 0.5 * (1.5 + a)) / 2 / 3)
+    price = PriorValue(actor, critic, Mean(), spread, 2, 0.5, 0.1)
+    density = actor.sample(torch.ones(1, 1), torch.zeros(1, 1))[1]
+    more = float((price.loss(batch, (torch.zeros(3, 1), Chance()))[0] - loss).detach())
+    assert more == pytest.approx(0.1 * float(density.detach()) * 1.5 / 3, rel=1e-4)
+
+
+def test_spread_is_that_between_percentiles_and_at_least_1() -> None:
+    spread = Spread(0.5)
+    spread.observe(torch.arange(101.0))  # from 5 to 95: 90
+    assert float(spread()) == pytest.approx((1 + 90) / 2)
+    for _ in range(40):
+        spread.observe(torch.zeros(10))
+    assert float(spread()) == pytest.approx(1.0)
+
+
+def test_a_part_of_the_rate_is_a_part_of_the_step() -> None:
+    steps = []
+    for pace in (1.0, 0.25):
+        net = Mlp((2, 3, 1), 1, generator())
+        net.pace = pace
+        before = net.flat.detach().clone()
+        Adam(net, 1e-2).step(net(torch.ones(4, 2)).sum())
+        steps.append(net.flat.detach() - before)
+    torch.testing.assert_close(steps[1], 0.25 * steps[0])
+
+
+def test_what_lies_past_an_episodes_end_teaches_nothing() -> None:
+    agent = small("tdmpc2", batch=8)
+    lesson = agent.lessons[0]
+    held = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 0]], np.float32)
+    sampled = random_replay().sample(3, 3) | {"weight": held}
+    losses = []
+    for garbage in (0.0, 5.0):
+        changed = {key: value.copy() for key, value in sampled.items()}
+        for key in ("reward", "next_obs", "action"):
+            changed[key][held == 0] = garbage
+        changed["obs"][:, 1:] = garbage  # a model sees where a sequence begins, and must foretell the rest
+        changed["discount"][held == 0] = 0.0
+        batch = agent._tensors(changed)
+        batch |= {"latent": agent.latent.look(batch), "next_latent": agent.latent.look(batch, "next_").detach()}
+        losses.append(float(lesson.loss(batch, lesson.draw(3, generator()))[0].detach()))
+    assert losses[0] == losses[1] != 0.0
+
+
+def test_sequences_stay_within_an_episode_and_in_order() -> None:
+    replay, random, time = Replay(60, 2, 1, 0), np.random.default_rng(0), 0
+    for episode in range(40):  # the ring is written over several times
+        replay.begin(np.array([episode, time]))
+        for step in range(int(random.integers(1, 7))):
+            time += 1
+            replay.step(np.array([time / 1000]), float(time), np.array([episode, time]), step % 2 == 0, False)
+            if step % 2 == 0:
+                break
+        time += 1
+    batch = replay.sample(500, 4)
+    held = batch["weight"] > 0
+    assert held[:, 0].all() and (held[:, 1:] <= held[:, :-1]).all()
+    assert (batch["obs"][..., 0] == batch["obs"][:, :1, 0])[held].all()  # of one episode
+    assert (batch["obs"][..., 1] == batch["obs"][:, :1, 1] + np.arange(4))[held].all()
+    np.testing.assert_allclose(batch["reward"][held], batch["obs"][..., 1][held] + 1)
+    np.testing.assert_allclose(batch["next_obs"][..., 1][held], batch["obs"][..., 1][held] + 1)
+
+
+def test_the_longest_sequence_of_a_memory() -> None:
+    replay = Replay(12, 1, 1)
+    assert replay.longest == 0
+    for steps in (2, 5, 3):
+        replay.begin(np.zeros(1))
+        assert replay.longest == {2: 0, 5: 2, 3: 5}[steps]
+        for step in range(steps):
+            replay.step(np.zeros(1), 0.0, np.zeros(1), False, step == steps - 1)
+    for step in range(6):  # writes over the five
+        if not step:
+            replay.begin(np.zeros(1))
+        replay.step(np.zeros(1), 0.0, np.zeros(1), step == 5, False)
+    assert replay.longest == 6
+
+
+class Rest(nn.Module):
+    """An actor that does nothing, but for noise."""
+
+    def forward(self, latent: Tensor, noise: Tensor) -> Tensor:
+        return (0.3 * noise).clamp(-1, 1)
+
+
+class Quadratic(nn.Module):
+    """A point that an action moves by half of it; a step costs its squared distance from `goal` and 0.3 a**2."""
+
+    def __init__(self, goal: tuple[float, float]):
+        super().__init__()
+        self.goal = torch.tensor(goal)
+
+    def step(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        following = latent + 0.5 * action
+        cost = (following - self.goal).square().sum(-1) + 0.3 * action.square().sum(-1)
+        return -cost, torch.ones_like(cost), following
+
+    def value(self, latent: Tensor, action: Tensor) -> Tensor:
+        return -2.0 * (latent - self.goal).square().sum(-1)
+
+
+FINE = Search(horizon=3, iterations=12, samples=256, proposals=8, elites=24, sharpness=4.0, least=1e-3)
+
+
+def optimum(start: float, goal: float, discount: float) -> np.ndarray:
+    """The best three actions of one dimension of `Quadratic`, by least squares."""
+    moves = 0.5 * np.tril(np.ones((3, 3)))
+    worth = np.sqrt([1.0, discount, discount**2])
+    rows = np.vstack((worth[:, None] * moves, np.sqrt(2 * discount**3) * moves[2:],
+                      worth[:, None] * math.sqrt(0.3) * np.eye(3)))
+    wanted = np.concatenate((worth * (goal - start), [np.sqrt(2 * discount**3) * (goal - start)], np.zeros(3)))
+    return np.linalg.lstsq(rows, wanted, rcond=None)[0]
+
+
+def test_planner_finds_the_optimum_of_a_quadratic_problem() -> None:
+    planner = Planner(Quadratic((0.4, -0.2)), 2, FINE, 0.9)
+    starts = torch.tensor([[0.0, 0.0], [0.5, 0.3]])
+    plan, std, scores = planner.plan(Rest(), starts, torch.zeros(2, 3, 2))
+    for row, start in enumerate(starts.tolist()):
+        wanted = np.stack([optimum(x, goal, 0.9) for x, goal in zip(start, (0.4, -0.2), strict=True)], 1)
+        assert (np.abs(wanted) < 0.9).all()  # not at the edge of what an action can be
+        np.testing.assert_allclose(plan[row].numpy(), wanted, atol=0.02)
+    assert scores.shape == (2, 256) and (std < 0.1).all()
+    alone = planner.plan(Rest(), starts[1:], torch.zeros(1, 3, 2))[0]  # rows do not disturb each other
+    torch.testing.assert_close(plan[1:], alone, atol=1e-4, rtol=0)
+
+
+def test_values_of_candidates_worked_out_by_hand() -> None:
+    # from 0 to goal (1, 0): moves of 0.5 and 0: costs 0.25 + 0.3 and 0.25; worth at the end -2 * 0.25; discount 0.5
+    search = dataclasses.replace(FINE, horizon=2, samples=4, proposals=1, elites=2)
+    planner = Planner(Quadratic((1.0, 0.0)), 2, search, 0.5)
+    candidate = torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]])
+    assert float(planner.value(Rest(), torch.zeros(1, 2), candidate)) == pytest.approx(-0.55 - 0.5 * 0.25 - 0.25 * 0.5)
+
+
+def test_elites_count_by_their_value_and_equal_candidates_alike() -> None:
+    search = Search(samples=4, proposals=0, elites=2, sharpness=0.5)
+    planner = Planner(Quadratic((0.0, 0.0)), 2, search, 0.9)
+    shares = planner.shares(torch.tensor([[1.0, 3.0, 0.0, 2.0], [7.0, 7.0, 7.0, 7.0]]))
+    first, second = 1 - math.exp(-1.0), math.exp(-0.5) - math.exp(-1.0)  # less what the best of the others has
+    wanted = torch.tensor([[0.0, first, 0.0, second], [0.0] * 4])
+    wanted += 0.1 / 4 * torch.tensor([[-10.0, 0.0, -15.0, -5.0], [0.0] * 4]).exp()  # what is near the best
+    torch.testing.assert_close(shares, wanted / wanted.sum(1, keepdim=True))
+    one, other = (planner.shares(torch.tensor([[3.0, 2.0, middle, 0.0]])) for middle in (2.0 - 1e-6, 2.0 + 1e-6))
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=0)  # the second and the third change places
+
+
+class Trap(nn.Module):
+    """An action above 0 earns 1 and ends the episode; others earn 0.6. Nothing comes after a plan."""
+
+    def step(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        over = (action[:, 0] > 0).float()
+        return 0.6 + 0.4 * over, 1 - over, latent
+
+    def value(self, latent: Tensor, action: Tensor) -> Tensor:
+        return torch.zeros_like(latent[:, 0])
+
+
+def test_nothing_is_earned_past_an_end() -> None:
+    planner = Planner(Trap(), 1, dataclasses.replace(FINE, iterations=2), 0.9)
+    plan, *_ = planner.plan(Rest(), torch.zeros(1, 1), torch.zeros(1, 3, 1))
+    assert (plan[0, :2] < 0).all() and plan[0, 2] > 0  # to the last step but one it pays to go on
+
+
+def test_the_previous_plan_is_where_the_next_begins() -> None:
+    planner = Planner(Quadratic((0.4, -0.2)), 2, dataclasses.replace(FINE, iterations=2), 0.9)
+    start, zero = torch.zeros(1, 2), torch.zeros(1, 2)
+    action, carry, _ = planner(Rest(), start, zero, torch.zeros(1, 3, 2))
+    plan, std, _ = planner.plan(Rest(), start, torch.zeros(1, 3, 2))
+    assert torch.equal(action, plan[:, 0]) and torch.equal(carry, torch.cat((plan[:, 1:], torch.zeros(1, 1, 2)), 1))
+    later = planner(Rest(), start, zero, carry)[0]
+    assert not torch.equal(later, action)
+    noisy = planner(Rest(), start, torch.ones(1, 2), torch.zeros(1, 3, 2))[0]
+    torch.testing.assert_close(noisy, (action + std[:, 0]).clamp(-1, 1))
+
+
+@pytest.mark.parametrize("chosen, message", [
+    ({"elites": 0}, "elites is 0.*24 samples"), ({"elites": 24}, "elites is 24"), ({"iterations": 0}, "iterations 0"),
+    ({"proposals": 24}, "proposals is 24"), ({"sharpness": 0.0}, r"sharpness is 0\.0"), ({"least": 3.0}, r"least 3\.0"),
+    ({"horizon": 0}, "horizon is 0"), ({"simplex": 5}, "simplex is 5.*32"), ({"n_step": 3}, "n_step is 3.*single")])
+def test_planners_and_models_that_make_no_sense_are_refused(chosen: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small("tdmpc2", **chosen)
+
+
+def learned(updates: int = 20, **chosen: Any) -> Agent:
+    agent, replay = small("tdmpc2", **chosen), random_replay()
+    for _ in range(updates):
+        agent.update(replay)
+    return agent
+
+
+def test_an_episode_begins_without_a_plan() -> None:
+    agent, obs = learned(), np.ones((1, OBS), np.float32)
+    first, carry = agent.act(obs, None, explore=False)
+    assert carry.shape == (1, 3, ACTION) and (carry[:, -1] == 0).all() and np.abs(carry[:, :-1]).max() > 0
+    second, _ = agent.act(obs, carry, explore=False)
+    again, _ = agent.act(obs, None, explore=False)
+    zeros, _ = agent.act(obs, np.zeros((1, 3, ACTION), np.float32), explore=False)
+    assert np.array_equal(first, again) and np.array_equal(first, zeros) and not np.array_equal(first, second)
+
+
+def test_without_a_plan_the_actor_acts_and_there_is_no_planner_to_export() -> None:
+    agent = learned(2, plan=False)
+    obs = np.ones((2, OBS), np.float32)
+    action, carry = agent.act(obs, explore=False)
+    assert carry is None and isinstance(agent.actor, GaussianActor)
+    np.testing.assert_allclose(action, first_action(agent.policy(), torch.as_tensor(obs)).numpy(), atol=1e-6)
+    with pytest.raises(ValueError, match="no planner"):
+        agent.policy(planner=True)
+
+
+def test_the_planners_file_plans_as_torch_does_and_carries_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+                                                                    ) -> None:
+    agent, path, random = learned(horizon=2, critics=2), tmp_path / "planner.onnx", np.random.default_rng(0)
+    policy = agent.policy(planner=True)
+    assert export(policy, OBS, policy.noise_size, CONTRACT.to_json(), path, carry=policy.carry) <= SEEING_TOLERANCE
+    loaded = Policy(path)
+    loaded.warm_up(2)
+    for _ in range(2):
+        carry = None
+        loaded.reset()
+        for step in range(6):
+            obs, noise = random.normal(size=OBS).astype(np.float32), None
+            if step == 3:
+                twin = torch.Generator()
+                twin.set_state(agent.generator.get_state())
+                noise = torch.randn(1, ACTION, generator=twin)[0].numpy()
+            actions, carry = agent.act(obs[None], carry, noise is not None)
+            np.testing.assert_allclose(loaded(obs, noise), actions[0], atol=SEEING_TOLERANCE)
+    monkeypatch.setattr(module, "_set_weights", lambda model, state: None)  # the file keeps what it had
+    for value in policy.execution.parameters():
+        value.mul_(1.1)
+    with pytest.raises(ExportError, match="differ by"):
+        export(policy, OBS, policy.noise_size, "{}", tmp_path / "other.onnx", carry=policy.carry)
+
+
+def test_small_has_a_million_parameters() -> None:
+    agent = recipes.make("tdmpc2_small", 17, 6, compile=False)
+    learn = ("latent", "actor", "critic")
+    count = sum(value.numel() for name in learn for value in agent.modules[name].parameters())
+    assert 0.8e6 < count < 1.3e6
