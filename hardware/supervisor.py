@@ -2,8 +2,8 @@
 
 A policy's commands go to `supervisor/<command topic>`, of each of the robot's command topics. While it is armed they
 are limited again and passed on, once every topic has told of its joints; when something is wrong the robot gets its
-stop behaviour instead, and a latched stop lasts until somebody resets it. `robot_rl/stop.py` decides, this file sees
-and does. Every command that goes out is told of on `supervisor/sent`.
+stop behaviour instead, and a latched stop lasts until somebody resets it.
+`robot_rl/stop.py` decides, this file sees and does. Every command that goes out is told of on `supervisor/sent`.
 
 Services (std_srvs/Trigger): `supervisor/arm`, `disarm`, `stop`, `reset`. Topics: `supervisor/state` (JSON, latched),
 `supervisor/stopped` (latched; true unless armed: policies end their episode by it), `/diagnostics`.

@@ -36,8 +36,8 @@ def legged(**changes: Any) -> RobotSpec:
 
 def sent(body: RobotSpec, braking: bool = False) -> dict[str, Any]:
     types = {to.topic: to.type for to in body.command_topics}
-    commands = encode_command(body, COMMAND, braking=braking)
-    return {topic: messages.decode(data, types[topic]) for topic, data in commands}
+    return {topic: messages.decode(data, types[topic])
+            for topic, data in encode_command(body, COMMAND, braking=braking)}
 
 
 def obeyed(body: RobotSpec) -> dict[str, Order]:
