@@ -70,11 +70,11 @@ def commander(spec: bytes, domain: int, pipe: Connection) -> None:
                 pause = 0.0 if order == "flood" else 0.02
                 send = io.stop if order == "brake" else io.send
                 target = {
-                    "apart": np.array([0.05, -0.05]), "nan": np.array([np.nan, 0.0]), "short": np.zeros(1),
-                    "far": np.array([9.0, 0.0])}.get(order, np.array([0.05, 0.05]))
-            if order == "one":  # of its topics
+                    "apart": np.array([0.05, -0.05]), "nan": np.array([np.nan, 0.0]), "far": np.array([9.0, 0.0]),
+                }.get(order, np.array([0.05, 0.05]))
+            if order in ("one", "short"):  # one of its topics; a number that is missing
                 topic, data = encode_command(body, target)[0]
-                io._commands[topic].publish(data)
+                io._commands[topic].publish(messages.encode(messages.float64s([0.0])) if order == "short" else data)
             else:
                 send(target)
             if pause:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import yaml
@@ -21,7 +22,7 @@ from hardware.bus import connect
 from robot_rl.bag import read
 from robot_rl.finetune import bags_in
 from robot_rl.safety import Reason
-from robot_rl.spec import mjcf_file, robot_file
+from robot_rl.spec import SUPERVISOR_STATE, mjcf_file, robot_file
 from robot_rl.steplog import (
     SENT_TOPIC,
     STEP_TOPIC,
@@ -29,9 +30,12 @@ from robot_rl.steplog import (
     StepRecord,
     join_ns,
     let_through,
+    on_the_wire,
     read_episode,
     split_ns,
+    supervisor_topics,
 )
+from tests.robots import robot
 
 MS = 1_000_000
 START = 1_700_000_000_000_000_000
@@ -54,6 +58,18 @@ def test_records_survive_the_wire() -> None:
     for key in ("command", "heard", "stamp", "sent", "reasons"):
         np.testing.assert_array_equal(getattr(again, key), getattr(record, key))
     assert join_ns(*again.command) == START + 7
+
+
+def test_what_was_sent_is_told_in_the_order_of_the_wire() -> None:
+    """A policy may know the joints in another order: the topics and their joints stay the robot's."""
+    body = robot(command={"interface": "position", "topic": "commands", "groups": [{"topic": "hand", "joints": ["a"]}]})
+    np.testing.assert_array_equal(on_the_wire(body), [1, 0])
+    a, b, c = body.joints
+    turned = msgspec.structs.replace(body, joints=(b, c, a))
+    np.testing.assert_array_equal(on_the_wire(turned), [0, 1])
+    rows = supervisor_topics(msgspec.structs.replace(turned, supervised=True))
+    assert [topic for topic, _, _ in rows] == ["supervisor/commands", "supervisor/hand", SENT_TOPIC, SUPERVISOR_STATE]
+    assert not supervisor_topics(turned)
 
 
 def test_steps_are_matched_to_what_was_let_through() -> None:
