@@ -41,7 +41,8 @@ def replay(state: int = OBS, steps: int = 60) -> FrameReplay:
 
 
 def seeing(recipe: str, **options: object) -> Agent:
-    return small(recipe, frames=SHAPE, features=8, channels=4, **{"batch": 16} | options)
+    alone = {"plan": False} if "plan" in recipes.options(recipe) else {}  # a planner's file takes one at a time
+    return small(recipe, frames=SHAPE, features=8, channels=4, **{"batch": 16} | alone | options)
 
 
 def learn(agent: Agent, updates: int, state: int = OBS) -> dict[str, float]:
