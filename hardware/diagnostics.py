@@ -11,14 +11,15 @@ import numpy as np
 from hardware import messages
 from hardware.bus import COMMAND, Bus
 from hardware.loop import percentiles
-from robot_rl.safety import Reason
+from hardware.robot_io import heard_on
+from robot_rl.safety import CLAMPS, Reason
+from robot_rl.spec import Steering
 
 if TYPE_CHECKING:
     from hardware.policy_node import PolicyNode
 
 TOPIC, TYPE = "/diagnostics", "diagnostic_msgs/msg/DiagnosticArray"
 OK, WARN, ERROR = 0, 1, 2
-CLAMPS = Reason.POSITION | Reason.RATE | Reason.EFFORT
 NORMAL = {"rate": 0.98, "jitter": 0.1, "latency": 0.5, "age": 0.5, "clamped": 0.5}
 """What is still OK: of the wanted rate at least; of the period, a sensor's limit and the ticks at most."""
 
@@ -92,9 +93,10 @@ class Health:
         for sensor in node.spec.inputs:
             age = ages.get(sensor.name)
             values[f"age_s {sensor.name}"] = "never heard" if age is None else f"{age:.4g}"
-            if age is None or age > NORMAL["age"] * sensor.stale_after_s:
+            silent = age is None or age > NORMAL["age"] * sensor.stale_after_s
+            if silent and not isinstance(sensor, Steering):  # nobody has to steer
                 shown = "never heard" if age is None else f"{age:.3g} s old"
-                warnings.append(f"{sensor.name} on {self._bus.resolve(sensor.topic)} {shown}")
+                warnings.append(f"{sensor.name} on {self._bus.resolve(heard_on(sensor)[0])} {shown}")
         if node.goal_refused:
             warnings.append(node.goal_refused)
         return values

@@ -32,7 +32,7 @@ from hardware.robot_io import Order, RobotIO, decode_command
 from robot_rl import stop
 from robot_rl.guard import Guard
 from robot_rl.observe import Readings, Speeds
-from robot_rl.safety import Reason, Safety
+from robot_rl.safety import CLAMPS, Reason, Safety
 from robot_rl.spec import SUPERVISOR_STATE, SUPERVISOR_STOPPED, CommandTopic, RobotSpec, load_robot, robot_file
 from robot_rl.steplog import SENT_TOPIC, STEP_TOPIC, STEP_TYPE, TEXT_TYPE, SentRecord, StepRecord, on_the_wire, split_ns
 from robot_rl.stop import Flag, Stand, State
@@ -55,7 +55,6 @@ SLACK = 1.2  # a command may come a little early
 LEAVE_S = 2.0
 TAIL_NS = 1_000_000_000  # after the end of an episode, commands of the stop behaviour follow for less than this
 
-CLAMPS = Reason.POSITION | Reason.RATE | Reason.EFFORT | Reason.TOOL
 SEEN = {Reason.MISSING: Flag.SENSORS, Reason.STALE: Flag.SENSORS, Reason.NONFINITE: Flag.READINGS,
         Reason.WORKSPACE: Flag.WORKSPACE}
 LEVELS = {State.ARMED: 0, State.INACTIVE: 0, State.STOPPING: 1, State.STOPPED: 2}

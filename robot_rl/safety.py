@@ -36,6 +36,10 @@ class Reason(IntFlag):
         return "+".join(r.name.lower() for r in Reason if r in self and r.name and r.value) or "none"
 
 
+CLAMPS = Reason.POSITION | Reason.RATE | Reason.EFFORT | Reason.TOOL
+"""A command was sent, but not the one that was asked for."""
+
+
 class Safety:
     """The filter of one robot at one decision rate, for a policy that sees through `cameras`.
 

@@ -22,6 +22,7 @@ REASONS = {
     Reason.WORKSPACE: "workspace: the tip left its box", Reason.POSITION: "position: cut at a joint limit",
     Reason.RATE: "rate: cut at a speed limit", Reason.EFFORT: "effort: cut at what the motor can push",
     Reason.FADE: "fade: the policy was being faded in",
+    Reason.TOOL: "tool: held back from its box, its speed or other links",
 }
 
 
