@@ -17,7 +17,8 @@ import numpy as np
 from hardware.administration import Administration
 from hardware.bus import Bus, connect
 from hardware.diagnostics import Health
-from hardware.policy_node import BOOL, INFO, EpisodeResult, PolicyNode
+from hardware.either import BOOL
+from hardware.policy_node import INFO, EpisodeResult, PolicyNode
 from hardware.robot_io import heard_on
 from robot_rl.evaluate import summary
 from robot_rl.log import progress, write_atomic

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hardware import messages
-from hardware.bus import COMMAND, LATCHED, SENSOR, Bus
+from hardware.bus import COMMAND, Bus
+from hardware.either import Switch
 from hardware.loop import Ticker
 from hardware.robot_io import RobotIO
 from robot_rl.homing import CLOSE, Homing
@@ -17,7 +17,6 @@ from robot_rl.observe import Readings
 from robot_rl.safety import Reason, Safety
 from robot_rl.spec import RobotSpec, SpecError
 
-BOOL = "std_msgs/msg/Bool"
 RATE_HZ = 50.0
 SPEED = 0.3  # rad/s (m/s)
 LISTEN_S = 1.0  # for other publishers to be discovered
@@ -39,7 +38,7 @@ class Jog:
         self._guarded = guarded(robot, mjcf)
         self._io = RobotIO(robot, bus)
         self._commanded = [bus.reader(to.topic, to.type, COMMAND) for to in robot.command_topics]
-        self._stops = [bus.reader(robot.stop_topic, BOOL, qos) for qos in (LATCHED, SENSOR)]
+        self._stop = Switch(bus, robot.stop_topic)
         self._safety = Safety(robot, RATE_HZ)
 
     def target(self, joint: str, *, delta: float | None = None, to: float | None = None) -> np.ndarray:
@@ -110,8 +109,7 @@ class Jog:
 
     def _fault(self, readings: Readings) -> str:
         """Why the robot may not move, or ''; one that is outside its workspace may be brought back."""
-        samples = [s for reader in self._stops if (s := reader.newest()) is not None]
-        if any(bool(messages.decode(s.data, BOOL).data) for s in samples):
+        if self._stop.on():
             return f"the protective stop on {self.robot.stop_topic} is pressed"
         reason = self._safety.check(readings) & ~Reason.WORKSPACE
         return reason.words() if reason else ""

@@ -18,7 +18,8 @@ import msgspec
 import numpy as np
 
 from hardware import messages
-from hardware.bus import EVENTS, LATCHED, SENSOR, Bus, Reader, Sample
+from hardware.bus import EVENTS, LATCHED, Bus, Sample
+from hardware.either import Either, Switch
 from hardware.loop import Ticker, percentiles, steady
 from hardware.rehearsal import rehearsal
 from hardware.robot_io import RobotIO, heard_on
@@ -30,7 +31,6 @@ from robot_rl.safety import Reason
 from robot_rl.spec import POSE, PolicySpec, RobotSpec, SpecError, Steering
 from robot_rl.steplog import EPISODE_TOPIC, STEP_TOPIC, STEP_TYPE, TEXT_TYPE, step_record
 
-BOOL = "std_msgs/msg/Bool"
 INFO = "~/policy_info"
 FRESH_TIMEOUT_S = 5.0
 STOP_S = 0.25
@@ -68,7 +68,7 @@ class PolicyNode:
         policy.spec.on(robot, f"policy {policy.path}")  # before there is anything on the bus
         self.bus, self.explore, self._endless = bus, explore, endless
         self.robot = robot
-        self._stops = [(topic, reader) for topic in robot.stop_topics for reader in _both(bus, topic, BOOL)]
+        self._stops = [Switch(bus, topic) for topic in robot.stop_topics]
         self._steps = bus.publisher(STEP_TOPIC, STEP_TYPE, EVENTS)
         self._events = bus.publisher(EPISODE_TOPIC, TEXT_TYPE, EVENTS)
         self._info = bus.publisher(INFO, TEXT_TYPE, LATCHED)
@@ -77,7 +77,7 @@ class PolicyNode:
         self._io = RobotIO(self.spec.robot, bus, self.spec.cameras, self.spec.steering)
         goal = self.spec.goal
         self._goals_out = bus.publisher(goal.topic, POSE, LATCHED) if goal and not endless else None
-        self._goals_in = _both(bus, goal.topic, POSE) if goal and endless else []
+        self._goals_in = Either(bus, goal.topic, POSE) if goal and endless else None
         self._goal_heard: Sample | None = None
         self._goal: np.ndarray | None = None
         self._draws = np.random.default_rng([seed, 0])
@@ -100,11 +100,9 @@ class PolicyNode:
 
     def close(self) -> None:
         """Leave every topic."""
-        for reader in (*(reader for _, reader in self._stops), *self._goals_in):
-            reader.close()
-        for publisher in (self._steps, self._events, self._info, self._goals_out):
-            if publisher is not None:
-                publisher.close()
+        for end in (*self._stops, self._goals_in, self._steps, self._events, self._info, self._goals_out):
+            if end is not None:
+                end.close()
         self._io.close()
 
     def stopped(self) -> bool:
@@ -266,10 +264,7 @@ class PolicyNode:
 
     def _pressed(self) -> str:
         """The topics on which a stop is pressed, as a text."""
-        heard = ((topic, reader.newest()) for topic, reader in self._stops)
-        pressed = [topic for topic, sample in heard
-                   if sample is not None and bool(messages.decode(sample.data, BOOL).data)]
-        return ", ".join(dict.fromkeys(self.bus.resolve(topic) for topic in pressed))
+        return ", ".join(self.bus.resolve(stop.topic) for stop in self._stops if stop.on())
 
     def _safe_stop(self, episode: Episode, readings: Readings) -> None:
         command = episode.stop(readings)
@@ -287,8 +282,7 @@ class PolicyNode:
 
     def _hear_goal(self) -> bool:
         """Take a goal that is new and one that the policy knows."""
-        samples = [sample for reader in self._goals_in if (sample := reader.newest()) is not None]
-        newest = max(samples, key=lambda sample: sample.stamp_ns, default=None)
+        newest = self._goals_in.newest() if self._goals_in else None
         if newest is None or (self._goal_heard and newest.stamp_ns <= self._goal_heard.stamp_ns):
             return False
         self._goal_heard = newest
@@ -366,11 +360,6 @@ class PolicyNode:
         """Say on the latched topic that a policy is the one that acts from now on."""
         self._info.publish(info)
         return policy, spec
-
-
-def _both(bus: Bus, topic: str, type: str) -> list[Reader]:
-    """Readers of a topic that latched and volatile publishers may be on: a latched one hears latched ones only."""
-    return [bus.reader(topic, type, qos) for qos in (LATCHED, SENSOR)]
 
 
 def _resolved(spec: PolicySpec, bus: Bus) -> PolicySpec:

@@ -19,8 +19,9 @@ import numpy as np
 
 from hardware import diagnostics, messages
 from hardware.arm import Arm, ArmState
-from hardware.bus import COMMAND, LATCHED, SENSOR, Bus, Qos, Request, Sample
+from hardware.bus import COMMAND, LATCHED, Bus, Qos, Request, Sample
 from hardware.calibration import load_calibration
+from hardware.either import BOOL, Switch
 from hardware.feetech import BusError, PortLost, faults
 from hardware.loop import Ticker, percentiles
 from hardware.operator import Operator, say
@@ -32,7 +33,6 @@ from robot_rl.safety import Reason, Safety
 from robot_rl.spec import PD, RobotSpec, SpecError
 
 STATE = Qos(reliable=True)  # drivers publish reliably; consumers choose (REP 2003)
-BOOL = "std_msgs/msg/Bool"
 COMMAND_TIMEOUT_S = 0.5  # commands that stop coming: the arm holds where it is
 SILENT_S, MISSES = 1.0, 5  # without one good round, and so many bad ones: a servo or the cable is gone
 RETRY_S = 0.5
@@ -84,7 +84,7 @@ class ServoDriver:
             raise SpecError(f"robot '{robot.robot}': command: this arm takes positions on one topic, not {PD} and not "
                             f"{', '.join(to.topic for to in robot.command_topics)}")
         self._commands = bus.reader(self._to.topic, self._to.type, COMMAND)
-        self._stops = [bus.reader(robot.stop_topic, BOOL, qos) for qos in (LATCHED, SENSOR)]
+        self._stops = Switch(bus, robot.stop_topic)
         self._stop = bus.publisher(robot.stop_topic, BOOL, LATCHED)
         self._our_stop_ns = 0
         self._diagnostics = bus.publisher(diagnostics.TOPIC, diagnostics.TYPE, COMMAND)
@@ -444,9 +444,7 @@ class ServoDriver:
 
     def _stopped(self) -> bool:
         """Whether somebody else presses the protective stop."""
-        samples = [s for reader in self._stops if (s := reader.newest()) is not None]
-        return any(bool(messages.decode(s.data, BOOL).data) and not 0 <= s.stamp_ns - self._our_stop_ns < OWN_NS
-                   for s in samples)
+        return any(not 0 <= sample.stamp_ns - self._our_stop_ns < OWN_NS for sample in self._stops.on())
 
     def _press_stop(self) -> None:
         if not self._our_stop_ns and not self._stopped():

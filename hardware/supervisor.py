@@ -23,10 +23,11 @@ import msgspec
 import numpy as np
 
 from hardware import messages
-from hardware.bus import COMMAND, EVENTS, LATCHED, SENSOR, Bus, Qos, Reader, Request, Sample
+from hardware.bus import COMMAND, EVENTS, LATCHED, Bus, Qos, Reader, Request, Sample
 from hardware.diagnostics import TOPIC as DIAGNOSTICS_TOPIC
 from hardware.diagnostics import TYPE as DIAGNOSTICS
 from hardware.diagnostics import diagnostic
+from hardware.either import BOOL, Switch, is_true
 from hardware.loop import percentiles, steady
 from hardware.robot_io import Order, RobotIO, decode_command
 from robot_rl import stop
@@ -40,7 +41,6 @@ from robot_rl.stop import Flag, Stand, State
 if TYPE_CHECKING:
     from hardware.deploy import BusOptions
 
-BOOL = "std_msgs/msg/Bool"
 TICK_S = 0.005  # it looks at least so often
 STOP_PERIOD_S = 0.01  # between commands of the stop behaviour
 POSE_S = 0.02  # between looks at how far apart links are
@@ -99,9 +99,9 @@ class Supervisor:
         self._lines = [Line(robot, to, bus) for to in robot.command_topics]
         self._speeds = Speeds(robot.joint_sensor, robot.joint_sensor.rate_hz)
         self._steps = bus.reader(STEP_TOPIC, STEP_TYPE, EVENTS)
-        self._stops = [bus.reader(robot.stop_topic, BOOL, qos) for qos in (LATCHED, SENSOR)]
+        self._stop = Switch(bus, robot.stop_topic)
         deadman = self._told.deadman
-        self._deadman = [bus.reader(deadman, BOOL, qos) for qos in (LATCHED, SENSOR)] if deadman else []
+        self._deadman = Switch(bus, deadman) if deadman else None
         self._services = {request: bus.service(f"supervisor/{request.value}") for request in stop.Request
                           if request is not stop.Request.NONE}
         self._sent = bus.publisher(SENT_TOPIC, STEP_TYPE, EVENTS)
@@ -233,7 +233,7 @@ class Supervisor:
             flags |= flag if reason in faults else Flag.NONE
         for flag, until in self._until.items():
             flags |= flag if now < until else Flag.NONE
-        if self._pressed():
+        if self._stop.on():
             flags |= Flag.PROTECTIVE_STOP
         if self._deadman and not self._alive(now):
             flags |= Flag.DEADMAN
@@ -247,17 +247,10 @@ class Supervisor:
             return False
         return not self._over_ns or max(self._newest.values()) - self._over_ns > TAIL_NS
 
-    def _pressed(self) -> bool:
-        """Whether the protective stop is pressed."""
-        samples = [reader.newest() for reader in self._stops]
-        return any(bool(messages.decode(s.data, BOOL).data) for s in samples if s is not None)
-
     def _alive(self, now: float) -> bool:
         """Whether the deadman switch is held, and was heard of just now."""
-        samples = [sample for reader in self._deadman if (sample := reader.newest()) is not None]
-        newest = max(samples, key=lambda sample: sample.stamp_ns, default=None)
-        return (newest is not None and now - newest.arrival_ns * 1e-9 <= self._told.deadman_s
-                and bool(messages.decode(newest.data, BOOL).data))
+        newest = self._deadman.newest() if self._deadman else None
+        return newest is not None and now - newest.arrival_ns * 1e-9 <= self._told.deadman_s and is_true(newest)
 
     def _resting(self, readings: Readings) -> bool:
         velocity = readings.values.get(f"{self.robot.joint_sensor.name}.velocity")

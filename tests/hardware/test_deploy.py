@@ -20,7 +20,7 @@ import yaml
 import sim
 from hardware import messages
 from hardware.bus import LATCHED, SENSOR, connect
-from hardware.policy_node import BOOL
+from hardware.either import BOOL
 from robot_rl.bag import read
 from robot_rl.finetune import bags_in
 from robot_rl.policy import Policy

@@ -21,8 +21,8 @@ from hardware import feetech, messages
 from hardware.arm import Arm
 from hardware.bus import COMMAND, LATCHED, SENSOR, Bus, connect
 from hardware.calibration import load_calibration
+from hardware.either import BOOL
 from hardware.feetech import BusError
-from hardware.policy_node import BOOL
 from hardware.servo_driver import JUMP, Options, ServoDriver
 from robot_rl.spec import POSE, RobotSpec, SpecError, load_robot, mjcf_file
 from tests.hardware.servo_arm import SimServos, wait_for

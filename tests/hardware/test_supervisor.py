@@ -13,7 +13,7 @@ from hardware import messages
 from hardware.bus import COMMAND, LATCHED, SENSOR, Qos
 from hardware.diagnostics import TOPIC as DIAGNOSTICS_TOPIC
 from hardware.diagnostics import TYPE as DIAGNOSTICS
-from hardware.supervisor import BOOL
+from hardware.either import BOOL
 from robot_rl.safety import Reason
 from robot_rl.spec import PD, SUPERVISOR_STOPPED
 from robot_rl.steplog import join_ns
