@@ -283,12 +283,19 @@ class _Watch:
                     _memory_mb() - self._size, real_time, self._stops, self._seen.figures(self.ticks), shares)
 
 
-def _ours(turn: Turn, policy: Policy, spec: PolicySpec) -> Kept:
+@contextmanager
+def _on_the_bus(turn: Turn, policy: Policy, spec: PolicySpec) -> Iterator[tuple[RobotIO, _Decision, _Watch]]:
+    """What a loop of the bus needs, with the robot heard."""
     assert spec.robot is not None
     with connect(turn.kind, NODE, NAMESPACE, turn.domain) as bus:  # type: ignore[arg-type]
         io, decide = RobotIO(spec.robot, bus, spec.cameras, spec.steering), _Decision(policy, spec)
         watch = _Watch(turn, spec)
         io.wait(15.0)
+        yield io, decide, watch
+
+
+def _ours(turn: Turn, policy: Policy, spec: PolicySpec) -> Kept:
+    with _on_the_bus(turn, policy, spec) as (io, decide, watch):
         rehearse = rehearsal(io, policy, spec) if turn.rehearse else None
         ticker = Ticker(turn.rate_hz, 1)
         with steady(turn.cpu) as granted:
@@ -300,11 +307,7 @@ def _ours(turn: Turn, policy: Policy, spec: PolicySpec) -> Kept:
 
 
 def _sleep(turn: Turn, policy: Policy, spec: PolicySpec) -> Kept:
-    assert spec.robot is not None
-    with connect(turn.kind, NODE, NAMESPACE, turn.domain) as bus:  # type: ignore[arg-type]
-        io, decide = RobotIO(spec.robot, bus, spec.cameras, spec.steering), _Decision(policy, spec)
-        watch = _Watch(turn, spec)
-        io.wait(15.0)
+    with _on_the_bus(turn, policy, spec) as (io, decide, watch):
         while True:
             taken = time.monotonic_ns()
             if not _tick(io, decide, watch):
