@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -31,8 +31,29 @@ INFO_TOPIC = "policy/policy_info"
 """Private to the policy's node: `~/policy_info` there, and this where the node has its usual name."""
 
 
+Kind = TypeVar("Kind", bound="Record")
+
+
+class Record:
+    """Float64 vectors in one message, each a segment of its layout under its own name."""
+
+    def encode(self) -> bytes:
+        """CDR bytes of the message."""
+        parts = [(f.name, getattr(self, f.name)) for f in fields(self)]  # type: ignore[arg-type]  # its kinds are data
+        return messages.encode(messages.float64s(np.concatenate([v for _, v in parts]),
+                                                 [(name, len(v)) for name, v in parts]))
+
+    @classmethod
+    def decode(cls: type[Kind], data: bytes) -> Kind:
+        """Read the message back; segments are found by their labels."""
+        message: Any = messages.decode(data, STEP_TYPE)
+        ends = np.cumsum([d.size for d in message.layout.dim])
+        parts = np.split(np.array(message.data), ends[:-1])
+        return cls(**{d.label: part for d, part in zip(message.layout.dim, parts, strict=True)})
+
+
 @dataclass
-class StepRecord:
+class StepRecord(Record):
     """One tick of the control loop; every field is a float64 vector."""
 
     tick: np.ndarray
@@ -60,18 +81,9 @@ class StepRecord:
     latency: np.ndarray
     """From the take of the newest state to the return of publish, s."""
 
-    def encode(self) -> bytes:
-        """CDR bytes of the message."""
-        return _encode(self)
-
-    @staticmethod
-    def decode(data: bytes) -> StepRecord:
-        """Read the message back; segments are found by their labels."""
-        return StepRecord(**_decode(data))
-
 
 @dataclass
-class SentRecord:
+class SentRecord(Record):
     """One command that a supervisor sent; every field is a float64 vector."""
 
     command: np.ndarray
@@ -83,28 +95,6 @@ class SentRecord:
     sent: np.ndarray
     """(C,) command, rad, rad/s or N·m; by joint as `on_the_wire` has them."""
     reasons: np.ndarray
-
-    def encode(self) -> bytes:
-        """CDR bytes of the message."""
-        return _encode(self)
-
-    @staticmethod
-    def decode(data: bytes) -> SentRecord:
-        """Read the message back; segments are found by their labels."""
-        return SentRecord(**_decode(data))
-
-
-def _encode(record: StepRecord | SentRecord) -> bytes:
-    parts = [(f.name, getattr(record, f.name)) for f in fields(record)]
-    return messages.encode(messages.float64s(np.concatenate([v for _, v in parts]),
-                                             [(name, len(v)) for name, v in parts]))
-
-
-def _decode(data: bytes) -> dict[str, np.ndarray]:
-    message: Any = messages.decode(data, STEP_TYPE)
-    ends = np.cumsum([d.size for d in message.layout.dim])
-    parts = np.split(np.array(message.data), ends[:-1])
-    return {d.label: part for d, part in zip(message.layout.dim, parts, strict=True)}
 
 
 def step_record(spec: PolicySpec, *, tick: int, episode: int, stamp_ns: int, stamps: dict[str, int], outcome: Outcome,
