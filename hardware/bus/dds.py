@@ -24,7 +24,7 @@ from hardware import messages
 from hardware.bus import Qos, Sample
 from hardware.bus.dds_graph import ENCLAVE, Graph
 from hardware.bus.dds_service import DdsClient, DdsService
-from hardware.bus.dds_types import dds_type, payload, ros_type
+from hardware.bus.dds_types import dds_type, payload, peers, ros_type
 from hardware.bus.network import LOOPBACK, cyclone_configuration, domain_of, resolve
 
 ANY = SampleState.Any | ViewState.Any | InstanceState.Any
@@ -159,7 +159,7 @@ class DdsPublisher:
 
     def matched(self) -> int:
         """See Publisher."""
-        return len(self._writer.get_matched_subscriptions()) if self._writer is not None else 0
+        return len(peers(self._writer.get_matched_subscriptions)) if self._writer is not None else 0
 
     def close(self) -> None:
         """See Publisher."""
@@ -218,7 +218,7 @@ class DdsReader:
 
     def matched(self) -> int:
         """See Reader."""
-        return len(self._reader.get_matched_publications()) if self._reader is not None else 0
+        return len(peers(self._reader.get_matched_publications)) if self._reader is not None else 0
 
     def close(self) -> None:
         """See Reader."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from cyclonedds.core import Policy
 
-from hardware.bus.dds_types import payload
+from hardware.bus.dds_types import payload, peers
 
 if TYPE_CHECKING:
     from cyclonedds.pub import DataWriter
@@ -77,7 +77,7 @@ class DdsService:
         client = _client_id(self._requests.get_matched_publication_data(writer))
         if client is None:
             return True
-        readers = self._replies.get_matched_subscriptions()
+        readers = peers(self._replies.get_matched_subscriptions)
         return any(_client_id(self._replies.get_matched_subscription_data(reader)) == client for reader in readers)
 
 
@@ -113,7 +113,7 @@ class DdsClient:
     def _connected(self) -> bool:
         if self._requests is None:
             raise RuntimeError(f"service '{self._name}': called after close")
-        return bool(self._requests.get_matched_subscriptions()) and self._replies.matched() > 0
+        return bool(peers(self._requests.get_matched_subscriptions)) and self._replies.matched() > 0
 
     def _send(self) -> bytes:
         assert self._requests is not None

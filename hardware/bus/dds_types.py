@@ -6,6 +6,7 @@ and its C layer checks every payload against it. Its Python layer only ever sees
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -38,6 +39,19 @@ def payload(cls: Any, data: bytes, **_: Any) -> Any:
     sample = object.__new__(cls)
     sample.data = data
     return sample
+
+
+def peers(matched: Callable[[], list[int]]) -> list[int]:
+    """The handles of those an end is connected to.
+
+    Cyclone's Python layer counts them and then reads them: one that connects in between is an IndexError, and the
+    next look has it.
+    """
+    while True:
+        try:
+            return matched()
+        except IndexError:
+            continue
 
 
 def ros_type(dds_name: str) -> str:
