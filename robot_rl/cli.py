@@ -516,7 +516,8 @@ def suite_run(
 
 @suite.command(name="report")
 def suite_report(
-    out: Annotated[Path, typer.Argument(help="The folder of a suite.")],
+    out: Annotated[Path, typer.Argument(help="The folder of a suite, or a table like its returns.csv: then only "
+                                        "learning curves are drawn.")],
     curves: Annotated[Path | None, typer.Option(help="CSV file of public learners [default: "
                                                 "docs/results/public_curves.csv in a checkout].")] = None,
     baseline: Annotated[str | None, typer.Option(help="Recipe that the others are compared with "

@@ -208,6 +208,33 @@ def results(out: Path) -> list[Result]:
     return sorted(found, key=lambda r: (r.config.task, r.config.recipe, r.config.seed))
 
 
+def tabled(file: Path) -> list[Result]:
+    """The runs that a table like returns.csv holds, each finished where the table ends. Raises SpecError."""
+    runs: dict[tuple[str, str, int], list[tuple[int, float]]] = {}
+    try:
+        with file.open(newline="") as text:
+            reader = csv.DictReader(text)
+            if tuple(reader.fieldnames or ()) != RETURNS:
+                raise SpecError(f"{file}: the columns are {','.join(reader.fieldnames or ())}; "
+                                f"a table of returns has {','.join(RETURNS)}")
+            for row in reader:
+                suite = "dmc-pixels:" if row["observation"] == "pixels" else ""
+                try:
+                    run = suite + row["task"], row["recipe"], int(row["seed"])
+                    runs.setdefault(run, []).append((int(row["env_steps"]), float(row["return"])))
+                except (TypeError, ValueError) as error:
+                    raise SpecError(f"{file}, line {reader.line_num}: {error}") from error
+    except OSError as error:
+        raise SpecError(f"{file}: cannot be read: {error.strerror}") from error
+    found = []
+    for (task, recipe, seed), rows in sorted(runs.items()):
+        steps, returns = (np.array(column) for column in zip(*sorted(rows), strict=True))
+        config = RunConfig(task=task, recipe=recipe, seed=seed, steps=int(steps[-1]), learn_after=0, evaluate_every=0,
+                           evaluation_episodes=0, checkpoint_every=0)
+        found.append(Result(config, file, steps, returns, {"step": config.steps}))
+    return found
+
+
 def chosen_options(result: Result) -> dict[str, Any]:
     """A run's options without the discount, where that is what `train` fills in."""
     contract, options = Run(result.folder).contract, result.config.options

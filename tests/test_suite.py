@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import operator
+import shutil
 import sys
 import textwrap
 import time
@@ -22,7 +24,19 @@ from robot_rl.log import Log, read_lines
 from robot_rl.page.scores import Comparison, Public, read_public
 from robot_rl.run import Run, RunConfig
 from robot_rl.spec import PolicySpec, SpecError
-from robot_rl.suite import RETURNS, RUNS, Job, chosen_options, jobs, numbers, results, run_suite, words
+from robot_rl.suite import (
+    RETURNS,
+    RUNS,
+    Job,
+    chosen_options,
+    jobs,
+    numbers,
+    results,
+    run_suite,
+    tabled,
+    words,
+    write_tables,
+)
 from robot_rl.suite_report import PUBLIC_CURVES, write_suite_report
 from tests.test_train import CheckingAgent, training
 
@@ -293,6 +307,26 @@ def test_page(suite: Path) -> None:
         assert names == {"curves_cheetah-run.png", "curves_walker-run.png", "curves_HalfCheetah-v5.png", "iqm.png",
                          "improvement.png", "sample_efficiency.png"}
         assert all(Path(file).read_bytes().startswith(b"\x89PNG") for file in told["figures"])
+
+
+def test_curves_of_a_table(suite: Path, tmp_path: Path) -> None:
+    """A table of returns alone gives the runs that it was written of."""
+    table = tmp_path / "returns.csv"
+    shutil.copy(write_tables(suite)["returns"], table)
+    key = operator.attrgetter("task", "config.recipe", "config.seed")
+    for one, other in zip(sorted(tabled(table), key=key), sorted(results(suite), key=key), strict=True):
+        assert key(one) == key(other)
+        assert one.steps.tolist() == other.steps.tolist() and one.returns.tolist() == other.returns.tolist()
+    told = write_suite_report(table, tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+    if told["figures"]:
+        assert (tmp_path / "figures/curves_cheetah-run.png").exists()
+    table.write_text(table.read_text() + "state,cheetah-run,sac,0,far,1\n")
+    with pytest.raises(SpecError, match=r"returns.csv, line \d+: .*'far'"):
+        tabled(table)
+    table.write_text("task,return\n")
+    with pytest.raises(SpecError, match="the columns are task,return; a table of returns has observation,"):
+        tabled(table)
 
 
 def test_page_of_a_beginning(tmp_path: Path) -> None:

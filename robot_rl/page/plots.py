@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,15 +15,15 @@ from robot_rl.page.scores import Comparison, mean_curve
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RECIPES = ("#2b52cf", "#c5441a", "#0a7868", "#8a2fb0")
+RECIPES = ("#2b52cf", "#c5441a", "#0a7868", "#8a2fb0", "#111111", "#d4a017", "#e377c2")
 PUBLIC = ("#94702a", "#66758a", "#b0608f", "#4f8a4f", "#3f94ad", "#8d8d8d")
 
 Row = tuple[str, int, float, tuple[float, float] | None]
 """Name, which recipe, value, interval."""
 
 
-def write_figures(folder: Path, compared: Comparison, iqms: Sequence[Row], improvements: Sequence[Row],
-                  efficiency: dict[str, np.ndarray]) -> list[Path]:
+def write_figures(folder: Path, compared: Comparison, iqms: Sequence[Row] = (), improvements: Sequence[Row] = (),
+                  efficiency: Mapping[str, np.ndarray] = MappingProxyType({})) -> list[Path]:
     """One PNG a task and one for each figure over all tasks; returns their paths. Raises ModuleNotFoundError.
 
     `efficiency` holds by recipe (N, 4): step, low, interquartile mean, high.
@@ -61,7 +62,7 @@ def _curves(compared: Comparison, task: str) -> Figure:
     return figure
 
 
-def _efficiency(efficiency: dict[str, np.ndarray]) -> Figure:
+def _efficiency(efficiency: Mapping[str, np.ndarray]) -> Figure:
     figure, axes = _axes("Sample efficiency", "environment steps", "interquartile mean of scores")
     for k, (recipe, rows) in enumerate(efficiency.items()):
         colour = RECIPES[k % len(RECIPES)]
