@@ -539,13 +539,19 @@ def bench_learner(
     peer_python: Annotated[str, typer.Option(help="Python that has the extra `bench` installed.")] = sys.executable,
     peer: Annotated[list[str] | None, typer.Option(metavar="NAME=PATH", help="Checkout of public code, repeatable: "
                                                    "rlpd, mrq, or xqc (for default).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Page with the figures and a picture of every turn.")] = None,
     as_json: Json = False,
 ) -> None:
     """Gradient updates per second against Stable-Baselines3 and sbx (install the extra `bench`), and public code."""
     from robot_rl.learn.bench import bench as run
     from robot_rl.learn.bench import checkouts
-    _finish(run(agent, repetitions, seconds, threads or None, peer_python=peer_python,
-                report=lambda line: print(line, file=sys.stderr), checkouts=checkouts(peer or [])), as_json)
+    from robot_rl.page.rates import write_page
+    found = run(agent, repetitions, seconds, threads or None, peer_python=peer_python,
+                report=lambda line: print(line, file=sys.stderr), checkouts=checkouts(peer or []))
+    if out:
+        write_page(out, found)
+        found["page"] = str(out)
+    _finish(found, as_json)
 
 
 @bench.command(name="world")

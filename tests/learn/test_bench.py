@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from robot_rl.learn.bench import Child, checkouts
+from robot_rl.page.rates import write_page
 
 
 def test_a_checkout_is_a_folder_of_public_code_by_its_name(tmp_path: Path) -> None:
@@ -23,3 +24,13 @@ def test_a_peer_that_does_not_run_says_why(tmp_path: Path) -> None:
     child = Child(sys.executable, request)
     assert child.ready() == "ModuleNotFoundError: No module named 'MRQ'"
     child.close()
+
+
+def test_the_page_shows_every_contestant(tmp_path: Path) -> None:
+    found = {"agent": "sac", "ratio": {"sb3": 2.0}, "cpu_ms": {"ours": 5.0, "sb3": 10.0},
+             "missing": {"sbx": "it has no <sac>"}, "repetitions": {"ours": [190.0, 200.0, 230.0], "sb3": [100.0] * 3},
+             "machine": {"cores": 2}}
+    write_page(tmp_path / "page.html", found)
+    text = (tmp_path / "page.html").read_text()
+    for said in ("Updates of sac", "2.00 times as fast", "sbx is not here: it has no &lt;sac&gt;", "cores: 2", "230.00"):
+        assert said in text, said
