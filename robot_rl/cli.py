@@ -650,7 +650,8 @@ def main() -> None:
     own, ros = sys.argv[1:], "--ros-args"
     try:
         app(own[:own.index(ros)] if ros in own else own)  # what follows is for rclpy, which reads sys.argv itself
-    except (SpecError, ValueError, FloatingPointError, TimeoutError, FileNotFoundError, ModuleNotFoundError) as error:
+    except (SpecError, ValueError, FloatingPointError, TimeoutError, FileNotFoundError, ConnectionError,
+            ModuleNotFoundError) as error:
         hint = ""
         if isinstance(error, ModuleNotFoundError) and error.name:
             hint = f"; install it with: {_install(error.name)}"

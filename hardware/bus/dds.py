@@ -46,7 +46,11 @@ class DdsBus:
         self.node, self.namespace = node, namespace.strip("/")
         self._domain = domain_of(domain)
         self._owned = _open_domain(self._domain, interface)
-        self._participant: Any = DomainParticipant(self._domain, qos=DdsQos(Policy.EntityName(node), ENCLAVE))
+        try:
+            self._participant: Any = DomainParticipant(self._domain, qos=DdsQos(Policy.EntityName(node), ENCLAVE))
+        except DDSException as error:
+            _close_domain(self._domain, self._owned)
+            raise _no_start(self._domain, f"CYCLONEDDS_URI={os.environ.get('CYCLONEDDS_URI', '')}") from error
         self._graph = Graph(self._participant, node, self.namespace)
         self._groups: Any = (DdsPublisherGroup(self._participant), Subscriber(self._participant))
         self._topics: dict[tuple[str, str], Topic] = {}
@@ -233,9 +237,16 @@ def _open_domain(domain: int, interface: str | None) -> bool:
     if interface is None and os.environ.get("CYCLONEDDS_URI"):
         return False
     if domain not in _domains:
-        _domains[domain] = [Domain(domain, cyclone_configuration(interface or LOOPBACK)), 0]
+        try:
+            _domains[domain] = [Domain(domain, cyclone_configuration(interface or LOOPBACK)), 0]
+        except DDSException as error:
+            raise _no_start(domain, f"interface {interface or LOOPBACK!r}") from error
     _domains[domain][1] += 1
     return True
+
+
+def _no_start(domain: int, by: str) -> ConnectionError:
+    return ConnectionError(f"DDS does not start on domain {domain} with {by}; Cyclone said above what it refuses")
 
 
 def _close_domain(domain: int, owned: bool) -> None:

@@ -61,6 +61,7 @@ def test_bytes_of_another_type_are_refused_on_dds(domain: int) -> None:
 
 @pytest.mark.parametrize(("variable", "value", "silent"), [
     ("CYCLONEDDS_URI", cyclone_configuration("no_such_nic"), True),
+    ("CYCLONEDDS_URI", "<Domain><DDSSecurity/></Domain>", True),
     ("ROBOT_RL_INTERFACE", "no_such_nic", True),
     ("ROBOT_RL_INTERFACE", "lo", False)])
 def test_the_environment_chooses_the_network(variable: str, value: str, silent: bool, domain: int) -> None:
@@ -69,7 +70,8 @@ def test_the_environment_chooses_the_network(variable: str, value: str, silent: 
     done = subprocess.run([sys.executable, "-c", code], env=environment,
                           capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode != 0) == silent, done.stderr
-    assert ("no_such_nic" in done.stderr) == silent
+    assert (f"{value}; Cyclone" in done.stderr or f"'{value}'; Cyclone" in done.stderr) == silent
+    assert ("ConnectionError: DDS does not start on domain" in done.stderr) == silent
 
 
 def test_bench_counts_what_it_measures() -> None:
