@@ -19,8 +19,8 @@ from robot_rl.page.scores import Comparison, mean_curve
 from robot_rl.run import RunConfig
 from robot_rl.suite import Result, chosen_options
 
-_LIGHTER = ("#8ba6ff", "#ff8c60", "#48c4ae", "#d08cf0", "#eeeeee", "#f0c75e", "#f5a9dc"), ("#d0ab62", "#a3b1c4", "#e39cc6", "#8fca8f", "#7fcde4",
-                                                          "#c4c4c4")
+_LIGHTER = (("#8ba6ff", "#ff8c60", "#48c4ae", "#d08cf0", "#eeeeee", "#f0c75e", "#f5a9dc"),
+            ("#d0ab62", "#a3b1c4", "#e39cc6", "#8fca8f", "#7fcde4", "#c4c4c4"))
 
 
 class Page:
