@@ -26,7 +26,7 @@ from hardware.robot_io import RobotIO, heard_on
 from robot_rl import image
 from robot_rl.episode import Command, Episode, Outcome
 from robot_rl.observe import Readings
-from robot_rl.policy import Policy
+from robot_rl.policy import Exploration, Policy
 from robot_rl.safety import Reason
 from robot_rl.spec import POSE, PolicySpec, RobotSpec, SpecError, Steering
 from robot_rl.steplog import EPISODE_TOPIC, STEP_TOPIC, STEP_TYPE, TEXT_TYPE, step_record
@@ -81,7 +81,7 @@ class PolicyNode:
         self._goal_heard: Sample | None = None
         self._goal: np.ndarray | None = None
         self._draws = np.random.default_rng([seed, 0])
-        self._noise = np.random.default_rng([seed, 1])
+        self._noise = Exploration(seed)
         self._pending: tuple[Policy, PolicySpec, bytes] | None = None
         self.episodes = self.safety_events = self.swaps = 0
         self.reasons: Counter[int] = Counter()
@@ -316,7 +316,7 @@ class PolicyNode:
         return ", ".join([*words, *self._io.refused.values()])
 
     def _draw(self) -> np.ndarray | None:
-        return self._noise.standard_normal(self.policy.noise_size) if self.explore else None
+        return self._noise.draw(self.policy) if self.explore else None
 
     def _reset_robot(self) -> None:
         done, said = self.bus.call(self.robot.reset_service, self.robot.reset_timeout_s)

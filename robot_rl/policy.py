@@ -40,6 +40,10 @@ class Policy:
                             f"{sorted(metadata) or 'none'}); export it with `robot-rl export`")
         _verify(data, metadata, str(path))
         self.spec = PolicySpec.from_json(metadata[CONTRACT_KEY], f"policy {path}")
+        self.hold = self.spec.trained.get("hold", 1)
+        """Steps that an exploring noise was held for at most while this was trained."""
+        if not isinstance(self.hold, int) or self.hold < 1:
+            raise SpecError(f"policy {path}: trained.hold is {self.hold!r}; noise is held for at least 1 step")
         self.sha256 = hashlib.sha256(data).hexdigest()
         shapes = {one.name: one.shape for one in self._session.get_inputs()}
         self._check_sizes(shapes)
@@ -101,6 +105,31 @@ class Policy:
             if name not in shapes or (found != wanted.get(name) and not chunk):
                 raise SpecError(f"policy {self.path}: input '{name}' is {shapes.get(name, 'absent')} in the network, "
                                 f"{('B', *wanted[name]) if name in wanted else 'absent'} in its contract")
+
+
+class Exploration:
+    """Standard normal numbers for a policy's noise, each held for up to as many steps as while it was trained."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = np.random.default_rng([seed, 1])
+        self._noise, self._left = np.zeros(0), 0
+
+    def draw(self, policy: Policy) -> np.ndarray:
+        """(`policy.noise_size`,) of the step to come."""
+        if self._left == 0 or len(self._noise) != policy.noise_size:
+            self._noise = self._random.standard_normal(policy.noise_size)
+            self._left = 1
+            if policy.hold > 1:
+                self._left += int(np.searchsorted(held_for(policy.hold), self._random.random()))
+        self._left -= 1
+        return self._noise
+
+
+def held_for(longest: int) -> np.ndarray:
+    """Noise is held for k of at most `longest` steps with a chance that falls as 1 / k**2: a uniform number past so
+    many of these (longest - 1,) makes k one more."""
+    chances = np.arange(1, longest + 1, dtype=float) ** -2.0
+    return (chances.cumsum() / chances.sum())[:-1]
 
 
 def seal(graph: bytes, contract: str) -> bytes:

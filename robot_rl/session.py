@@ -185,7 +185,9 @@ def write_policy(agent: Agent, contract: PolicySpec, out: Path, planner: bool = 
 
 def stamped(contract: PolicySpec, config: RunConfig, steps: int) -> PolicySpec:
     """The contract with where the policy comes from."""
-    trained = {"recipe": config.recipe, "options": config.options, "seed": config.seed, "steps": steps,
+    from robot_rl.learn import recipes
+    hold = (recipes.options(config.recipe) | config.options)["hold"]
+    trained = {"recipe": config.recipe, "options": config.options, "seed": config.seed, "steps": steps, "hold": hold,
                "action_repeat": config.action_repeat, "robot_rl": __version__}
     return msgspec.structs.replace(contract, trained=trained)
 

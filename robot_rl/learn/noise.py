@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from robot_rl.policy import held_for
+
 
 class Noise(Protocol):
     """Standard normal numbers for acting; what it remembers between calls is saved with the agent."""
@@ -43,8 +45,7 @@ class Held:
     def __init__(self, longest: int):
         if longest < 1:
             raise ValueError(f"hold is {longest}; noise is held for at least 1 action")
-        chances = torch.arange(1, longest + 1, dtype=torch.float64) ** -2.0
-        self.edges = (chances.cumsum(0) / chances.sum()).float()[:-1]  # a uniform number past k of them: k + 1
+        self.edges = torch.from_numpy(held_for(longest)).float()
         self.noise, self.left = torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64)
 
     def draw(self, shape: tuple[int, int], generator: torch.Generator) -> Tensor:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import itertools
 import json
 import os
 import time
 
+import msgspec
 import numpy as np
+import onnx
 import pytest
 
 from hardware.loop import Ticker, steady
 from hardware.loop_bench import LOADS, LOOPS, bench, judged
-from robot_rl.policy import Policy
+from robot_rl.policy import Exploration, Policy, seal
 from robot_rl.spec import SpecError, policy_file
 
 MS = 1_000_000
@@ -93,6 +96,27 @@ def test_a_step_s_work_without_the_step_changes_nothing() -> None:
     assert np.array_equal(policy.again(), action)
     other = policy(-obs)
     assert not np.array_equal(other, action)  # what was given is the caller's own
+
+
+def test_exploring_noise_is_held_on_the_robot_as_in_training(tmp_path) -> None:
+    source = Policy(policy_file("so101-reach"))
+    longest = msgspec.structs.replace(source.spec, trained=source.spec.trained | {"hold": 3})
+    model = onnx.load(source.path)
+    del model.metadata_props[:]
+    graph = model.SerializeToString()
+    path = tmp_path / "held.onnx"
+    path.write_bytes(seal(graph, longest.to_json()))
+    held, explored, runs = Policy(path), Exploration(0), [0]
+    drawn = [explored.draw(held) for _ in range(4000)]
+    for before, now in itertools.pairwise(drawn):
+        runs.append(1) if not np.array_equal(before, now) else runs.append(runs.pop() + 1)
+    lengths = np.bincount(runs[1:-1], minlength=4)
+    np.testing.assert_allclose(lengths[1:] / lengths.sum(), np.array([36, 9, 4]) / 49, atol=0.03)  # 1, 1/4, 1/9
+    white = Exploration(0)
+    assert source.hold == 1 and not np.array_equal(white.draw(source), white.draw(source))
+    path.write_bytes(seal(graph, msgspec.structs.replace(longest, trained={"hold": 0}).to_json()))
+    with pytest.raises(SpecError, match=r"held.onnx: trained.hold is 0; noise is held for at least 1 step"):
+        Policy(path)
 
 
 def test_loops_take_turns_and_the_page_shows_them(tmp_path) -> None:
