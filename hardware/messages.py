@@ -206,8 +206,11 @@ def float64s(values: ArrayLike, labels: Sequence[tuple[str, int]] | None = None)
 
 
 def segments(message: Any) -> dict[str, NDArray[np.float64]]:
-    """The labelled segments of a Float64MultiArray made by `float64s`, each (size,)."""
+    """The labelled segments of a Float64MultiArray made by `float64s`, each (size,). ValueError where they lie."""
     out, start = {}, int(message.layout.data_offset)
+    sizes = [dim.size for dim in message.layout.dim]
+    if start + sum(sizes) != len(message.data):
+        raise ValueError(f"a layout of {sizes} from {start} on for {len(message.data)} numbers")
     for dim in message.layout.dim:
         out[dim.label] = message.data[start:start + dim.size]
         start += dim.size
