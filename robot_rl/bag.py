@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from hardware.messages import definition, type_hash
 from robot_rl import rosbag2
 from robot_rl.mcap_reader import McapReader
-from robot_rl.mcap_writer import BagError, Channel, McapWriter, Message
+from robot_rl.mcap_writer import BagError, Channel, McapWriter, Message, compressor
 from robot_rl.rosbag2 import Facts, Summary
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ class BagWriter:
             compression: of the chunks: zstd, lz4 or none. ValueError for another.
         """
         self.folder = Path(folder)
+        compressor(compression)  # an unknown one is refused before there is a folder
         try:
             self.folder.mkdir(parents=True)
         except FileExistsError:
