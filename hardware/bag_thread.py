@@ -46,10 +46,14 @@ class Report(NamedTuple):
 class BagThread(threading.Thread):
     """Opens, fills and closes bags below `out`, in the order of the calls. No call waits for the disk but `stop`."""
 
-    def __init__(self, out: Path, *, queue_bytes: int = 256 << 20, flush_s: float = 0.5, split_bytes: int = 0) -> None:
-        """What is received is on disk `flush_s` later; at most `queue_bytes` wait, the rest is dropped and counted."""
+    def __init__(self, out: Path, *, queue_bytes: int = 256 << 20, flush_s: float = 0.5, split_bytes: int = 0,
+                 compression: str = "") -> None:
+        """What is received is on disk `flush_s` later; at most `queue_bytes` wait, the rest is dropped and counted.
+
+        Chunks are compressed by this thread, which lets the others of its process run meanwhile.
+        """
         super().__init__(name="bags", daemon=True)
-        self._out_folder, self._split_bytes = out, split_bytes
+        self._out_folder, self._split_bytes, self._compression = out, split_bytes, compression
         self._flush_s = flush_s / 2  # the rest of the promise is for the wait below and for a busy machine
         self._items: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._batch: list[_Row] = []
@@ -139,7 +143,8 @@ class BagThread(threading.Thread):
         self._folder = free_folder(self._out_folder, name)
         if self._folder.name != name:
             say(f"recorder: {self._out_folder / name} exists already, writing {self._folder}")
-        self._bag = BagWriter(self._folder, custom=custom, flush_s=self._flush_s, split_bytes=self._split_bytes)
+        self._bag = BagWriter(self._folder, custom=custom, flush_s=self._flush_s, split_bytes=self._split_bytes,
+                              compression=self._compression)
         for topic in topics:
             self._bag.add_topic(*topic)
 

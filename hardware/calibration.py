@@ -12,7 +12,7 @@ import yaml
 
 from hardware.feetech import LARGEST_ID, STS3215, TICKS
 from robot_rl.log import write_atomic
-from robot_rl.spec import Data, RobotSpec, SpecError
+from robot_rl.spec import Data, RobotSpec, SpecError, read_yaml
 
 RADIAN = TICKS / math.tau  # ticks
 SLACK = 0.1  # rad by which a joint may fall short of the range that its robot file gives it
@@ -120,12 +120,7 @@ def contradiction(measured: tuple[float, float], lower: float | None, upper: flo
 
 def load_calibration(file: Path, robot: RobotSpec) -> Calibration:
     """Read the calibration of an arm that is such a robot. Raises SpecError naming file, key and both values."""
-    try:
-        calibration = msgspec.convert(yaml.safe_load(file.read_text()), Calibration)
-    except OSError as error:
-        raise SpecError(f"calibration {file}: {error.strerror}; `robot-rl calibrate` makes one") from error
-    except (msgspec.ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError(f"calibration {file}: {error}") from error
+    calibration = read_yaml(file, Calibration, f"calibration {file}", "; `robot-rl calibrate` makes one")
     return calibration.on(robot, f"calibration {file}")
 
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import yaml
 
-from robot_rl.spec import Camera, SpecError
+from robot_rl.spec import Camera, SpecError, read_yaml
 
 COEFFICIENTS = {"plumb_bob": 5, "rational_polynomial": 8, "equidistant": 4}
 """Distortion models and how many numbers each has."""
@@ -54,12 +53,7 @@ def load_calibration(path: Path, camera: Camera) -> Calibration:
 
     Raises SpecError naming file, key and both values.
     """
-    try:
-        found = msgspec.convert(yaml.safe_load(path.read_text()), _File)
-    except OSError as error:
-        raise SpecError(f"{path}: cannot be read: {error.strerror}") from error
-    except (msgspec.ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: {error}") from error
+    found = read_yaml(path, _File, str(path))
     if found.image_width * camera.height != camera.width * found.image_height or found.image_width < 1:
         raise SpecError(f"{path}: image_width, image_height: {found.image_width}x{found.image_height}, which is of "
                         f"another shape than camera '{camera.name}' with {camera.width}x{camera.height} pixels")

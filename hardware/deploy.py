@@ -53,11 +53,11 @@ class Recorder:
     """The recorder process: one bag per episode in `folder`, of the topics as `bus` names them. A context manager."""
 
     def __init__(self, folder: Path, spec: PolicySpec, robot: RobotSpec, where: BusOptions, cameras: bool,
-                 bus: Bus) -> None:
+                 bus: Bus, compression: str = "none") -> None:
         rows = [(bus.resolve(topic), type, kind) for topic, type, kind in topics(spec, robot, cameras)]
         there = replace(where, namespace=bus.namespace)
         command = [sys.executable, "-m", "hardware.recorder", *there.arguments(), "--out", str(folder),
-                   "--with-parent"]
+                   "--compression", compression, "--with-parent"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(rows))
@@ -95,7 +95,7 @@ def topics(spec: PolicySpec, robot: RobotSpec, cameras: bool) -> list[tuple[str,
 
 def deploy(policy: Path, robot: str, *, episodes: int, record: Path | None, where: BusOptions, seed: int = 0,
            explore: bool = False, serve: bool = False, cameras: bool = True, supervised: bool = False,
-           stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+           compression: str = "none", stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
     """Run episodes on the robot and return their figures. Raises SpecError or TimeoutError before anything moves."""
     spec = load_robot(robot)
     spec = msgspec.structs.replace(spec, supervised=spec.supervised or supervised)
@@ -114,7 +114,7 @@ def deploy(policy: Path, robot: str, *, episodes: int, record: Path | None, wher
             with beside:
                 figures = _run(node, episodes, serve, bus, stop)
             return {"task": contract.task} | {k: v for k, v in figures.items() if k not in LONG}
-        with Recorder(record, contract, spec, where, cameras, bus), beside:
+        with Recorder(record, contract, spec, where, cameras, bus, compression), beside:
             figures = _run(node, episodes, serve, bus, stop)
         write_atomic(record / DETAILS, json.dumps({"task": contract.task} | figures, indent=1).encode())
         return {"task": contract.task} | {k: v for k, v in figures.items() if k not in LONG} | {"bags": str(record)}

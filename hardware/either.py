@@ -36,10 +36,13 @@ class Switch(Either):
         super().__init__(bus, topic, BOOL)
 
     def on(self) -> list[Sample]:
-        """What says true; one publisher's false does not take back what another says."""
-        return [sample for sample in self.samples() if is_true(sample)]
+        """What says true, or nothing that can be read; one publisher's false does not take back what another says."""
+        return [sample for sample in self.samples() if is_true(sample, otherwise=True)]
 
 
-def is_true(sample: Sample) -> bool:
-    """What a std_msgs/Bool says."""
-    return bool(messages.decode(sample.data, BOOL).data)
+def is_true(sample: Sample, otherwise: bool) -> bool:
+    """What a std_msgs/Bool says; `otherwise` for bytes that are none."""
+    try:
+        return bool(messages.decode(sample.data, BOOL).data)
+    except ValueError:
+        return otherwise

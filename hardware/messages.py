@@ -99,8 +99,15 @@ def _last_octets(type: str) -> str | None:
 
 
 def decode(data: bytes, type: str) -> Any:
-    """The message in CDR bytes; numeric arrays are read-only views of them."""
-    return STORE.deserialize_cdr(data if len(data) < VIEWED else memoryview(data), type)
+    """The message in CDR bytes; numeric arrays are read-only views of them.
+
+    Raises ValueError for bytes that are none, and KeyError naming an unknown type.
+    """
+    try:
+        return STORE.deserialize_cdr(data if len(data) < VIEWED else memoryview(data), type)
+    except Exception as error:  # outside bytes, and rosbags has no one error for them
+        layout(type)
+        raise ValueError(f"{len(data)} bytes are no {type}: {error}") from error
 
 
 @cache
@@ -206,8 +213,11 @@ def float64s(values: ArrayLike, labels: Sequence[tuple[str, int]] | None = None)
 
 
 def segments(message: Any) -> dict[str, NDArray[np.float64]]:
-    """The labelled segments of a Float64MultiArray made by `float64s`, each (size,)."""
+    """The labelled segments of a Float64MultiArray made by `float64s`, each (size,). ValueError where they lie."""
     out, start = {}, int(message.layout.data_offset)
+    sizes = [dim.size for dim in message.layout.dim]
+    if start + sum(sizes) != len(message.data):
+        raise ValueError(f"a layout of {sizes} from {start} on for {len(message.data)} numbers")
     for dim in message.layout.dim:
         out[dim.label] = message.data[start:start + dim.size]
         start += dim.size
@@ -224,7 +234,12 @@ def pose_stamped(stamp_ns: int, frame: str, position: ArrayLike, quaternion_xyzw
 
 
 def acquired_ns(data: bytes) -> int:
-    """The header's stamp, ns since the Unix epoch, in the CDR bytes of a message that begins with a header."""
+    """The header's stamp, ns since the Unix epoch, in the CDR bytes of a message that begins with a header.
+
+    Raises ValueError for bytes that are too few.
+    """
+    if len(data) < 12:
+        raise ValueError(f"{len(data)} bytes hold no header")
     sec, nanosec = struct.unpack_from("<iI" if data[1] & 1 else ">iI", data, 4)
     return int(sec) * NANO + int(nanosec)
 

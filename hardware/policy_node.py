@@ -287,12 +287,12 @@ class PolicyNode:
             return False
         self._goal_heard = newest
         assert self.spec.goal is not None
-        message = messages.decode(newest.data, POSE)
-        place = message.pose.position
-        goal = np.array([place.x, place.y, place.z])
         try:
+            message = messages.decode(newest.data, POSE)
+            place = message.pose.position
+            goal = np.array([place.x, place.y, place.z])
             self.spec.goal.check(goal, message.header.frame_id)
-        except SpecError as error:
+        except ValueError as error:
             self.goal_refused = f"{self.bus.resolve(self.spec.goal.topic)}: {error}"
             return False
         self._goal, self.goal_refused = goal, ""

@@ -26,6 +26,7 @@ from hardware.bag_thread import BagThread, say
 from hardware.bus import COMMAND, EVENTS, LATCHED, SENSOR, connect, resolve
 from hardware.episode_recorder import TEXT, Recorder, Source, bag_name
 from hardware.robot_io import heard_on
+from robot_rl.mcap_writer import COMPRESSIONS
 from robot_rl.spec import RobotSpec, load_robot
 from robot_rl.steplog import INFO_TOPIC, supervisor_topics
 
@@ -73,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, _: stopping.append(number))
-    disk = BagThread(Path(args.out), queue_bytes=args.max_queue << 20, flush_s=args.flush, split_bytes=args.split << 20)
+    disk = BagThread(Path(args.out), queue_bytes=args.max_queue << 20, flush_s=args.flush, split_bytes=args.split << 20,
+                     compression="" if args.compression == "none" else args.compression)
     with connect(args.bus, "recorder", args.namespace, args.domain) as bus:
         recorder = Recorder(bus, wanted, disk, episodes=args.continuous is None, preroll_s=args.preroll,
                             tail_s=args.tail)
@@ -135,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--wait", type=float, default=2.0, metavar="S", help="say ready without the topics still missing after, s (2)")
     add("--continuous", metavar="NAME", help="one bag of this name from start to stop, whatever the episodes")
     add("--split", type=int, default=0, metavar="MIB", help="go on in a new file of the bag at this size, MiB (never)")
+    add("--compression", choices=("none", *COMPRESSIONS), default="none", help="of the chunks, done by the recorder")
     add("--with-parent", action="store_true", help="stop when the process that started this one ends")
     return parser
 

@@ -46,12 +46,12 @@ class RobotIO:
         self._decoded: dict[str, tuple[Sample, Values]] = {}
         self._taken: dict[str, tuple[int, int]] = {}  # by camera: stamp and arrival of the image that it shows
         self.refused: dict[str, str] = {}
-        """Why the newest image of a camera is none, by the camera's name."""
+        """Why the newest message of a sensor or camera is none, by its name."""
 
     def read(self) -> Readings:
         """The newest message of every sensor and camera in use, decoded once; what has not spoken is absent.
 
-        So is a camera whose newest image is none, which `refused` then tells of: the episode stops as for a silent one.
+        So is one whose newest message is none, which `refused` then tells of: the episode stops as for a silent one.
         Ages are reckoned on this machine's clock alone, so that clocks that differ stop no robot: from the arrival, of
         an image by `delay_s` earlier; one that is sent once more, with the same stamp, is no newer for it.
         """
@@ -90,7 +90,12 @@ class RobotIO:
             return
         steering, age = self._steering[0], (time.monotonic_ns() - sample.arrival_ns) * 1e-9
         if age <= steering.stale_after_s:
-            readings.values |= decode(steering, sample.data, self.robot)
+            try:
+                readings.values |= decode(steering, sample.data, self.robot)
+            except SpecError as error:
+                self.refused[steering.name] = str(error)
+                return
+            self.refused.pop(steering.name, None)
             readings.stamps[steering.name], readings.ages[steering.name] = sample.stamp_ns, age
 
     def send(self, command: np.ndarray) -> int:
@@ -153,14 +158,15 @@ def decode(sensor: Sensor | Camera | Steering, data: bytes, robot: RobotSpec) ->
     """One message as named arrays, joints in the spec's order by name; a joint that is absent reads NaN.
 
     Efforts that are absent altogether read 0, as ROS allows; derived speeds are left out, whatever the message says.
-    Raises SpecError for an image that is not one.
+    Raises SpecError for a message that is none.
     """
-    if isinstance(sensor, Camera):
-        try:
+    try:
+        if isinstance(sensor, Camera):
             return {f"{sensor.name}.image": rgb(data, sensor.type)}
-        except ValueError as error:
-            raise SpecError(f"camera '{sensor.name}' on {sensor.image_topic}: {error}") from error
-    message: Any = messages.decode(data, sensor.type)
+        message: Any = messages.decode(data, sensor.type)
+    except ValueError as error:
+        kind = "camera" if isinstance(sensor, Camera) else "sensor"
+        raise SpecError(f"{kind} '{sensor.name}' on {heard_on(sensor)[0]}: {error}") from error
     if isinstance(sensor, Steering):
         twist = getattr(message, "twist", message)
         return {STEERING: np.array([twist.linear.x, twist.linear.y, twist.angular.z])}
@@ -180,10 +186,7 @@ def decode(sensor: Sensor | Camera | Steering, data: bytes, robot: RobotSpec) ->
 
 def rgb(data: bytes, type: str) -> np.ndarray:
     """(H, W, 3) uint8 rgb of an Image or of a CompressedImage with a JPEG. Raises ValueError for what is none."""
-    try:
-        message: Any = messages.decode(data, type)
-    except Exception as error:  # outside bytes: whatever the decoders make of them, it is no image
-        raise ValueError(f"{len(data)} bytes are no {type}") from error
+    message: Any = messages.decode(data, type)
     return messages.pixels(message) if type == IMAGE else image.from_jpeg(message.data)
 
 

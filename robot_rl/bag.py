@@ -11,6 +11,7 @@ import fcntl
 import heapq
 import logging
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -22,14 +23,16 @@ from typing import TYPE_CHECKING
 from hardware.messages import definition, type_hash
 from robot_rl import rosbag2
 from robot_rl.mcap_reader import McapReader
-from robot_rl.mcap_writer import BagError, Channel, McapWriter, Message
+from robot_rl.mcap_writer import BagError, Channel, McapWriter, Message, compressor
 from robot_rl.rosbag2 import Facts, Summary
 
 if TYPE_CHECKING:
     from hardware.bus import Qos
 
-__all__ = ["BagError", "BagWriter", "Info", "Message", "Topic", "info", "read", "recover"]
+__all__ = ["LOST", "BagError", "BagWriter", "Info", "Message", "Topic", "info", "read", "recover"]
 
+LOST = "recovered_dropped_bytes"
+"""The key of the custom data that `recover` leaves in a bag that was not whole."""
 _COPY_BYTES = 4 << 20
 _LOG = logging.getLogger(__name__)
 
@@ -73,6 +76,7 @@ class BagWriter:
         flush_s: float = 0.5,
         chunk_bytes: int = 4 << 20,
         split_bytes: int = 0,
+        compression: str = "",
     ) -> None:
         """Create `folder` with an empty bag. BagError when it exists.
 
@@ -81,14 +85,17 @@ class BagWriter:
             flush_s: a `write` hands everything to the system when the last flush is as old as this, s.
             chunk_bytes: ... or when as many bytes wait.
             split_bytes: go on in a new file when one is larger than this; 0 never.
+            compression: of the chunks: zstd, lz4 or none. ValueError for another.
         """
         self.folder = Path(folder)
+        compressor(compression)  # an unknown one is refused before there is a folder
         try:
             self.folder.mkdir(parents=True)
         except FileExistsError:
             raise BagError(f"{self.folder}: exists already, a bag is never written over") from None
         self._custom = dict(custom or {})
         self._flush_s, self._chunk_bytes, self._split_bytes = flush_s, chunk_bytes, split_bytes
+        self._compression = compression
         self._ids: dict[str, int] = {}
         self._finished: list[Facts] = []
         self._described = 0  # topics that metadata.yaml names
@@ -141,7 +148,7 @@ class BagWriter:
             raise failure
 
     def _open(self) -> McapWriter:
-        return McapWriter(self.folder / self._name())
+        return McapWriter(self.folder / self._name(), self._compression)
 
     def _withdraw(self) -> None:
         """Leave nothing behind when not even an empty bag could be written."""
@@ -208,22 +215,30 @@ def info(path: str | Path) -> Info:
     return Info(path, files, topics, total.messages, total.start_ns, total.end_ns, size, closed, dropped, custom)
 
 
-def recover(path: str | Path) -> Info:
-    """Make a bag whose writer was killed whole, file by file and atomically; a whole bag is left alone.
+def recover(path: str | Path, out: str | Path | None = None) -> Info:
+    """Make a bag whose writer was killed, or that is damaged, whole: in the new folder `out`, or where it lies.
 
-    What cannot be read is left out. BagError when there is no bag or when it is still being written.
+    There it goes file by file and atomically, and a whole bag is left alone. What cannot be read is left out; how many
+    bytes those were is `LOST` in the custom data. BagError when there is no bag, when it is still being written and
+    when `out` exists.
     """
     path = Path(path)
-    files = _files(path)
-    dropped = [loss for loss in map(_rewrite, files) if loss is not None]
-    found = info(path)
-    if path.is_dir() and (dropped or rosbag2.read(path).get("message_count") != str(found.messages)):
+    files, custom = _files(path), rosbag2.custom(path if path.is_dir() else path.parent)
+    folder = path if out is None else Path(out)
+    if out is not None:
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            raise BagError(f"{folder}: exists already, a bag is never written over") from None
+    whole = [file if out is None else folder / file.name for file in files]
+    lost = [loss for loss in map(_rewrite, files, whole) if loss is not None]
+    if folder.is_dir() and (lost or rosbag2.read(folder).get("message_count") != str(info(folder).messages)):
         facts = []
-        for file in files:
+        for file in whole:
             with McapReader(file) as reader:
                 facts.append(Facts.of(file.name, reader))
-        rosbag2.write(path, facts, {**found.custom, "recovered_dropped_bytes": str(sum(dropped))})
-    return info(path)
+        rosbag2.write(folder, facts, {**custom, LOST: str(sum(lost))} if lost else custom)
+    return info(folder)
 
 
 def _counted(name: str, reader: McapReader) -> Facts:
@@ -236,16 +251,21 @@ def _counted(name: str, reader: McapReader) -> Facts:
     return Facts(name, tuple(reader.channels.values()), counts, start, end)
 
 
-def _rewrite(file: Path) -> int | None:
-    """Replace an unfinished file by a whole one; returns the bytes dropped, None when it was whole."""
+def _rewrite(file: Path, to: Path) -> int | None:
+    """Write what is intact of an unfinished or damaged file to another, or in its place; returns the bytes lost.
+
+    A whole one is copied, or left where it is, and None returned.
+    """
     with McapReader(file) as reader, file.open("rb") as handle:
-        if reader.closed:
-            return None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BagError(f"{file}: still being written") from None
-        whole = file.with_name(f".{file.name}.recover")
+        if reader.closed and _intact(reader):
+            if to != file:
+                shutil.copyfile(file, to)
+            return None
+        whole = to.with_name(f".{to.name}.recover")
         whole.unlink(missing_ok=True)
         writer = McapWriter(whole)
         try:
@@ -255,8 +275,13 @@ def _rewrite(file: Path) -> int | None:
             writer.abandon()
         with whole.open("rb") as done:  # on disk before it takes the place of the damaged one
             os.fsync(done.fileno())
-        whole.replace(file)
+        whole.replace(to)
         return reader.dropped
+
+
+def _intact(reader: McapReader) -> bool:
+    """Whether every byte can be used, and the summary of the file counts what is in it."""
+    return sum(1 for _ in reader.messages()) == sum(reader.counts.values()) and not reader.dropped
 
 
 def _copy(reader: McapReader, writer: McapWriter) -> None:

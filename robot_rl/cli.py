@@ -23,6 +23,9 @@ policy = typer.Typer(no_args_is_help=True, help="The policy as a managed process
                                                 "stopped by its operator.")
 app.add_typer(policy, name="policy")
 
+bag = typer.Typer(no_args_is_help=True, help="A recorded bag: what is in it, make it whole, draw it.")
+app.add_typer(bag, name="bag")
+
 Json = Annotated[bool, typer.Option("--json", help="Make the last line of stdout one JSON object.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 RobotOption = Annotated[str | None, typer.Option("--robot", help="Robot name, or path of a robot.yaml.")]
@@ -32,6 +35,7 @@ Domain = Annotated[int | None, typer.Option(help="DDS domain [default: ROS_DOMAI
 Threads = Annotated[int, typer.Option(help="CPU threads of the learner; 0: one for each core.")]
 LatencyOption = Annotated[Path | None, typer.Option("--latency", help="Delays that were measured on the robot, a file "
                                                     "of `robot-rl latency`, to draw from.")]
+Bag = Annotated[Path, typer.Argument(metavar="BAG", help="A bag folder, or one .mcap file.")]
 Options = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="NAME=VALUE",
                                                    help="Recipe option, repeatable; see `inspect --recipe`.")]
 
@@ -137,6 +141,42 @@ def inspect(
     _finish(inspect(what, recipe), as_json)
 
 
+@bag.command(name="info")
+def bag_info(path: Bag, as_json: Json = False) -> None:
+    """Show what a bag holds: rates and gaps of its topics, whether it is whole, how its episodes ended, its policy."""
+    from robot_rl.bag_info import describe, lines
+    figures = describe(path)
+    _finish(figures if as_json else lines(figures), as_json)
+
+
+@bag.command(name="recover")
+def bag_recover(
+    path: Bag,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="New folder [default: BAG-recovered].")] = None,
+    in_place: Annotated[bool, typer.Option("--in-place", help="Replace the damaged files instead.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make the bag of a recorder that was killed, or one that is damaged, whole for every reader of rosbag2."""
+    from robot_rl.bag_info import repair
+    if in_place and out is not None:
+        raise SpecError(f"--out {out} and --in-place: give one")
+    _finish(repair(path, None if in_place else out or path.with_name(path.stem + "-recovered")), as_json)
+
+
+@bag.command(name="plot")
+def bag_plot(
+    path: Bag,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The page [default: BAG/plot.html].")] = None,
+    field: Annotated[list[str] | None, typer.Option(metavar="TOPIC:FIELD", help="Only these, repeatable, e.g. "
+                                                    "joint_states:velocity, tip_pose:pose.position or "
+                                                    "policy/step:reward.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw a bag over time on one self-contained page: joints and commands, safety, steps; or chosen fields."""
+    from robot_rl.page.signals import write_plot
+    _finish(write_plot(path, out or (path if path.is_dir() else path.parent) / "plot.html", field or []), as_json)
+
+
 @app.command(name="sim-robot")
 def sim_robot(
     robot: Annotated[str, typer.Argument(help="Robot name, or path of a robot.yaml.")],
@@ -207,6 +247,8 @@ def deploy(
     explore: Annotated[bool, typer.Option(help="Act with the learner's exploration noise.")] = False,
     serve: Annotated[bool, typer.Option(help="Run an episode at each call of the policy/run service.")] = False,
     cameras: Annotated[bool, typer.Option(help="Record the cameras too.")] = True,
+    compression: Annotated[str, typer.Option(help="Of what is recorded: none, zstd or lz4, by the recorder's process.")
+                           ] = "none",
     supervised: Annotated[bool, typer.Option("--supervised", help="Send commands to `robot-rl supervisor`, as "
                                              "`supervised: true` in robot.yaml says too.")] = False,
     as_json: Json = False,
@@ -217,7 +259,7 @@ def deploy(
     from hardware.loop import interrupted
     where = BusOptions(bus, namespace, domain)
     _finish(run(policy_file(policy), robot, episodes=episodes, record=record, where=where, seed=seed, explore=explore,
-                serve=serve, cameras=cameras, supervised=supervised, stop=interrupted()), as_json)
+                serve=serve, cameras=cameras, supervised=supervised, compression=compression, stop=interrupted()), as_json)
 
 
 @app.command()
@@ -610,6 +652,23 @@ def bench_bus(bus: BusOption = "auto",
     """Round trips of a JointState and of a raw VGA image between two processes, ms."""
     from hardware.bus.bench import bench as run
     _finish(run(bus, seconds=seconds), as_json)  # type: ignore[arg-type]  # connect checks it
+
+
+@bench.command(name="recorder")
+def bench_recorder(
+    seconds: Annotated[float, typer.Option(help="Seconds of each turn.")] = 60.0,
+    cameras: Annotated[int, typer.Option(help="Raw cameras of 640x480 pixels at 30 Hz.")] = 2,
+    rate: Annotated[float, typer.Option(help="Joint states, Hz.")] = 1_000.0,
+    compression: Annotated[str, typer.Option(help="none, zstd and lz4, with commas between them.")] = "none,zstd,lz4",
+    flush: Annotated[float, typer.Option(help="The recorder's flush interval, s.")] = 0.5,
+    out: Annotated[Path | None, typer.Option(help="Keep the bags in this folder.")] = None,
+    bus: BusOption = "auto",
+    as_json: Json = False,
+) -> None:
+    """What the recorder loses and what it costs: cameras and fast joint states, with and without compression."""
+    from hardware.recorder_bench import bench as run
+    _finish(run(seconds, cameras, rate, compression.split(","), bus, flush, out,
+                lambda line: print(line, file=sys.stderr)), as_json)
 
 
 @bench.command(name="loop")

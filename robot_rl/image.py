@@ -9,6 +9,8 @@ import numpy as np
 from robot_rl.spec import PolicySpec, SpecError
 
 QUALITY = 90  # of a JPEG, unless said otherwise
+LARGEST = 1 << 25  # pixels of a JPEG that is unpacked, 100 MB
+HEAD = 1 << 16  # bytes of a JPEG among which its size is looked for
 
 
 def fit(picture: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -40,10 +42,23 @@ def from_jpeg(data: np.ndarray) -> np.ndarray:
     if head != b"\xff\xd8" or tail != b"\xff\xd9":  # OpenCV would paint what is missing grey and say nothing
         raise ValueError(f"{len(data)} bytes are no whole JPEG: they begin with {head.hex() or 'nothing'} and end with "
                          f"{tail.hex() or 'nothing'}, not ffd8 and ffd9")
+    if (pixels := _pixels(bytes(data[:HEAD]))) > LARGEST:
+        raise ValueError(f"a JPEG of {pixels} pixels, more than {LARGEST}")
     picture = cv2.imdecode(np.ascontiguousarray(data), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if picture is None:
         raise ValueError(f"{len(data)} bytes are no JPEG that OpenCV can read")
     return np.asarray(picture)[..., ::-1]
+
+
+def _pixels(head: bytes) -> int:
+    """What the first bytes of a JPEG say its size is; 0 where they do not."""
+    at = 2
+    while at + 9 <= len(head) and head[at] == 0xFF:
+        marker, length = head[at + 1], int.from_bytes(head[at + 2:at + 4], "big")
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame, not a table
+            return int.from_bytes(head[at + 5:at + 7], "big") * int.from_bytes(head[at + 7:at + 9], "big")
+        at += 2 + length if marker != 0xFF else 1  # 0xFF may be repeated before a marker
+    return 0
 
 
 def prepare(spec: PolicySpec) -> None:

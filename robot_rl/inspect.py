@@ -26,12 +26,8 @@ def inspect(what: str, recipe: str | None) -> dict[str, Any]:
         lines = read_lines(path / "metrics.jsonl")
         return {"run": what} | _contract(Run(path).contract) | {"last": lines[-1] if lines else {}}
     if path.is_dir() and any(path.glob("*.mcap")):
-        from robot_rl.bag import info
-        found = info(path)
-        seconds = (found.end_ns - found.start_ns) * 1e-9
-        topics = {f"topic {name}": f"{t.type} x {t.count}" for name, t in found.topics.items()}
-        return {"bag": what, "messages": found.messages, "seconds": seconds, "bytes": found.size,
-                "closed": found.closed, "dropped_bytes": found.dropped} | topics | found.custom
+        from robot_rl.bag_info import describe, lines
+        return lines(describe(path))
     if not what:
         raise SpecError("inspect: name a policy file, a run folder, a robot, a bag folder, or --recipe NAME")
     robot = load_robot(what)

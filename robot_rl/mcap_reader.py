@@ -7,6 +7,7 @@ be used is counted in bytes instead of raised.
 from __future__ import annotations
 
 import contextlib
+import heapq
 import os
 import struct
 import sys
@@ -37,7 +38,7 @@ from robot_rl.mcap_writer import (
     Message,
 )
 
-LARGEST_CHUNK = 1 << 30  # bytes; a chunk that claims to unpack to more is taken for damage
+LARGEST_CHUNK = 1 << 28  # bytes; a chunk that claims to unpack to more is taken for damage
 
 _BY_LOG_TIME = attrgetter("log_ns")
 
@@ -74,6 +75,7 @@ class McapReader:
         self._unframed = 0
         self._schemas: dict[int, tuple[str, str, str]] = {0: ("", "", "")}
         self._segments: list[_Segment] = []
+        self._wanted: dict[int, Channel | None] = {}  # by id, None for those whose messages are to be skipped
         self.closed = self._read_summary()
         """Whether the file has a proper end."""
         self._walk()
@@ -98,14 +100,22 @@ class McapReader:
         for segment in reversed(self._segments):
             starts.append(later)
             later = min(later, segment.start_ns)
-        held: list[Message] = []  # what a later chunk may still come before
+        held: list[tuple[int, int, Message]] = []  # a heap of what a later chunk may still come before
+        count = 0
+        self._wanted = {identity: self._choice(channel, topics) for identity, channel in self.channels.items()}
         for segment, later in zip(self._segments, reversed(starts), strict=True):
-            held += self._parse(segment, topics)
-            held.sort(key=_BY_LOG_TIME)
-            cut = bisect_right(held, later, key=_BY_LOG_TIME)
-            yield from held[:cut]
-            del held[:cut]
-        yield from held
+            found = self._parse(segment, topics)
+            found.sort(key=_BY_LOG_TIME)
+            if not held:  # as nearly always
+                cut = bisect_right(found, later, key=_BY_LOG_TIME)
+                yield from found[:cut]
+                del found[:cut]
+            for count, message in enumerate(found, count + 1):
+                heapq.heappush(held, (message.log_ns, count, message))
+            while held and held[0][0] <= later:
+                yield heapq.heappop(held)[2]
+        while held:
+            yield heapq.heappop(held)[2]
 
     def _walk(self) -> None:
         """List the segments, up to the end of the data or to the first place where the framing is broken."""
@@ -145,7 +155,7 @@ class McapReader:
             self.dropped += segment.length
             return []
         found: list[Message] = []
-        wanted = self._wanted(topics)
+        wanted = self._wanted
         at, end = 0, len(body)
         try:
             while at < end:
@@ -163,29 +173,29 @@ class McapReader:
                     if after > end:
                         break
                     if opcode in (SCHEMA, CHANNEL):
-                        self._declare(opcode, body[at + HEAD_FORM.size : after])
-                        wanted = self._wanted(topics)
+                        identity = self._declare(opcode, body[at + HEAD_FORM.size : after])
+                        if identity is not None:
+                            wanted[identity] = self._choice(self.channels[identity], topics)
                 at = after
         except (struct.error, KeyError, UnicodeDecodeError):
             pass  # counted just below: the rest of a segment whose records make no sense is not used
         self.dropped += end - at
         return found
 
-    def _wanted(self, topics: Collection[str] | None) -> dict[int, Channel | None]:
-        """Return the channels by id, None for those whose messages are to be skipped."""
-        return {
-            identity: channel if topics is None or channel.topic in topics else None
-            for identity, channel in self.channels.items()
-        }
+    @staticmethod
+    def _choice(channel: Channel, topics: Collection[str] | None) -> Channel | None:
+        """Return the channel, None when its messages are to be skipped."""
+        return channel if topics is None or channel.topic in topics else None
 
-    def _declare(self, opcode: int, body: bytes) -> None:
+    def _declare(self, opcode: int, body: bytes) -> int | None:
+        """Take in a schema, or a channel, whose id is returned."""
         if opcode == SCHEMA:
             (identity,) = struct.unpack_from("<H", body)
             name, at = _read_text(body, 2)
             form, at = _read_text(body, at)
             definition, _ = _read_text(body, at)
             self._schemas[identity] = (name, form, definition)
-            return
+            return None
         identity, schema = struct.unpack_from("<HH", body)
         topic, at = _read_text(body, 4)
         encoding, at = _read_text(body, at)
@@ -193,6 +203,7 @@ class McapReader:
         name, form, definition = self._schemas[schema]
         qos, digest = notes.get("offered_qos_profiles", ""), notes.get("topic_type_hash", "")
         self.channels[identity] = Channel(topic, name, definition, qos, digest, form, encoding)
+        return int(identity)
 
     def _read_summary(self) -> bool:
         """Take channels and counts from the end of a closed file; False when there is no sound end."""

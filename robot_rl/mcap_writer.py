@@ -11,7 +11,9 @@ import contextlib
 import fcntl
 import os
 import struct
+import sys
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -26,10 +28,11 @@ CHUNK_FORM = struct.Struct("<BQQQQII")  # head, first and last log time, size, c
 FOOTER_FORM = struct.Struct("<BQQQ")  # head, summary start, summary offset start; its crc follows
 STATISTICS_FORM = struct.Struct("<QHIIIIQQI")
 FAR = 1 << 64
+COMPRESSIONS = ("zstd", "lz4")
 LARGE = 1 << 16  # bytes; a message of this size is not copied on its way to the disk
 
 
-class BagError(Exception):
+class BagError(ValueError):
     """What was given is no bag, or not one that can be used as asked; the message names the file and why."""
 
 
@@ -54,6 +57,23 @@ class Channel:
     hash: str = ""
     format: str = "ros2msg"
     encoding: str = "cdr"
+
+
+def compressor(name: str) -> Callable[[bytes], bytes]:
+    """How a chunk is compressed: quickly, for it is done while recording. ValueError for an unknown name."""
+    if name == "zstd":
+        if sys.version_info >= (3, 14):
+            from compression import zstd
+        else:
+            from backports import zstd
+        return lambda data: bytes(zstd.compress(data, 1))
+    if name == "lz4":
+        import lz4.frame  # type: ignore[import-untyped]
+
+        return lambda data: bytes(lz4.frame.compress(data))
+    if name:
+        raise ValueError(f"compression {name}: known are {', '.join(COMPRESSIONS)}, and none")
+    return bytes
 
 
 def _text(value: str | bytes) -> bytes:
@@ -85,8 +105,9 @@ def _gathered(parts: list[bytes]) -> list[bytes]:
 class McapWriter:
     """Writes one new file. Nothing reaches the disk before `flush`; a failed flush leaves the file as before it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, compression: str = "") -> None:
         """Create `path` and hold a lock on it until closed, so that nobody repairs it. OSError, also when it exists."""
+        self._compression, self._compress = compression.encode(), compressor(compression)
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self.size = 0
@@ -95,7 +116,7 @@ class McapWriter:
         """Messages on disk by channel id."""
         self.start_ns, self.end_ns = FAR, 0
         self.channels: dict[int, Channel] = {}
-        self._schemas: dict[tuple[str, str], bytes] = {}
+        self._schemas: dict[tuple[str, str], tuple[int, bytes]] = {}
         self._channel_records: list[bytes] = []
         self._chunk_indexes: list[bytes] = []
         self._parts: list[bytes] = []
@@ -113,14 +134,13 @@ class McapWriter:
         """Declare a topic; returns its id for `write`."""
         key = (channel.type, channel.definition)
         if key not in self._schemas:
-            number = struct.pack("<H", len(self._schemas) + 1)
-            body = number + _text(channel.type) + _text(channel.format) + _text(channel.definition)
-            self._schemas[key] = _record(SCHEMA, body)
-            self._put(self._schemas[key])
+            number = len(self._schemas) + 1
+            body = struct.pack("<H", number) + _text(channel.type) + _text(channel.format) + _text(channel.definition)
+            self._schemas[key] = number, _record(SCHEMA, body)
+            self._put(self._schemas[key][1])
         identity = len(self.channels) + 1
         notes = _map({"offered_qos_profiles": channel.qos, "topic_type_hash": channel.hash})
-        schema = list(self._schemas).index(key) + 1
-        head = struct.pack("<HH", identity, schema)
+        head = struct.pack("<HH", identity, self._schemas[key][0])
         record = _record(CHANNEL, head + _text(channel.topic) + _text(channel.encoding) + notes)
         self._channel_records.append(record)
         self._put(record)
@@ -148,9 +168,14 @@ class McapWriter:
         crc = 0
         for run in body:
             crc = zlib.crc32(run, crc)
-        head = CHUNK_FORM.pack(CHUNK, 40 + size, start, end, size, crc, 0) + struct.pack("<Q", size)
+        stored, name = size, self._compression
+        if name:
+            body = [self._compress(b"".join(body))]
+            stored = len(body[0])
+        head = CHUNK_FORM.pack(CHUNK, 40 + len(name) + stored, start, end, size, crc, len(name))
+        head += name + struct.pack("<Q", stored)
         indexes, offsets, chunk_at = b"", b"", self.size
-        indexes_at = chunk_at + len(head) + size
+        indexes_at = chunk_at + len(head) + stored
         for channel, flat in index.items():
             offsets += struct.pack("<HQ", channel, indexes_at + len(indexes))
             bytes_of_it = 8 * len(flat)
@@ -160,8 +185,9 @@ class McapWriter:
         self.start_ns, self.end_ns = min(self.start_ns, start), max(self.end_ns, end)
         for channel, flat in index.items():
             self.counts[channel] += len(flat) // 2
-        chunk = struct.pack("<QQQQ", start, end, chunk_at, len(head) + size) + _text(offsets)
-        self._chunk_indexes.append(chunk + struct.pack("<QIQQ", len(indexes), 0, size, size))
+        chunk = struct.pack("<QQQQ", start, end, chunk_at, len(head) + stored) + _text(offsets)
+        self._chunk_indexes.append(chunk + struct.pack("<Q", len(indexes)) + _text(name)
+                                   + struct.pack("<QQ", stored, size))
 
     def close(self, metadata: str) -> None:
         """Flush, then write rosbag2's `metadata` text, the summary and the footer."""
@@ -172,7 +198,7 @@ class McapWriter:
         sizes = (sum(self.counts.values()), len(self._schemas), len(self.channels), 0, 1, len(self._chunk_indexes))
         times = (self.start_ns if self._chunk_indexes else 0, self.end_ns)
         groups = {
-            SCHEMA: b"".join(self._schemas.values()),
+            SCHEMA: b"".join(record for _, record in self._schemas.values()),
             CHANNEL: b"".join(self._channel_records),
             STATISTICS: _record(STATISTICS, STATISTICS_FORM.pack(*sizes, *times, len(counts)) + counts),
             CHUNK_INDEX: b"".join(_record(CHUNK_INDEX, chunk) for chunk in self._chunk_indexes),

@@ -6,6 +6,7 @@ A file with an input `carry` and an output `carry_out` hands the one, (1, ...), 
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import onnxruntime
 from robot_rl.observe import Observation, blank, state_of
 from robot_rl.spec import PolicySpec, SpecError
 
+LARGEST_CARRY = 1 << 24
 CONTRACT_KEY, DIGEST_KEY, SIZE_KEY = "robot_rl", "robot_rl_sha256", "robot_rl_graph_bytes"
 
 
@@ -47,6 +49,9 @@ class Policy:
         self.sha256 = hashlib.sha256(data).hexdigest()
         shapes = {one.name: one.shape for one in self._session.get_inputs()}
         self._check_sizes(shapes)
+        wanted = {"action"} | ({"carry_out"} if "carry" in shapes else set())
+        if missing := wanted - {one.name for one in self._session.get_outputs()}:
+            raise SpecError(f"policy {path}: the network has no output {', '.join(sorted(missing))}")
         self._feed = {name: np.zeros((1, *shape[1:]), np.uint8 if name == "frames" else np.float32)
                       for name, shape in shapes.items()}
         self._carry = self._feed.get("carry")
@@ -99,6 +104,10 @@ class Policy:
         wanted: dict[str, tuple[int, ...]] = {"obs": (self.spec.observation_size,), "noise": (self.spec.action_size,)}
         if self.spec.vision:
             wanted["frames"] = self.spec.vision.shape
+        carry = shapes.get("carry", [1, 1])[1:]
+        if not all(isinstance(n, int) and n > 0 for n in carry) or math.prod(carry) > LARGEST_CARRY:
+            raise SpecError(f"policy {self.path}: input 'carry' is {shapes['carry']} in the network: known sizes, and at "
+                            f"most {LARGEST_CARRY} numbers")
         for name in sorted({*wanted, *shapes} - {"carry"}):
             found = tuple(shapes.get(name, [])[1:])
             chunk = name == "noise" and len(found) == 1 and found[0] % self.spec.action_size == 0

@@ -159,8 +159,8 @@ def _commands(found: Found) -> str:
     if bag is not None:
         out += html.paragraph("A bag is a rosbag2 folder with one MCAP file. It holds every message the policy saw, "
                               "every command it sent, and one message for each step on policy/step.")
-        out += html.code(f"robot-rl inspect {shlex.quote(str(bag))}", f"ros2 bag info {shlex.quote(str(bag))}",
-                         f"ros2 bag play {shlex.quote(str(bag))}")
+        out += html.code(*(f"{command} {shlex.quote(str(bag))}" for command in (
+            "robot-rl bag info", "robot-rl bag plot", "ros2 bag info", "ros2 bag play")))
         out += html.paragraph(
             "Without ROS 2: open the .mcap file in Foxglove (Open local file) or in PlotJuggler (Data, Load). Worth a "
             "look are tip_pose, joint_states, the camera topics, and policy/step, whose layout names its parts "

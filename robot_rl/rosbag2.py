@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 VERSION = 8  # with the QoS as a text, which everything from Humble to Rolling decodes
 _ROOT = "rosbag2_bagfile_information"
-_Loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # every value a text: custom data are texts
+LARGEST = 16 << 20  # bytes of a metadata.yaml; a larger one is none
 
 
 class _Plain(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
@@ -110,9 +110,13 @@ def write(folder: Path, files: Sequence[Facts], custom: Mapping[str, str]) -> No
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Return what metadata.yaml holds, every value a text; empty when it is missing or makes no sense."""
+    """Return what metadata.yaml holds, every value a text; empty when it is missing or makes no sense.
+
+    Not by libyaml: brackets a hundred thousand deep end the whole process in it, here they are a RecursionError.
+    """
     try:
-        content = yaml.load((folder / "metadata.yaml").read_bytes(), Loader=_Loader)
+        with (folder / "metadata.yaml").open("rb") as file:
+            content = yaml.load(file.read(LARGEST), Loader=yaml.BaseLoader)
         return dict(content[_ROOT])
     except (OSError, yaml.YAMLError, RecursionError, ValueError, TypeError, KeyError):
         return {}

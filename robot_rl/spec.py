@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -31,6 +31,9 @@ SUPERVISOR_STOPPED, SUPERVISOR_STATE = "supervisor/stopped", "supervisor/state"
 TRAJECTORY = "trajectory_msgs/msg/JointTrajectory"
 PD = "control_msgs/msg/DynamicJointState"
 COMMAND_TYPES = ("std_msgs/msg/Float64MultiArray", JOINT_STATE, TRAJECTORY, PD)
+
+
+Kind = TypeVar("Kind")
 
 
 class SpecError(ValueError):
@@ -744,10 +747,20 @@ def policy_file(policy: str) -> Path:
 def load_robot(robot: str) -> RobotSpec:
     """Read a robot by name or by the path of its robot.yaml. Raises SpecError naming file, key and value."""
     path = robot_file(robot)
+    return read_yaml(path, RobotSpec, str(path))
+
+
+def read_yaml(path: Path, kind: type[Kind], where: str, hint: str = "") -> Kind:
+    """Read a YAML file as typed data. Raises SpecError that begins with `where`; `hint` follows when there is no file.
+
+    Whatever yaml's own constructors make of outside text, a date of month 13 or a pit of brackets, is one error.
+    """
     try:
-        return msgspec.convert(yaml.safe_load(path.read_text()), RobotSpec)
-    except (msgspec.ValidationError, yaml.YAMLError) as error:
-        raise SpecError(f"{path}: {error}") from error
+        return msgspec.convert(yaml.safe_load(path.read_bytes()), kind)
+    except OSError as error:
+        raise SpecError(f"{where}: cannot be read: {error.strerror}{hint}") from error
+    except Exception as error:
+        raise SpecError(f"{where}: {error}") from error
 
 
 def mjcf_file(robot: str) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,11 +45,12 @@ class Record:
 
     @classmethod
     def decode(cls: type[Kind], data: bytes) -> Kind:
-        """Read the message back; segments are found by their labels."""
-        message: Any = messages.decode(data, STEP_TYPE)
-        ends = np.cumsum([d.size for d in message.layout.dim])
-        parts = np.split(np.array(message.data), ends[:-1])
-        return cls(**{d.label: part for d, part in zip(message.layout.dim, parts, strict=True)})
+        """Read the message back; segments are found by their labels. Raises ValueError for what is none."""
+        found = messages.segments(messages.decode(data, STEP_TYPE))
+        names = [f.name for f in fields(cls)]  # type: ignore[arg-type]  # its kinds are data
+        if missing := [name for name in names if not len(found.get(name, ()))]:
+            raise ValueError(f"a {cls.__name__} lacks {', '.join(missing)}; it has {', '.join(found)}")
+        return cls(**{name: np.array(found[name]) for name in names})
 
 
 @dataclass
@@ -187,6 +188,39 @@ class EpisodeLog:
         return values
 
 
+def read_info(data: bytes) -> dict[str, Any]:
+    """The JSON object in a std_msgs/String. Raises ValueError where there is none."""
+    try:
+        told = json.loads(messages.decode(data, TEXT_TYPE).data)
+    except RecursionError:
+        raise ValueError("JSON that is nested too deeply") from None
+    if not isinstance(told, dict):
+        raise ValueError(f"no JSON object but {type(told).__name__}")
+    return told
+
+
+def read_event(data: bytes) -> dict[str, Any]:
+    """One message of `policy/episode`, its numbers checked. Raises ValueError for what is no such event."""
+    event = read_info(data)
+    kind, goal = event.get("event"), event.get("goal")
+    whole = [event[key] for key in ("episode", "tick") if event.get(key) is not None]
+    if kind not in ("start", "end", "goal") or not all(isinstance(number, int) for number in whole):
+        raise ValueError(f"no episode event: {str(event)[:200]}")
+    if goal is not None and (np.shape(goal) != (3,) or not all(isinstance(x, (int, float)) for x in goal)):
+        raise ValueError(f"episode event: goal={str(goal)[:200]} is not three numbers")
+    if kind == "goal" and (goal is None or event.get("tick") is None):
+        raise ValueError(f"episode event: a goal without its tick or its place: {str(event)[:200]}")
+    return event
+
+
+def outcome(end: Mapping[str, Any]) -> str:
+    """How an episode ended, in words; of no end if its recording broke off."""
+    if "success" not in end:
+        return "recording broke off"
+    faults = end.get("faults", "none")
+    return "success" if end["success"] else "failed" if faults == "none" else f"stopped ({faults})"
+
+
 def read_episode(folder: str | Path) -> EpisodeLog:
     """Read one recorded episode, also one that broke off. Raises SpecError when it holds no contract."""
     info: dict[str, Any] = {}
@@ -197,21 +231,24 @@ def read_episode(folder: str | Path) -> EpisodeLog:
     raw: dict[str, dict[int, bytes]] = {}
     goals: dict[int, np.ndarray] = {}
     for message in read(folder):
-        if message.topic.endswith(STEP_TOPIC):
-            steps.append((message.publish_ns, StepRecord.decode(message.data)))
-        elif message.topic.endswith(SENT_TOPIC):
-            one = SentRecord.decode(message.data)
-            sent[join_ns(*one.command)] = one
-        elif message.topic.endswith("/policy_info"):
-            info = json.loads(messages.decode(message.data, TEXT_TYPE).data)
-        elif message.topic.endswith(EPISODE_TOPIC):
-            event = json.loads(messages.decode(message.data, TEXT_TYPE).data)
-            if event["event"] == "goal":
-                goals[event["tick"]] = np.array(event["goal"])
+        try:
+            if message.topic.endswith(STEP_TOPIC):
+                steps.append((message.publish_ns, StepRecord.decode(message.data)))
+            elif message.topic.endswith(SENT_TOPIC):
+                one = SentRecord.decode(message.data)
+                sent[join_ns(*one.command)] = one
+            elif message.topic.endswith("/policy_info"):
+                info = read_info(message.data)
+            elif message.topic.endswith(EPISODE_TOPIC):
+                event = read_event(message.data)
+                if event["event"] == "goal":
+                    goals[event["tick"]] = np.array(event["goal"])
+                else:
+                    start, end = (event, end) if event["event"] == "start" else (start, event)
             else:
-                start, end = (event, end) if event["event"] == "start" else (start, event)
-        else:
-            raw.setdefault(message.topic, {})[message.publish_ns] = message.data
+                raw.setdefault(message.topic, {})[message.publish_ns] = message.data
+        except ValueError as error:
+            raise SpecError(f"{folder}: {message.topic} at {message.log_ns} ns: {error}") from error
     if "contract" not in info:
         raise SpecError(f"{folder}: no contract on ~/policy_info: this bag was not recorded by `robot-rl deploy`")
     spec = PolicySpec.from_json(json.dumps(info["contract"]), str(folder))
@@ -221,7 +258,7 @@ def read_episode(folder: str | Path) -> EpisodeLog:
         places = on_the_wire(spec.robot)
         sent = {stamp: replace(one, sent=one.sent[np.argsort(places)]) for stamp, one in sent.items()}
         steps = list(let_through(steps, sent))
-    records = [r for _, r in steps if not start or int(r.episode[0]) == start["episode"]]
+    records = [r for _, r in steps if not start or r.episode[0] == start.get("episode")]
     return EpisodeLog(str(folder), spec, info, start, end, records, readings, goals)
 
 

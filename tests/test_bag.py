@@ -82,9 +82,11 @@ def test_round_trip(tmp_path: Path) -> None:
     assert found.custom == {"success": "true", "note": 'a "quoted": \n text, é'}
 
 
-def test_other_readers_agree(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compression", ["", "zstd", "lz4"])
+def test_other_readers_agree(tmp_path: Path, compression: str) -> None:
     content = rows(500)
-    write(tmp_path / "ep", content, chunk_bytes=4096)  # many chunks
+    write(tmp_path / "ep", content, chunk_bytes=4096, compression=compression)  # many chunks
+    assert [tuple(message) for message in bag.read(tmp_path / "ep")] == content
     with AnyReader([tmp_path / "ep"]) as reader:
         assert [(c.topic, c.msgtype, bytes(d), t) for c, t, d in reader.messages()] == [row[:4] for row in content]
         connection, _, data = next(reader.messages(connections=[c for c in reader.connections if c.msgtype == STATE]))
@@ -278,6 +280,9 @@ def test_errors_at_the_door(tmp_path: Path) -> None:
         bag.recover(tmp_path / "ep")
     writer.close()
     assert bag.recover(tmp_path / "ep").messages == 0
+    with pytest.raises(ValueError, match="compression gzip: known are zstd, lz4"):
+        bag.BagWriter(tmp_path / "new", compression="gzip")
+    assert not (tmp_path / "new").exists()
 
 
 FULL_DISK = """

@@ -237,7 +237,7 @@ def test_demo(demo: Path, filmed: bool) -> None:
     assert "it succeeds in 2 of 3, with the same goals" in words
     for said in ("98.5%", "95.7 to 99.5%", "250 g carried at the tip", "motors with 60%", "0.25 N·m of dry friction",
                  "take effect 50 ms late", "wobble = 3", "rate: cut at a speed limit", "--set batch=64", "--seed 5",
-                 "ros2 bag info", "robot-rl inspect", "Foxglove", "PlotJuggler", "Not in this folder"):
+                 "ros2 bag info", "robot-rl bag info", "Foxglove", "PlotJuggler", "Not in this folder"):
         assert (said in words) == (said != "Not in this folder"), said
     assert "The two intervals on the robot overlap" in words
     assert "demo & <co>" in words and "demo &amp; &lt;co&gt;" in text

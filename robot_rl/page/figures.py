@@ -229,6 +229,39 @@ def bars(rows: Mapping[str, Sequence[tuple[str, float]]], label: str, says: str)
     return f'<svg viewBox="0 0 {WIDTH} {y + 20}" role="img" aria-label="{escape(says)}">{"".join(out)}</svg>'
 
 
+def lanes(rows: Mapping[str, Sequence[tuple[float, float]]], x: Axis, series: str, says: str) -> str:
+    """When each of some things was so: by name, (from, to) on the x axis each, a row under the other."""
+    out, y, width = [], 0, WIDTH - RIGHT
+    for name, spans in rows.items():
+        out.append(f'<text class="name" x="0" y="{y + 14}">{escape(name)}</text>'
+                   f'<path class="grid" d="M0,{y + 26}h{width}"/>')
+        for low, high in spans:
+            a, b = (width * x.share([low, high])).tolist()
+            out.append(f'<rect class="bar {series}" x="{a:.1f}" y="{y + 20}" width="{max(b - a, 1.2):.1f}" '
+                       f'height="11" rx="1.5"/>')
+        y += 40
+    for tick in x.ticks(6):
+        at = width * float(x.share(tick))
+        anchor = "start" if at < 10 else "end" if at > width - 10 else "middle"
+        out.append(f'<text class="tick" x="{at:.1f}" y="{y + 12}" text-anchor="{anchor}">{x.text(tick)}</text>')
+    out.append(f'<path class="axis" d="M0,{y - 2}h{width}"/><text class="label" x="{width}" y="{y + 30}" '
+               f'text-anchor="end">{escape(x.label)}</text>')
+    return f'<svg viewBox="0 0 {WIDTH} {y + 38}" role="img" aria-label="{escape(says)}">{"".join(out)}</svg>'
+
+
+def outline(x: np.ndarray, y: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) points as about `most` of them, with the lowest and the highest of each stretch; fewer are as they are."""
+    if len(x) <= most:
+        return x, y
+    wide = -(-2 * len(x) // most)
+    starts = np.arange(0, len(x), wide)
+    finite = np.isfinite(y)
+    low, high = np.where(finite, y, np.inf), np.where(finite, y, -np.inf)
+    kept = {i for a in starts.tolist() for i in (a + int(low[a:a + wide].argmin()), a + int(high[a:a + wide].argmax()))}
+    places = np.array(sorted(kept))
+    return x[places], y[places]
+
+
 def thin(points: np.ndarray, least: float) -> np.ndarray:
     """(N, D) points without those nearer than `least` to the one kept before; the last one always stays."""
     if len(points) < 3:

@@ -14,7 +14,7 @@ from robot_rl.bag import BagError
 from robot_rl.observe import Quantity
 from robot_rl.safety import Reason
 from robot_rl.spec import POSE, PolicySpec, SpecError
-from robot_rl.steplog import EpisodeLog, join_ns, read_episode
+from robot_rl.steplog import EpisodeLog, join_ns, outcome, read_episode
 
 WORDS = {"before": "before fine-tuning", "after": "after fine-tuning", "only": "recorded"}
 """The groups that episodes come in; the keys are also the names of their colours."""
@@ -60,10 +60,7 @@ class Track:
     @property
     def outcome(self) -> str:
         """The outcome in words."""
-        if self.success is None:
-            return "recording broke off"
-        faults = self.end.get("faults", "none")
-        return "success" if self.success else "failed" if faults == "none" else f"stopped ({faults})"
+        return outcome(self.end)
 
 
 Tracks = Mapping[str, Sequence[Track]]

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from rosbags.highlevel import AnyReader
 
-from hardware import messages
+from hardware import diagnostics, messages
 from hardware.bag_thread import OVERHEAD, BagThread
-from hardware.bus import EVENTS, LATCHED, SENSOR, Bus, connect
+from hardware.bus import COMMAND, EVENTS, LATCHED, SENSOR, Bus, connect
 from hardware.episode_recorder import bag_name
 from robot_rl import bag
 
@@ -173,10 +173,14 @@ def test_one_bag_an_episode_with_preroll(bus: Bus, tmp_path: Path) -> None:
             assert reader.message_count == found.messages
 
 
-def test_killed_at_any_moment(bus: Bus, tmp_path: Path) -> None:
+@pytest.mark.parametrize("moments", [
+    (0.61, 0.83, 1.27), pytest.param(tuple(np.random.default_rng(0).uniform(0.55, 2.0, 50)), id="50 at random",
+                                     marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+def test_killed_at_any_moment(bus: Bus, tmp_path: Path, moments: tuple[float, ...]) -> None:
     with Robot(bus) as robot:
-        for attempt, after_s in enumerate((0.61, 0.83, 1.27)):
-            with Process(tmp_path, "--flush", str(FLUSH_S)) as process:
+        for attempt, after_s in enumerate(moments):
+            compression = ("none", "zstd", "lz4")[attempt % 3]
+            with Process(tmp_path, "--flush", str(FLUSH_S), "--compression", compression) as process:
                 robot.events.publish(text({"event": "start", "episode": attempt, "bag": f"bag_{attempt}"}))
                 time.sleep(after_s)
                 process.end(signal.SIGKILL)
@@ -193,11 +197,14 @@ def test_killed_at_any_moment(bus: Bus, tmp_path: Path) -> None:
 
 
 def test_full_disk_is_told_once_and_does_not_stop_the_recorder(bus: Bus, tmp_path: Path) -> None:
+    heard = bus.reader(diagnostics.TOPIC, diagnostics.TYPE, COMMAND)
     with Robot(bus, joints=40) as robot, Process(tmp_path, "--flush", "0.1", limit=120_000) as process:
         for number in range(2):
             robot.episode(number, steps=60, bag=f"long_{number}")
             (report,) = robot.wait_told(1)
             assert "File too large" in report["error"]
+            told = [messages.decode(sample.data, diagnostics.TYPE).status[0] for sample in heard.take()]
+            assert any(one.level == diagnostics.ERROR and "File too large" in one.message for one in told)
             assert report["dropped"] > 0
             found = bag.info(report["bag"])
             assert found.messages == report["messages"] > 0

@@ -1,0 +1,125 @@
+"""Malformed input of every kind: each parser raises its one error and nothing else, within bounded time and memory.
+
+`python -m tests.fuzz TARGET` tries far more, guided by what the parser does.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.fuzz.targets import LENGTHS, TARGETS, Target
+
+ROOT = Path(__file__).parents[1]
+EACH = {"onnx": 15, "metadata": 25, "robot": 30, "episode": 60, "contract": 60, "mcap": 120}
+"""Examples of the slow ones; of the others there are more."""
+
+
+def damaged(target: Target, whole: bytes, seed: int, edits: int) -> bytes:
+    """A real input with some edits, most of them small, as bit rot, bugs and ill will make them."""
+    rng, data = random.Random(seed), bytearray(whole)
+    for _ in range(edits):
+        at = rng.randrange(len(data) + 1)
+        word = rng.choice([*target.words, *LENGTHS])
+        match rng.randrange(6):
+            case 0:
+                data[at:at + 1] = bytes([rng.randrange(256)])
+            case 1:
+                data[at:at + len(word)] = word
+            case 2:
+                data[at:at] = word
+            case 3:
+                del data[at:at + rng.choice([1, 4, 30, len(data)])]
+            case 4:
+                start = rng.randrange(len(data) + 1)
+                data[at:at] = data[start:start + rng.choice([4, 40, 400])]
+            case _:
+                data[at:at] = word * rng.choice([2, 50, 400])
+    return bytes(data)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_one_error_for_bad_input(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR)
+    target = TARGETS[name]
+    seeds = target.seeds()
+
+    @settings(max_examples=EACH.get(name, 250), deadline=None, derandomize=True, database=None,
+              suppress_health_check=list(HealthCheck))
+    @given(whole=st.sampled_from(seeds) | st.binary(max_size=64), seed=st.integers(0, 1 << 32), edits=st.integers(1, 4))
+    def check(whole: bytes, seed: int, edits: int) -> None:
+        try:
+            target.parse(damaged(target, whole, seed, edits))
+        except target.raises:
+            pass
+
+    check()
+    for whole in seeds[:2]:
+        try:
+            target.parse(whole)
+        except target.raises as error:
+            assert name in ("onnx", "servo"), error  # those lie about themselves or end in the middle
+
+
+BOMBS = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from tests.fuzz.targets import TARGETS
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[3]) << 20, resource.RLIM_INFINITY))
+target = TARGETS[sys.argv[1]]
+try:
+    target.parse(Path(sys.argv[2]).read_bytes())
+    print("taken")
+except target.raises as error:
+    print("refused", str(error)[:200])
+"""
+
+
+def chunk(compression: bytes, body: bytes, unpacked: int) -> bytes:
+    """An MCAP file of one chunk that says it unpacks to so many bytes."""
+    inside = struct.pack("<QQQII", 0, 0, unpacked, 0, len(compression)) + compression
+    inside += struct.pack("<Q", len(body)) + body
+    return b"\\x89MCAP0\\r\\n".decode("unicode_escape").encode("latin1") + struct.pack("<BQ", 6, len(inside)) + inside
+
+
+def bombs() -> list[tuple[str, str, bytes]]:
+    """(target, name, input) of small inputs that ask for much."""
+    import lz4.frame
+
+    from robot_rl.mcap_writer import compressor
+    zeros = bytes(1 << 29)
+    jpeg = bytearray(TARGETS["jpeg"].seeds()[0])
+    at = jpeg.index(b"\xff\xc0")
+    jpeg[at + 5:at + 9] = b"\xff\xff\xff\xff"
+    states = struct.pack("<4sIII", b"\0\1\0\0", 0, 0, 1) + b"\0\0\0\0" + b"\xff\xff\xff\x7f"
+    return [
+        ("mcap", "zstd bomb", chunk(b"zstd", compressor("zstd")(zeros), len(zeros))),
+        ("mcap", "lz4 bomb", chunk(b"lz4", lz4.frame.compress(zeros), len(zeros))),
+        ("jpeg", "JPEG of 65535 x 65535", bytes(jpeg)),
+        ("readings", "2^31 names", b"\0" + states),
+        ("metadata", "pit of brackets", b"[" * 200_000),
+        ("robot", "pit of brackets", b"[" * 200_000),
+        ("robot", "laughs", b"a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + b"".join(
+            b"a%d: &a%d [%s]\n" % (i, i, b", ".join([b"*a%d" % (i - 1)] * 9)) for i in range(1, 20))),
+        ("latency", "pit of brackets", b'{"inputs": ' + b"[" * 200_000),
+        ("steps", "pit of brackets", b"\3" + struct.pack("<4sI", b"\0\1\0\0", 200_001) + b"[" * 200_000 + b"\0"),
+    ]
+
+
+@pytest.mark.parametrize(("target", "name", "data"), bombs(), ids=lambda value: value if isinstance(value, str) else "")
+def test_small_inputs_that_ask_for_much(target: str, name: str, data: bytes, tmp_path: Path) -> None:
+    """In a process of its own with 2 GiB of address space, most of which its libraries take."""
+    (tmp_path / "bomb").write_bytes(data)
+    run = subprocess.run([sys.executable, "-c", BOMBS, target, str(tmp_path / "bomb"), "2048"], cwd=ROOT,
+                         capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.stdout.startswith(("refused", "taken")), run.stderr[-2000:]
