@@ -102,8 +102,14 @@ class PolicyNode:
         """Of the newest ticks, as `ticker.late` holds them."""
 
     def connect(self, timeout_s: float = 10.0) -> None:
-        """Wait for the robot. Raises TimeoutError naming the silent topics."""
+        """Wait for the robot, and for the supervisor if there is one. Raises TimeoutError naming the silent topics."""
+        end = time.monotonic() + timeout_s
         self._io.wait(timeout_s)
+        while silence := self._silence():
+            if time.monotonic() > end:
+                raise TimeoutError(silence)
+            time.sleep(0.01)
+        self.look()
 
     def close(self) -> None:
         """Leave every topic."""
@@ -123,11 +129,7 @@ class PolicyNode:
         Raises TimeoutError or SpecError naming the topics on which something is missing or wrong.
         """
         end = time.monotonic() + timeout_s
-        self._io.wait(timeout_s)
-        while silence := self._silence():
-            if time.monotonic() > end:
-                raise TimeoutError(silence)
-            time.sleep(0.01)
+        self.connect(timeout_s)
         if pressed := self._pressed():
             raise SpecError(f"the protective stop is pressed on {pressed}")
         while self._goals_in:

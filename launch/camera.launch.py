@@ -3,13 +3,15 @@
     ros2 launch robot_rl camera.launch.py robot:=so101 sources:="front=/dev/video0 wrist=rtsp://192.168.1.20/stream"
 
 Without an installed package, give the path: `ros2 launch ./launch/camera.launch.py`. robot.launch.py and
-record.launch.py start the same with `camera_sources`. A camera process that dies is started again: what is missing
-meanwhile stops a policy that sees, as any silent sensor does.
+record.launch.py start the same with `camera_sources`. A process that crashes is started again.
 """
 
 from launch import Action, LaunchContext, LaunchDescription
-from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction
+from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction, TimerAction
+from launch.events.process import ProcessExited
 from launch.substitutions import LaunchConfiguration
+
+ENDED, REFUSED = 0, 2  # exit statuses after which the same command would do no better
 
 
 def cameras(context: LaunchContext) -> list[Action]:
@@ -22,7 +24,14 @@ def cameras(context: LaunchContext) -> list[Action]:
     command += [f"--calibration={word}" for word in given.get("calibrations", "").split()]
     command += ["--loop"] * (given["loop"] == "true")
     command += [f"--namespace={given['namespace']}"] if "namespace" in given else []
-    return [ExecuteProcess(cmd=command, name="camera", output="both", respawn=True, respawn_delay=1.0)]
+
+    def again(event: ProcessExited, context: LaunchContext) -> list[Action]:
+        lasting = event.returncode in (ENDED, REFUSED) or context.is_shutdown
+        return [] if lasting else [TimerAction(period=1.0, actions=[process()])]
+
+    def process() -> Action:
+        return ExecuteProcess(cmd=command, name="camera", output="both", on_exit=again)
+    return [process()]
 
 
 def generate_launch_description() -> LaunchDescription:

@@ -644,9 +644,9 @@ def bench_loop(
 
 def main() -> None:
     """Entry point: errors at the door are one line and status 2."""
-    own, ros = sys.argv[1:], "--ros-args"
+    from hardware.bus import own_arguments
     try:
-        app(own[:own.index(ros)] if ros in own else own)  # what follows is for rclpy, which reads sys.argv itself
+        app(own_arguments())
     except (SpecError, ValueError, FloatingPointError, TimeoutError, FileNotFoundError, ModuleNotFoundError) as error:
         hint = ""
         if isinstance(error, ModuleNotFoundError) and error.name:
