@@ -95,7 +95,8 @@ def topics(spec: PolicySpec, robot: RobotSpec, cameras: bool) -> list[tuple[str,
 
 def deploy(policy: Path, robot: str, *, episodes: int, record: Path | None, where: BusOptions, seed: int = 0,
            explore: bool = False, serve: bool = False, cameras: bool = True, supervised: bool = False,
-           compression: str = "none", stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+           compression: str = "none", acknowledged: bool = False,
+           stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
     """Run episodes on the robot and return their figures. Raises SpecError or TimeoutError before anything moves."""
     spec = load_robot(robot)
     spec = msgspec.structs.replace(spec, supervised=spec.supervised or supervised)
@@ -106,7 +107,7 @@ def deploy(policy: Path, robot: str, *, episodes: int, record: Path | None, wher
         raise SpecError(f"--no-cameras with --record {record}: policy {policy} sees through {used}, and its episodes "
                         "cannot be read back without their images")
     with where.connect("policy") as bus:
-        node, health = PolicyNode(loaded, spec, bus, seed, explore), Health(bus)
+        node, health = PolicyNode(loaded, spec, bus, seed, explore, acknowledged=acknowledged), Health(bus)
         node.connect()
         # between episodes the reset looks at the robot, so this thread never does
         beside = Administration(bus, {"~/reload": node.reload}, lambda: health.tell("episodes", "", node, True))
@@ -129,16 +130,20 @@ def _run(node: PolicyNode, episodes: int, serve: bool, bus: Bus, stop: Callable[
 
 
 def _count(node: PolicyNode, episodes: int, stop: Callable[[], bool]) -> list[EpisodeResult]:
-    """So many episodes; a latched stop ends the run."""
+    """So many episodes, from the moment on that the supervisor is armed, if there is one; a latched stop ends the run."""
     results: list[EpisodeResult] = []
+    if node.robot.supervised and (reason := node.stopped()):
+        print(f"deploy: waits for the supervisor to be armed: {node.explain(reason)}", file=sys.stderr, flush=True)
+        while node.stopped() and not stop():
+            time.sleep(0.02)
     bar = progress("deploy", unit="episode", items=range(episodes))
     for _ in bar:
         if stop():
             break
         results.append(node.run_episode(wanted=lambda: not stop()))
         bar.set_postfix_str(f"success {np.mean([r.success for r in results]):.0%}")
-        if node.stopped():
-            print("deploy: stopped by the protective stop", file=sys.stderr)
+        if reason := node.stopped():
+            print(f"deploy: stopped: {node.explain(reason)}", file=sys.stderr)
             break
     return results
 

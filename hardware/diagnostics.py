@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from hardware.bus import COMMAND, Bus
 from hardware.loop import percentiles
 from hardware.robot_io import heard_on
 from robot_rl.safety import CLAMPS, Reason
-from robot_rl.spec import Steering
+from robot_rl.spec import Camera, Sensor, Steering
 
 if TYPE_CHECKING:
     from hardware.policy_node import PolicyNode
@@ -31,6 +31,11 @@ def diagnostic(stamp_ns: int, name: str, level: int, message: str, values: Mappi
     status = messages.new("diagnostic_msgs/msg/DiagnosticStatus", level=level, name=name, message=message,
                           hardware_id=hardware, values=pairs)
     return messages.new(TYPE, header=messages.header(stamp_ns), status=[status])
+
+
+def ages(inputs: Iterable[Sensor | Camera | Steering], heard: Mapping[str, float]) -> dict[str, object]:
+    """The age of each input, s, as diagnostics show it."""
+    return {f"age_s {one.name}": f"{heard[one.name]:.4g}" if one.name in heard else "never heard" for one in inputs}
 
 
 class Health:
@@ -87,12 +92,11 @@ class Health:
                 "jitter_ms_max": f"{worst:.4g}", "latency_ms_p50": f"{l50:.4g}", "latency_ms_p99": f"{l99:.4g}"}
 
     def _inputs(self, node: PolicyNode, running: bool, warnings: list[str]) -> dict[str, object]:
-        """Age of every input, at the last tick or now."""
-        ages = node.ages if running else node.look()
-        values: dict[str, object] = {}
+        """Age of every input, at the last tick or now, and how much earlier than the joints each image was taken."""
+        heard, behind = (node.ages, node.behind_s) if running else node.look()
+        values = ages(node.spec.inputs, heard) | {f"behind_s {name}": f"{s:.4g}" for name, s in behind.items()}
         for sensor in node.spec.inputs:
-            age = ages.get(sensor.name)
-            values[f"age_s {sensor.name}"] = "never heard" if age is None else f"{age:.4g}"
+            age = heard.get(sensor.name)
             silent = age is None or age > NORMAL["age"] * sensor.stale_after_s
             if silent and not isinstance(sensor, Steering):  # nobody has to steer
                 shown = "never heard" if age is None else f"{age:.3g} s old"

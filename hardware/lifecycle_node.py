@@ -48,6 +48,11 @@ PARAMETERS: dict[str, ParameterDescriptor] = {
     "seed": ParameterDescriptor(description="Seed of the exploration noise", read_only=True,
                                 integer_range=[IntegerRange(from_value=0, to_value=2**31 - 1)]),
     "autostart": ParameterDescriptor(description="Configure and activate at the start", read_only=True),
+    "supervised": ParameterDescriptor(
+        description="Send commands to the supervisor instead of to the robot, as the robot's file may say too",
+        read_only=True),
+    "acknowledge_no_watchdog": ParameterDescriptor(
+        description="Command positions though nobody downstream stops the robot when commands stop", read_only=True),
 }
 """By the name of a setting; the control rate is none of them: the policy's contract says it."""
 

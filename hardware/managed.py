@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import msgspec
+
 from hardware.administration import Administration, Answers
 from hardware.bus import Bus, chosen
 from hardware.deploy import BusOptions
@@ -34,6 +36,8 @@ class Settings:
     explore: bool = False
     seed: int = 0
     autostart: bool = False
+    supervised: bool = False
+    acknowledge_no_watchdog: bool = False
 
 
 class ManagedPolicy:
@@ -56,7 +60,9 @@ class ManagedPolicy:
             if not getattr(told, key):
                 raise SpecError(f"{key} is empty: say which")
         robot, policy = load_robot(told.robot), Policy(policy_file(told.policy_path))
-        self.node = PolicyNode(policy, robot, self._bus, told.seed, told.explore, endless=True)
+        robot = msgspec.structs.replace(robot, supervised=robot.supervised or told.supervised)
+        self.node = PolicyNode(policy, robot, self._bus, told.seed, told.explore, endless=True,
+                               acknowledged=told.acknowledge_no_watchdog)
 
     def activate(self) -> None:
         """Wait for fresh state of every input, then begin."""

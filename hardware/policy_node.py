@@ -19,11 +19,11 @@ import numpy as np
 
 from hardware import messages
 from hardware.bus import EVENTS, LATCHED, Bus, Sample
-from hardware.either import Either, Switch
+from hardware.either import BOOL, Either, Switch
 from hardware.loop import Ticker, percentiles, steady
 from hardware.rehearsal import rehearsal
 from hardware.robot_io import RobotIO, heard_on
-from robot_rl import image
+from robot_rl import image, stop
 from robot_rl.episode import Command, Episode, Outcome
 from robot_rl.observe import Readings
 from robot_rl.policy import Exploration, Policy
@@ -33,6 +33,8 @@ from robot_rl.steplog import EPISODE_TOPIC, STEP_TOPIC, STEP_TYPE, TEXT_TYPE, st
 
 INFO = "~/policy_info"
 FRESH_TIMEOUT_S = 5.0
+SUPERVISOR_SILENT_S = 0.75
+"""A supervisor, which speaks ten times a second, is gone when nothing was heard of it for so long."""
 STOP_S = 0.25
 """How long the stop behaviour is commanded when continuous control ends, before there is silence."""
 
@@ -64,11 +66,14 @@ class PolicyNode:
     """
 
     def __init__(self, policy: Policy, robot: RobotSpec, bus: Bus, seed: int = 0, explore: bool = False,
-                 endless: bool = False) -> None:
+                 endless: bool = False, acknowledged: bool = False) -> None:
+        """`acknowledged`: somebody knows that nobody downstream stops a position robot when commands stop."""
         policy.spec.on(robot, f"policy {policy.path}")  # before there is anything on the bus
+        _demand_watchdog(robot, acknowledged)
         self.bus, self.explore, self._endless = bus, explore, endless
         self.robot = robot
         self._stops = [Switch(bus, topic) for topic in robot.stop_topics]
+        self._supervisor = self._stops[-1] if robot.supervised else None
         self._steps = bus.publisher(STEP_TOPIC, STEP_TYPE, EVENTS)
         self._events = bus.publisher(EPISODE_TOPIC, TEXT_TYPE, EVENTS)
         self._info = bus.publisher(INFO, TEXT_TYPE, LATCHED)
@@ -90,13 +95,21 @@ class PolicyNode:
         """Why the newest goal is not followed."""
         self.ages: dict[str, float] = {}
         """Of every input at the last tick, s."""
+        self.behind_s: dict[str, float] = {}
+        """How much earlier than the joints each camera's image was taken, at the last tick, s."""
         self.ticker = Ticker(self.spec.rate_hz)
         self.latency_s = np.zeros(len(self.ticker.late), np.float64)
         """Of the newest ticks, as `ticker.late` holds them."""
 
     def connect(self, timeout_s: float = 10.0) -> None:
-        """Wait for the robot. Raises TimeoutError naming the silent topics."""
+        """Wait for the robot, and for the supervisor if there is one. Raises TimeoutError naming the silent topics."""
+        end = time.monotonic() + timeout_s
         self._io.wait(timeout_s)
+        while silence := self._silence():
+            if time.monotonic() > end:
+                raise TimeoutError(silence)
+            time.sleep(0.01)
+        self.look()
 
     def close(self) -> None:
         """Leave every topic."""
@@ -105,9 +118,10 @@ class PolicyNode:
                 end.close()
         self._io.close()
 
-    def stopped(self) -> bool:
-        """Whether a stop is pressed: the protective one, or the supervisor's, where there is one."""
-        return bool(self._pressed())
+    def stopped(self) -> Reason:
+        """Why nothing may move now: a stop is pressed, the protective one or the supervisor's, or that one is gone."""
+        reason = Reason.STOP if any(stop.on() for stop in self._stops) else Reason.NONE
+        return reason | Reason.UNSUPERVISED if self._silence() else reason
 
     def ready(self, timeout_s: float = FRESH_TIMEOUT_S) -> None:
         """Wait for all that continuous control begins with: fresh inputs, a goal where the task has one, no stop.
@@ -115,7 +129,7 @@ class PolicyNode:
         Raises TimeoutError or SpecError naming the topics on which something is missing or wrong.
         """
         end = time.monotonic() + timeout_s
-        self._io.wait(timeout_s)
+        self.connect(timeout_s)
         if pressed := self._pressed():
             raise SpecError(f"the protective stop is pressed on {pressed}")
         while self._goals_in:
@@ -130,10 +144,10 @@ class PolicyNode:
                                    f"({POSE}) for {timeout_s:g} s")
             time.sleep(0.01)
 
-    def look(self) -> dict[str, float]:
-        """Ages of the inputs that have spoken, s, while no control runs."""
-        self.ages = self._io.read().ages
-        return self.ages
+    def look(self) -> tuple[dict[str, float], dict[str, float]]:
+        """`ages` of the inputs that have spoken, and `behind_s`, while no control runs."""
+        self._see(self._io.read())
+        return self.ages, self.behind_s
 
     def run_episode(self, goal: np.ndarray | None = None, wanted: Callable[[], bool] = forever) -> EpisodeResult:
         """Reset the robot, run one episode and stop. Raises TimeoutError when the robot does not answer.
@@ -170,7 +184,7 @@ class PolicyNode:
                     self._keep_stopping(episode)
         finally:
             self._end(number, episode.steps, total, outcome, began, wall)
-        return "" if outcome.faults == Reason.STOP and not wanted() else self._explain(outcome.faults)
+        return "" if outcome.faults == Reason.STOP and not wanted() else self.explain(outcome.faults)
 
     def reload(self) -> str:
         """Read the policy file again, beside the running loop, whose next tick uses it; returns its hash.
@@ -224,8 +238,8 @@ class PolicyNode:
             while True:
                 self.ticker.wait(rehearse)
                 taken, stamp = time.perf_counter(), self.bus.now_ns()
-                if self.stopped() or not wanted():
-                    episode.halt(Reason.STOP)
+                if reason := self.stopped() | (Reason.NONE if wanted() else Reason.STOP):
+                    episode.halt(reason)
                 if self._goals_in and self._hear_goal() and self._goal is not None:
                     episode.aim(self._goal)
                     self._tell(event="goal", episode=number, tick=self.ticker.ticks, goal=_listed(self._goal))
@@ -251,7 +265,7 @@ class PolicyNode:
               idle: np.ndarray, latency: float) -> None:
         """Count one tick and tell of it."""
         self.latency_s[(self.ticker.ticks - 1) % len(self.latency_s)] = latency
-        self.ages = readings.ages
+        self._see(readings)
         reasons = command.reasons if command else Reason.NONE
         self.reasons[int(reasons | outcome.faults)] += 1
         self.safety_events += bool((reasons | outcome.faults) & ~Reason.FADE)
@@ -261,6 +275,23 @@ class PolicyNode:
             sent=command.sent if command else np.full(len(self.robot.actuated), np.nan), reasons=reasons,
             lateness_s=self.ticker.late_ns * 1e-9, latency_s=latency)
         self._steps.publish(record.encode())
+
+    def _see(self, readings: Readings) -> None:
+        """Keep what diagnostics tell of readings."""
+        self.ages, joints = readings.ages, self.robot.joint_sensor.name
+        self.behind_s = {camera.name: readings.behind_s(camera.name, joints) for camera in self.spec.cameras
+                         if {camera.name, joints} <= readings.acquired.keys()}
+
+    def _silence(self) -> str:
+        """Why the supervisor that commands go to is taken for gone; '' while it speaks, or where there is none."""
+        if self._supervisor is None:
+            return ""
+        newest = self._supervisor.newest()
+        age = None if newest is None else (time.monotonic_ns() - newest.arrival_ns) * 1e-9
+        if age is not None and age <= SUPERVISOR_SILENT_S:
+            return ""
+        heard = "has not spoken" if age is None else f"silent for {age:.3g} s, at most {SUPERVISOR_SILENT_S:g} s"
+        return f"supervisor on {self.bus.resolve(self._supervisor.topic)} ({BOOL}) {heard}"
 
     def _pressed(self) -> str:
         """The topics on which a stop is pressed, as a text."""
@@ -298,8 +329,8 @@ class PolicyNode:
         self._goal, self.goal_refused = goal, ""
         return True
 
-    def _explain(self, faults: Reason) -> str:
-        """What went wrong, with the topics that it shows on."""
+    def explain(self, faults: Reason) -> str:
+        """What is wrong, with the topics that it shows on."""
         words = [faults.words()]
         for sensor in self.spec.inputs:
             if isinstance(sensor, Steering):  # nobody has to steer
@@ -313,6 +344,8 @@ class PolicyNode:
         if faults & Reason.STOP:
             where = self._pressed() or ", ".join(self.bus.resolve(topic) for topic in self.robot.stop_topics)
             words.append(f"pressed on {where}")
+        if faults & Reason.UNSUPERVISED:
+            words.append(self._silence() or "it has spoken again")
         return ", ".join([*words, *self._io.refused.values()])
 
     def _draw(self) -> np.ndarray | None:
@@ -360,6 +393,18 @@ class PolicyNode:
         """Say on the latched topic that a policy is the one that acts from now on."""
         self._info.publish(info)
         return policy, spec
+
+
+def _demand_watchdog(robot: RobotSpec, acknowledged: bool) -> None:
+    """Refuse, as a supervisor refuses to be armed, a robot that nobody stops when commands stop. SpecError says so."""
+    if robot.supervised:  # which sees to it itself
+        return
+    interface = robot.command.interface
+    against = stop.objections(stop.unwatched(robot.watchdog.kind, interface, acknowledged), stop.DEFAULTS)
+    if against:
+        hint = "; --acknowledge-no-watchdog runs it all the same" if interface == "position" else ""
+        raise SpecError(f"robot {robot.robot}: watchdog.kind={robot.watchdog.kind}, command.interface={interface}: "
+                        f"{'; '.join(against)}{hint}")
 
 
 def _resolved(spec: PolicySpec, bus: Bus) -> PolicySpec:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from hardware import messages
 from hardware.bag_thread import BagThread, say
-from hardware.bus import COMMAND, EVENTS, LATCHED, SENSOR, connect, resolve
+from hardware.bus import COMMAND, EVENTS, LATCHED, SENSOR, chosen, connect, own_arguments, resolve
 from hardware.episode_recorder import TEXT, Recorder, Source, bag_name
 from hardware.robot_io import heard_on
 from robot_rl.mcap_writer import COMPRESSIONS
@@ -64,9 +64,11 @@ def robot_topics(robot: RobotSpec, cameras: bool = True) -> list[tuple[str, str,
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Record until SIGTERM or SIGINT; returns the exit status."""
-    args = _parser().parse_args(argv)
+    args = _parser().parse_args(own_arguments() if argv is None else argv)
     try:
-        wanted = _wanted(args)
+        rows = _wanted(args)
+        sources(rows, "")
+        chosen(args.bus)
     except (OSError, ValueError) as error:
         print(f"recorder: {error}", file=sys.stderr)
         return 2
@@ -77,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     disk = BagThread(Path(args.out), queue_bytes=args.max_queue << 20, flush_s=args.flush, split_bytes=args.split << 20,
                      compression="" if args.compression == "none" else args.compression)
     with connect(args.bus, "recorder", args.namespace, args.domain) as bus:
+        wanted = sources([(bus.resolve(topic), type, kind) for topic, type, kind in rows], "")
         recorder = Recorder(bus, wanted, disk, episodes=args.continuous is None, preroll_s=args.preroll,
                             tail_s=args.tail)
         disk.start()
@@ -90,15 +93,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _wanted(args: argparse.Namespace) -> list[Source]:
+def _wanted(args: argparse.Namespace) -> Sequence[Sequence[str]]:
     if args.robot:
-        return sources(robot_topics(load_robot(args.robot)), args.namespace)
+        return robot_topics(load_robot(args.robot), not args.no_cameras)
     text = sys.stdin.read() if args.topics == "-" else Path(args.topics).read_text()
     try:
-        rows = json.loads(text)
+        return list(json.loads(text))
     except ValueError as error:
         raise ValueError(f"--topics {args.topics}: no JSON list of [topic, type, kind]: {error}") from None
-    return sources(rows, args.namespace)
 
 
 def _run(recorder: Recorder, args: argparse.Namespace, stopping: Sequence[int]) -> None:
@@ -129,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", required=True, help="folder for the bags")
     add("--robot", help="record the topics of this robot, instead of --topics: a name or the path of a robot.yaml")
     add("--topics", default="-", help="file with a JSON list of [topic, type, kind]; - reads stdin (default)")
+    add("--no-cameras", action="store_true", help="with --robot: not its cameras")
     add("--preroll", type=float, default=0.5, metavar="S", help="what a bag holds from before its episode, s (0.5)")
     add("--tail", type=float, default=0.1, metavar="S", help="what a bag holds from after its episode, s (0.1)")
     add("--flush", type=float, default=0.5, metavar="S", help="what is older than this survives a kill, s (0.5)")

@@ -6,7 +6,8 @@ stop behaviour instead, and a latched stop lasts until somebody resets it.
 `robot_rl/stop.py` decides, this file sees and does. Every command that goes out is told of on `supervisor/sent`.
 
 Services (std_srvs/Trigger): `supervisor/arm`, `disarm`, `stop`, `reset`. Topics: `supervisor/state` (JSON, latched),
-`supervisor/stopped` (latched; true unless armed: policies end their episode by it), `/diagnostics`.
+`supervisor/stopped` (latched, and again ten times a second; true unless armed: policies end their episode by it, and
+by its silence), `/diagnostics`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from hardware import messages
 from hardware.bus import COMMAND, EVENTS, LATCHED, Bus, Qos, Reader, Request, Sample
 from hardware.diagnostics import TOPIC as DIAGNOSTICS_TOPIC
 from hardware.diagnostics import TYPE as DIAGNOSTICS
-from hardware.diagnostics import diagnostic
+from hardware.diagnostics import ages, diagnostic
 from hardware.either import BOOL, Switch, is_true
 from hardware.loop import percentiles, steady
 from hardware.robot_io import Order, RobotIO, decode_command
@@ -45,6 +46,7 @@ TICK_S = 0.005  # it looks at least so often
 STOP_PERIOD_S = 0.01  # between commands of the stop behaviour
 POSE_S = 0.02  # between looks at how far apart links are
 GRAPH_S = 0.1  # between looks at who else is there
+BEAT_S = 0.1  # between words on `supervisor/stopped`, by whose silence policies know that nobody is here
 LATE_S = 0.05  # without a look for longer, it was late
 EVENT_S, CLAMPED_S = 0.5, 1.0  # how long what happened in a moment counts as a flag
 BURST = 10  # commands that may come at once whatever the rate
@@ -111,9 +113,7 @@ class Supervisor:
         self._rate = robot.joint_sensor.rate_hz
         self._safety, self._guard = Safety(robot, self._rate), Guard(robot, mjcf)
         self._position = f"{robot.joint_sensor.name}.position"
-        position = robot.command.interface == "position"
-        alone = robot.watchdog.kind == "none" and not (position and acknowledged)
-        self._standing = Flag.WATCHDOG if alone else Flag.NONE
+        self._standing = stop.unwatched(robot.watchdog.kind, robot.command.interface, acknowledged)
         self.stand, self.flags = Stand(since_s=time.monotonic()), Flag.NONE
         self._until: dict[Flag, float] = {}  # when what happened in a moment is over
         self._graph = self._pose = Flag.NONE
@@ -125,7 +125,8 @@ class Supervisor:
         self._over_ns = 0  # when the policy told of the end of its episode; 0: it is in one
         self._last: np.ndarray | None = None  # the last command sent, while they follow each other
         self._held: np.ndarray | None = None
-        self._looked = self._told_s = self._graph_s = self._pose_s = self._stop_s = time.monotonic()
+        self._looked = self._told_s = self._graph_s = self._pose_s = self._stop_s = self._beat_s = time.monotonic()
+        self._ages: dict[str, float] = {}
         self._passed: deque[float] = deque(maxlen=1000)
         self._refused = ""
         self._tell(None)
@@ -161,6 +162,8 @@ class Supervisor:
         elif self.stand.state in (State.STOPPING, State.STOPPED) and now >= self._stop_s:
             self._stop_s = now + STOP_PERIOD_S
             self._brake(readings, heard)
+        if now - self._beat_s >= BEAT_S:
+            self._beat()
         if now - self._told_s >= 1.0:
             self._told_s = now
             self._diagnose()
@@ -228,6 +231,7 @@ class Supervisor:
             self._pose_s = now + POSE_S
             self._pose = self._guard.check(readings.values[self._position])
         flags = self._standing | self._graph | self._pose
+        self._ages = readings.ages
         faults = self._safety.check(readings)
         for reason, flag in SEEN.items():
             flags |= flag if reason in faults else Flag.NONE
@@ -324,11 +328,16 @@ class Supervisor:
         told = {"state": stand.state.value, "cause": stand.cause.names(), "latched": stand.latched,
                 "flags": self.flags.names()}
         self._state.publish(messages.encode(messages.string(json.dumps(told))))
-        self._stopped.publish(messages.encode(messages.boolean(stand.state is not State.ARMED)))
+        self._beat()
         if before is not None:
             why = f" ({', '.join(stand.cause.names())})" if stand.cause else ""
             print(f"supervisor: {self.robot.robot}: {before.state.value} to {stand.state.value}{why}",
                   file=sys.stderr, flush=True)
+
+    def _beat(self) -> None:
+        """Say that it is here, and whether policies may act."""
+        self._beat_s = time.monotonic()
+        self._stopped.publish(messages.encode(messages.boolean(self.stand.state is not State.ARMED)))
 
     def _diagnose(self) -> None:
         """How it is, once a second."""
@@ -339,6 +348,7 @@ class Supervisor:
         values: dict[str, object] = {"state": stand.state.value, "cause": "+".join(stand.cause.names()) or "none",
                                      "latched": stand.latched, "forwarding_ms_p50": f"{p50:.3f}",
                                      "forwarding_ms_p99": f"{p99:.3f}", "last_refused": self._refused or "none"}
+        values |= ages(self.robot.sensors, self._ages)
         values |= {f"flag {flag.name.lower()}": flag in self.flags for flag in stop.FLAGS if flag.name}
         message = diagnostic(self._bus.now_ns(), "supervisor: stop logic", level,
                              f"{stand.state.value}{': ' + why if why else ''}", values, self.robot.robot)

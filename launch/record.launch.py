@@ -1,12 +1,15 @@
 """One bag of everything that a robot says and is told, whoever drives it.
 
-    ros2 launch robot_rl record.launch.py robot:=so101 record:=bags name:=drive
+    ros2 launch robot_rl record.launch.py robot:=so101 record:=bags name:=drive camera_sources:=front=/dev/video0
 
 Without an installed package, give the path: `ros2 launch ./launch/record.launch.py`. Interrupt it to close the bag.
 """
 
+from pathlib import Path
+
 from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, ExecuteProcess, Shutdown
+from launch.actions import DeclareLaunchArgument, ExecuteProcess, IncludeLaunchDescription, Shutdown
+from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 
 
@@ -26,5 +29,10 @@ def generate_launch_description() -> LaunchDescription:
                               description="Namespace of the robot's topics."),
         DeclareLaunchArgument("bus", default_value="auto", choices=["auto", "dds", "ros"],
                               description="rclpy (ros), the built-in DDS (dds), or rclpy where it is found (auto)."),
+        DeclareLaunchArgument("camera_sources", default_value="", description="Real cameras to publish: NAME=SOURCE with "
+                              "spaces between them, as camera.launch.py's `sources` [default: none]."),
+        IncludeLaunchDescription(
+            PythonLaunchDescriptionSource(str(Path(__file__).resolve().parent / "camera.launch.py")),
+            launch_arguments=[("sources", LaunchConfiguration("camera_sources"))]),
         recorder,
     ])

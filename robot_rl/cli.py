@@ -32,6 +32,10 @@ RobotOption = Annotated[str | None, typer.Option("--robot", help="Robot name, or
 BusOption = Annotated[str, typer.Option("--bus", help="auto (ros where rclpy is found, else dds), dds or ros.")]
 Namespace = Annotated[str, typer.Option(help="ROS namespace of the robot's topics.")]
 Domain = Annotated[int | None, typer.Option(help="DDS domain [default: ROS_DOMAIN_ID, else 0].")]
+Supervised = Annotated[bool, typer.Option("--supervised", help="Send commands to `robot-rl supervisor`, as `supervised: "
+                                          "true` in robot.yaml says too.")]
+Acknowledged = Annotated[bool, typer.Option("--acknowledge-no-watchdog", help="Command positions though nobody "
+                                            "downstream stops the robot when commands stop.")]
 Threads = Annotated[int, typer.Option(help="CPU threads of the learner; 0: one for each core.")]
 LatencyOption = Annotated[Path | None, typer.Option("--latency", help="Delays that were measured on the robot, a file "
                                                     "of `robot-rl latency`, to draw from.")]
@@ -249,8 +253,7 @@ def deploy(
     cameras: Annotated[bool, typer.Option(help="Record the cameras too.")] = True,
     compression: Annotated[str, typer.Option(help="Of what is recorded: none, zstd or lz4, by the recorder's process.")
                            ] = "none",
-    supervised: Annotated[bool, typer.Option("--supervised", help="Send commands to `robot-rl supervisor`, as "
-                                             "`supervised: true` in robot.yaml says too.")] = False,
+    supervised: Supervised = False, acknowledge: Acknowledged = False,
     as_json: Json = False,
 ) -> None:
     """Run a policy on a robot at control rate, behind the safety filter, recording every step."""
@@ -259,15 +262,15 @@ def deploy(
     from hardware.loop import interrupted
     where = BusOptions(bus, namespace, domain)
     _finish(run(policy_file(policy), robot, episodes=episodes, record=record, where=where, seed=seed, explore=explore,
-                serve=serve, cameras=cameras, supervised=supervised, compression=compression, stop=interrupted()), as_json)
+                serve=serve, cameras=cameras, supervised=supervised, compression=compression,
+                acknowledged=acknowledge, stop=interrupted()), as_json)
 
 
 @app.command()
 def supervisor(
     robot: Annotated[str, typer.Argument(help="Robot name, or path of a robot.yaml.")],
     bus: BusOption = "auto", namespace: Namespace = "", domain: Domain = None,
-    acknowledge: Annotated[bool, typer.Option("--acknowledge-no-watchdog", help="Arm a position robot though nobody "
-                                              "behind the supervisor stops it when commands stop.")] = False,
+    acknowledge: Acknowledged = False,
 ) -> None:
     """Stand between policies and the robot: forward commands while all is well, stop the robot when it is not.
 
@@ -287,14 +290,15 @@ def policy_run(
     fresh_timeout: Annotated[float, typer.Option(help="How long a start waits for fresh inputs and a goal, s.")] = 5.0,
     explore: Annotated[bool, typer.Option(help="Act with the learner's exploration noise.")] = False,
     autostart: Annotated[bool, typer.Option(help="Configure and activate at once.")] = False,
+    supervised: Supervised = False, acknowledge: Acknowledged = False,
     bus: BusOption = "auto", namespace: Namespace = "", domain: Domain = None, seed: Seed = 0,
 ) -> None:
     """Be the policy process: control without end while active; on ros a managed node that takes --ros-args too."""
     from hardware.deploy import BusOptions
     from hardware.loop import interrupted
     from hardware.managed import Settings, serve
-    serve(Settings(policy, robot, fade, fresh_timeout, explore, seed, autostart), BusOptions(bus, namespace, domain),
-          interrupted())
+    serve(Settings(policy, robot, fade, fresh_timeout, explore, seed, autostart, supervised, acknowledge),
+          BusOptions(bus, namespace, domain), interrupted())
 
 
 @policy.command(name="start")
@@ -339,7 +343,7 @@ def finetune(
     ratio: Annotated[float, typer.Option(help="Share of each batch that comes from the bags.")] = 0.5,
     hindsight: Annotated[int, typer.Option(help="Other goals, ones it came by, by which each episode is learned from "
                                                 "too; for tasks with a goal.")] = 4,
-    set_: Options = None,
+    set_: Options = None, acknowledge: Acknowledged = False,
     bus: BusOption = "auto", namespace: Namespace = "", domain: Domain = None, seed: Seed = 0,
     threads: Threads = 0,
     as_json: Json = False,
@@ -351,7 +355,7 @@ def finetune(
                              hindsight=hindsight,
                              out=out or run.with_name(run.name + "-finetuned"), warm_updates=warm_updates,
                              changes=set_ or [], where=BusOptions(bus, namespace, domain), seed=seed,
-                             threads=threads), as_json)
+                             threads=threads, acknowledged=acknowledge), as_json)
 
 
 @app.command(name="latency")
@@ -706,9 +710,9 @@ def bench_loop(
 
 def main() -> None:
     """Entry point: errors at the door are one line and status 2."""
-    own, ros = sys.argv[1:], "--ros-args"
+    from hardware.bus import own_arguments
     try:
-        app(own[:own.index(ros)] if ros in own else own)  # what follows is for rclpy, which reads sys.argv itself
+        app(own_arguments())
     except (SpecError, ValueError, FloatingPointError, TimeoutError, FileNotFoundError, ConnectionError,
             ModuleNotFoundError) as error:
         hint = ""

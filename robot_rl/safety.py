@@ -29,7 +29,8 @@ class Reason(IntFlag):
     EFFORT = 128  # clipped to an effort limit
     FADE = 256  # the policy is being faded in after the robot was activated
     TOOL = 512  # held back: the guarded frame would leave its box or be too fast, or links would meet
-    FAULTS = STOP | MISSING | STALE | NONFINITE | WORKSPACE
+    UNSUPERVISED = 1024  # the supervisor that commands go to has fallen silent
+    FAULTS = STOP | MISSING | STALE | NONFINITE | WORKSPACE | UNSUPERVISED
 
     def words(self) -> str:
         """The set flags, in lower case, joined by '+'."""

@@ -268,12 +268,14 @@ class ServedRobot:
     `cameras` are recorded where the policy learns from them.
     """
 
-    def __init__(self, policy: Path, robot: str, bags: Path, where: BusOptions, seed: int, cameras: bool) -> None:
+    def __init__(self, policy: Path, robot: str, bags: Path, where: BusOptions, seed: int, cameras: bool,
+                 acknowledged: bool) -> None:
         from hardware.bus import EVENTS
         from robot_rl.steplog import TEXT_TYPE
         command = [sys.executable, "-m", "robot_rl.cli", "deploy", str(policy), "--robot", robot, "--serve",
                    "--explore", "--record", str(bags), "--seed", str(seed), *where.arguments()]
         command += [] if cameras else ["--no-cameras"]
+        command += ["--acknowledge-no-watchdog"] if acknowledged else []
         self._bus = where.connect("learner")
         self._bags = self._bus.reader("recorder/bag", TEXT_TYPE, EVENTS)
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -323,7 +325,7 @@ class ServedRobot:
 
 def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minutes: float, out: Path, repeats: int,
              warm_updates: int, ratio: float, hindsight: int, changes: list[str], where: BusOptions, seed: int,
-             threads: int) -> dict[str, Any]:
+             threads: int, acknowledged: bool = False) -> dict[str, Any]:
     """Fine-tune a run on a robot; the new run in `out` continues where it broke off when it exists."""
     from robot_rl.finetune import Finetuning, bags_in, demand_reward
     from robot_rl.frames import memory_for
@@ -366,7 +368,7 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
         print(f"finetune: left out: {line}", file=sys.stderr)
     write()
     began = time.monotonic()
-    served_by = ServedRobot(policy, robot, run.folder / "bags", where, seed, bool(contract.vision))
+    served_by = ServedRobot(policy, robot, run.folder / "bags", where, seed, bool(contract.vision), acknowledged)
     with served_by as served, rescue(run.folder):
         tuning.robot = served
         figures = tuning.run(episodes, minutes * 60)

@@ -79,7 +79,7 @@ MEANING = {
     Flag.WORKSPACE: "the guarded frame is outside its box",
     Flag.COLLISION: "two links, or a link and the base, are closer than the margin",
     Flag.AUTHORITY: "somebody else publishes on the robot's command topic, or two on the supervisor's",
-    Flag.WATCHDOG: "nobody behind the supervisor times out when commands stop",
+    Flag.WATCHDOG: "nobody downstream times out when commands stop",
     Flag.OVERRUN: "the supervisor itself was late",
     Flag.CLAMPED: "commands were limited within the last second",
     Flag.OPERATOR: "somebody asked for a stop",
@@ -125,6 +125,12 @@ def actions(changes: Mapping[str, str]) -> dict[Flag, Action]:
                              "it can be tightened only")
         chosen[known[name]] = action
     return chosen
+
+
+def unwatched(watchdog: str, interface: str, acknowledged: bool) -> Flag:
+    """WATCHDOG where nobody downstream stops a robot whose commands stop; of positions that may be `acknowledged`."""
+    excused = acknowledged and interface == "position"
+    return Flag.WATCHDOG if watchdog == "none" and not excused else Flag.NONE
 
 
 def demanding(flags: Flag, table: Mapping[Flag, Action], least: Action) -> Flag:

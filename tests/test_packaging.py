@@ -215,7 +215,8 @@ def _run(*command: str, cwd: Path | None = None, env: dict[str, str] | None = No
 
 def _environment(prefix: Path) -> dict[str, str]:
     """The shell of somebody who uses a prefix: this Python's packages, the project from the prefix."""
-    return os.environ | {"PYTHONPATH": str(_site(prefix)),
+    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and Path(path) != ROOT]
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(_site(prefix)), *others]),
                          "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 

@@ -14,9 +14,10 @@ from typing import Literal, NamedTuple, Protocol
 from hardware.bus.network import interface_of, keep_freed_memory, resolve
 
 __all__ = ["COMMAND", "EVENTS", "LATCHED", "SENSOR", "Bus", "Kind", "Publisher", "Qos", "Reader", "Request", "Sample",
-           "Service", "chosen", "connect", "resolve"]
+           "Service", "chosen", "connect", "own_arguments", "resolve"]
 
 Kind = Literal["auto", "dds", "ros"]
+ROS_ARGS = "--ros-args"
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,12 @@ def chosen(kind: str) -> Literal["dds", "ros"]:
         raise ValueError(f"bus '{kind}': known are auto, dds, ros")
     if kind == "ros" or (kind == "auto" and importlib.util.find_spec("rclpy")):
         return "ros"
-    if "--ros-args" in sys.argv:
-        raise ValueError("--ros-args: remappings and parameters need the ros bus (rclpy), this is dds")
+    if ROS_ARGS in sys.argv:
+        raise ValueError(f"{ROS_ARGS}: remappings and parameters need the ros bus (rclpy), this is dds")
     return "dds"
+
+
+def own_arguments() -> list[str]:
+    """This program's arguments but for what follows `--ros-args`, which is for rclpy: it reads sys.argv itself."""
+    own = sys.argv[1:]
+    return own[:own.index(ROS_ARGS)] if ROS_ARGS in own else own

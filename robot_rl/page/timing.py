@@ -23,6 +23,7 @@ REASONS = {
     Reason.RATE: "rate: cut at a speed limit", Reason.EFFORT: "effort: cut at what the motor can push",
     Reason.FADE: "fade: the policy was being faded in",
     Reason.TOOL: "tool: held back from its box, its speed or other links",
+    Reason.UNSUPERVISED: "unsupervised: the supervisor fell silent",
 }
 
 
