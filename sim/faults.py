@@ -1,7 +1,7 @@
 """Faults of sensors and cameras, injected into a simulated robot while it runs, as `robot-rl fault` asks for them.
 
-An order is a std_msgs/String on `robot/fault` with JSON, {"name": "joints", "fault": "silent"}; what is wrong since when,
-and why the newest order was refused, is told on `robot/faults` (latched). No driver of a real robot listens there.
+An order is a std_msgs/String on `robot/fault` with JSON, {"name": "joints", "fault": "silent"}; what is wrong since
+when, and why the newest order was refused, is told on `robot/faults` (latched). No driver of a real robot listens.
 """
 
 from __future__ import annotations
@@ -169,5 +169,5 @@ class Injector:
                     raise SpecError(told["refused"])
                 return dict(told)
             time.sleep(0.005)
-        raise TimeoutError(f"nobody takes injected faults on {self._bus.resolve(ORDERS)}: only sim-robot does, no driver "
-                           "of a real robot")
+        raise TimeoutError(f"nobody takes injected faults on {self._bus.resolve(ORDERS)}: only sim-robot does, no "
+                           "driver of a real robot")
