@@ -25,6 +25,7 @@ from tests.processes import start, wait_for
 
 GOALS = ((0.22, -0.12, 0.12), (0.22, 0.12, 0.2))  # m, turn and turn about, so that the arm always moves
 GOAL_S = 0.7
+ANSWER_S = 15.0
 HEARTBEAT_S = 0.2  # the policy's period is 0.05 s
 
 
@@ -109,7 +110,11 @@ class Cell(Supervised):
         wait_for(lambda: self.look() or self.started(), PATIENCE_S)
 
     def started(self) -> bool:
-        done, said = self.bus.call("policy/start", PATIENCE_S)
+        """Whether the policy is active; one that was killed answers no more, the one in its place does."""
+        try:
+            done, said = self.bus.call("policy/start", ANSWER_S)
+        except TimeoutError:
+            return False
         return done or "it is active" in said
 
     def moving(self, steps: int = 10) -> None:

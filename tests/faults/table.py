@@ -12,6 +12,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,12 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
+import sim
 from robot_rl.bag import info, read
 from robot_rl.finetune import bags_in
 from robot_rl.safety import CLAMPS, Reason
 from robot_rl.spec import policy_file
 from robot_rl.steplog import read_episode
+from sim.offscreen import RenderError, backend
 from tests.conftest import claimed
 from tests.faults.cell import Cell, freeze, go_on
 from tests.faults.judge import goes_on, policy_stops, stops
@@ -369,12 +373,8 @@ def frozen_alone(world: World) -> None:
 @fault("camera unplugged, and back", "`fault so101-cube front silent`",
        "policy: `stale`, stop, and the camera is named; no start without it; then it sees again", 2300.0)
 def camera_unplugged(world: World) -> float:
-    import pytest
-
-    import sim
-    from sim.offscreen import RenderError, backend
-    from tests.hardware.test_vision import brightness
     pytest.importorskip("onnx")
+    from tests.hardware.test_vision import brightness
     try:
         backend()
     except RenderError as error:
@@ -505,3 +505,17 @@ def disk_full(world: World) -> None:
         found = info(bags_in(bags)[0])
         assert found.messages > 0
         assert sum(file.stat().st_size for file in bags.rglob("*.mcap")) <= 100_000
+
+
+@fault("network interface down for 1 s, and up", "`ip link set lo down`, in a network namespace",
+       "supervisor: `heartbeat` or `sensors`, stop; then armed again", 300.0)
+def network_down(world: World) -> float:
+    world.__exit__()
+    island = ["unshare", "--user", "--map-root-user", "--net"]
+    if not all(map(shutil.which, ("unshare", "ip"))) or subprocess.run([*island, "ip", "link", "set", "lo", "up"],
+                                                                       check=False).returncode:
+        pytest.skip("no right to a network namespace of its own, or no unshare and ip")
+    done = subprocess.run([*island, sys.executable, "-m", "tests.faults.island", world.folder(), "300"],
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout)
