@@ -34,6 +34,7 @@ from hardware.robot_io import Order, RobotIO, decode_command
 from robot_rl import stop
 from robot_rl.guard import Guard
 from robot_rl.observe import Readings, Speeds
+from robot_rl.plausible import Plausible
 from robot_rl.safety import CLAMPS, Reason, Safety
 from robot_rl.spec import SUPERVISOR_STATE, SUPERVISOR_STOPPED, CommandTopic, RobotSpec, load_robot, robot_file
 from robot_rl.steplog import SENT_TOPIC, STEP_TOPIC, STEP_TYPE, TEXT_TYPE, SentRecord, StepRecord, on_the_wire, split_ns
@@ -111,7 +112,7 @@ class Supervisor:
         self._stopped = bus.publisher(SUPERVISOR_STOPPED, BOOL, LATCHED)
         self._diagnostics = bus.publisher(DIAGNOSTICS_TOPIC, DIAGNOSTICS, COMMAND)
         self._rate = robot.joint_sensor.rate_hz
-        self._safety, self._guard = Safety(robot, self._rate), Guard(robot, mjcf)
+        self._safety, self._guard, self._plausible = Safety(robot, self._rate), Guard(robot, mjcf), Plausible(robot)
         self._position = f"{robot.joint_sensor.name}.position"
         self._standing = stop.unwatched(robot.watchdog.kind, robot.command.interface, acknowledged)
         self.stand, self.flags = Stand(since_s=time.monotonic()), Flag.NONE
@@ -182,6 +183,7 @@ class Supervisor:
         if self.stand.state is State.ARMED:
             self._armed_ns, self._over_ns, self._last = time.monotonic_ns(), 0, None
             self._newest, self._waiting = {}, {}
+            self._plausible.begin()
         elif self.stand.state is State.STOPPING:
             self._stop_s, self._held = 0.0, None
         self._tell(before)
@@ -230,6 +232,9 @@ class Supervisor:
         if now >= self._pose_s and self._position in readings.values:
             self._pose_s = now + POSE_S
             self._pose = self._guard.check(readings.values[self._position])
+        for flag, true in zip((Flag.READINGS, Flag.FROZEN), self._plausible.judge(readings, now), strict=True):
+            if true:
+                self._until[flag] = now + EVENT_S
         flags = self._standing | self._graph | self._pose
         self._ages = readings.ages
         faults = self._safety.check(readings)
@@ -284,6 +289,7 @@ class Supervisor:
         reasons |= held
         self._last = command
         self._publish(command, reasons, stamp_ns, heard, brakes)
+        self._plausible.sent(command, time.monotonic())
         self._passed.append((time.time_ns() - heard) * 1e-6)
         if reasons & CLAMPS:
             self._until[Flag.CLAMPED] = time.monotonic() + CLAMPED_S
@@ -306,8 +312,11 @@ class Supervisor:
         self._until[Flag.COMMAND] = time.monotonic() + EVENT_S
 
     def _brake(self, readings: Readings, heard: int) -> None:
-        """The stop behaviour: a pose to hold is chosen once, unless somebody else has moved the robot since."""
-        command = self._safety.stop(readings, self._last)
+        """The stop behaviour: a pose to hold is chosen once, unless somebody else has moved the robot since.
+
+        Where readings are not to be trusted it is the last command.
+        """
+        command = self._safety.stop(Readings({}) if Flag.READINGS in self.flags else readings, self._last)
         if command is None:
             return
         if self.robot.stop == "hold":

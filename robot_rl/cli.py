@@ -210,6 +210,25 @@ def sim_robot(
 
 
 @app.command()
+def fault(
+    robot: Annotated[str, typer.Argument(help="Robot name, or path of a robot.yaml.")],
+    name: Annotated[str, typer.Argument(help="One of its sensors or cameras.")],
+    what: Annotated[str, typer.Argument(help="silent, frozen, lossy, …, or ok; any other word is answered by the "
+                                             "choices.")],
+    bus: BusOption = "auto", namespace: Namespace = "", domain: Domain = None, as_json: Json = False,
+) -> None:
+    """Inject a fault into a sensor or camera of a running sim-robot, or make it well; no real robot takes it."""
+    from hardware.deploy import BusOptions
+    from robot_rl.spec import load_robot
+    from sim.faults import Injector, check
+    spec = load_robot(robot)
+    check((*spec.sensors, *spec.cameras), spec, name, what)
+    with BusOptions(bus, namespace, domain).connect("fault") as wire:
+        told = Injector(wire).inject(name, what)["faults"]
+    _finish({key: value["fault"] for key, value in told.items()} or {name: what}, as_json)
+
+
+@app.command()
 def camera(
     robot: Annotated[str, typer.Argument(help="Robot name, or path of a robot.yaml.")],
     source: Annotated[list[str], typer.Option(metavar="NAME=SOURCE", help="Camera of the robot file and what it is: 0, "

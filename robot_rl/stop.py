@@ -60,6 +60,7 @@ class Flag(IntFlag):
     CLAMPED = 4096
     OPERATOR = 8192
     MOVING = 16384
+    FROZEN = 32768
 
     def names(self) -> tuple[str, ...]:
         """The set flags, in lower case."""
@@ -75,7 +76,8 @@ MEANING = {
     Flag.FLOOD: "commands come more than twice as often as joint states",
     Flag.COMMAND: "a command is malformed or not finite",
     Flag.SENSORS: "a sensor has never spoken, or is silent for longer than its limit",
-    Flag.READINGS: "a reading is NaN or infinite, or a joint is missing",
+    Flag.READINGS: "a reading is NaN or infinite, a joint is missing, or jumps further than it can move",
+    Flag.FROZEN: "joint states repeat themselves to the last bit although position commands move",
     Flag.WORKSPACE: "the guarded frame is outside its box",
     Flag.COLLISION: "two links, or a link and the base, are closer than the margin",
     Flag.AUTHORITY: "somebody else publishes on the robot's command topic, or two on the supervisor's",

@@ -1,7 +1,7 @@
 """The robot as a process of its own: MuJoCo in real time behind the robot's own topics.
 
 It publishes joint states, poses (as a motion-capture system would) and camera images, obeys the command topics, and
-serves `reset`. Nobody outside can tell it from the robot by its topics; a policy, a reward or a reset that looked
+serves `reset`. Nobody outside can tell it from the robot by these; a policy, a reward or a reset that looked
 inside the simulator would have nothing to look at.
 """
 
@@ -18,11 +18,12 @@ import numpy as np
 from hardware import messages
 from hardware.bus import COMMAND, LATCHED, SENSOR, Bus, Publisher, Qos
 from hardware.loop import Ticker
-from hardware.robot_io import Order, decode_command, encode, heard_on
+from hardware.robot_io import Order, decode_command, heard_on
 from robot_rl import image
 from robot_rl.homing import Homing
 from robot_rl.kinematics import guarded
 from robot_rl.spec import IMAGE, POSE, Camera, RobotSpec, SpecError
+from sim.faults import Faults
 from sim.robot import SimRobot
 
 STATE = Qos(reliable=True)  # drivers publish reliably; consumers choose (REP 2003)
@@ -124,6 +125,7 @@ class RobotProcess:
         self._homing: tuple[Homing, Any] | None = None
         self._chain = guarded(robot, sim.mjcf)
         self._goal_ns = 0
+        self.faults = Faults(robot, (*robot.sensors, *(robot.cameras if cameras else ())), bus, seed)
         self._answer: Any = None  # a reset request that is done but for telling where things are now
         self._lock = threading.Lock()
         self._camera_stop = threading.Event()
@@ -147,6 +149,7 @@ class RobotProcess:
 
     def tick(self, periods: int) -> None:
         """Let `periods` ticks of physics pass under the newest command, then publish what the sensors see."""
+        self.faults.obey()
         self._serve_reset()
         self._obey()
         with self._lock:
@@ -157,7 +160,7 @@ class RobotProcess:
             due = self.ticker.ticks % every == 0 or self._answer is not None
             if due and (seen := self.sim.measure(sensor.name)) is not None:
                 measured = stamp - round(self.sim.lags.get(sensor.name, 0.0) * 1e9)
-                publisher.publish(encode(sensor, seen, measured, self.robot))
+                self.faults.publish(sensor, publisher, seen, measured)
         if self._answer is not None:
             self._answer.reply(True, "at the default pose")
             self._answer = None
@@ -236,7 +239,7 @@ class _CameraThread(threading.Thread):
         while not self._process._camera_stop.wait(max(0.0, deadline - time.monotonic())):
             picture, stamp = self._process.picture(camera)
             seen = {f"{camera.name}.image": picture}
-            self._images.publish(encode(camera, seen, stamp, self._process.robot))
+            self._process.faults.publish(camera, self._images, seen, stamp)
             self._infos.publish(messages.encode(messages.camera_info(
                 stamp, camera.frame, camera.width, camera.height, self._intrinsics)))
             deadline = max(deadline + period, time.monotonic())

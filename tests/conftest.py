@@ -10,6 +10,7 @@ import random
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ DOMAINS = range(1, 102)  # above 101 the ports of a domain run into those that L
 _turn = itertools.count(random.Random(os.getpid()).randrange(len(DOMAINS)))
 
 
-@pytest.fixture
-def domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """A DDS domain that no other test on this machine uses now; ROS_DOMAIN_ID tells processes that it starts."""
+@contextmanager
+def claimed() -> Iterator[int]:
+    """A DDS domain that no other test on this machine uses now."""
     folder = Path(tempfile.gettempdir()) / f"robot_rl_domains_{os.getuid()}"
     folder.mkdir(exist_ok=True)
     for _ in DOMAINS:
@@ -36,10 +37,17 @@ def domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
                 fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when this process ends
             except BlockingIOError:
                 continue
-            monkeypatch.setenv("ROS_DOMAIN_ID", str(number))
             yield number
             return
     raise RuntimeError(f"all DDS domains from {DOMAINS[0]} to {DOMAINS[-1]} are taken ({folder})")
+
+
+@pytest.fixture
+def domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A domain of the test's own; ROS_DOMAIN_ID tells processes that it starts."""
+    with claimed() as number:
+        monkeypatch.setenv("ROS_DOMAIN_ID", str(number))
+        yield number
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,9 +21,10 @@ from hardware.bus import EVENTS, Bus, Qos, connect
 from hardware.robot_io import RobotIO, decode_command, encode_command
 from robot_rl.spec import SUPERVISOR_STATE, RobotSpec
 from robot_rl.steplog import SENT_TOPIC, STEP_TYPE, TEXT_TYPE, SentRecord, join_ns
+from tests.processes import start
 from tests.robots import robot
 
-PATIENCE_S = 60.0
+PATIENCE_S, FEW_S = 60.0, 8.0
 
 
 def follower(spec: bytes, domain: int, pipe: Connection) -> None:
@@ -35,7 +35,7 @@ def follower(spec: bytes, domain: int, pipe: Connection) -> None:
         commands = [(to, bus.reader(to.topic, to.type, Qos(reliable=True, depth=1000)),
                      [body.names.index(name) for name in to.joints]) for to in body.command_topics]
         position, place, pause = np.zeros(3), [0.0, 0.0, 0.0], 0.01
-        pipe.send("ready")
+        pipe.send(time.time_ns())
         while True:
             if pipe.poll():
                 order = pipe.recv()
@@ -56,18 +56,19 @@ def follower(spec: bytes, domain: int, pipe: Connection) -> None:
 
 
 def commander(spec: bytes, domain: int, pipe: Connection) -> None:
-    """Sends commands at 50 Hz to where the spec says. Orders: 'flood', 'nan', 'short'… change what comes."""
+    """Sends commands at 50 Hz to where the spec says. Orders: 'flood', 'slow', 'nan', 'short'… change what comes."""
     body = msgspec.json.decode(spec, type=RobotSpec)
     with connect("dds", "policy", "", domain) as bus:
+        born = time.time_ns()
         io = RobotIO(body, bus)
-        pipe.send("ready")
+        pipe.send(born)
         target, pause, order, send = np.array([0.05, 0.05]), 0.02, "calm", io.send
         while True:
             if pipe.poll():
                 order = pipe.recv()
                 if order == "stop":
                     return
-                pause = 0.0 if order == "flood" else 0.02
+                pause = {"flood": 0.0, "slow": 0.3}.get(order, 0.02)
                 send = io.stop if order == "brake" else io.send
                 target = {
                     "apart": np.array([0.05, -0.05]), "nan": np.array([np.nan, 0.0]), "far": np.array([9.0, 0.0]),
@@ -90,7 +91,8 @@ class Process:
         self._process = context.Process(target=work, args=(msgspec.json.encode(spec), domain, theirs), daemon=True)
         self._process.start()
         assert self.pipe.poll(PATIENCE_S)
-        assert self.pipe.recv() == "ready"
+        self.born_ns: int = self.pipe.recv()
+        """When it came onto the bus, ns since the Unix epoch."""
 
     def signal(self, number: int) -> None:
         assert self._process.pid is not None
@@ -101,43 +103,21 @@ class Process:
         self._process.join(PATIENCE_S)
 
 
-class Scene:
-    """Robot and supervisor, and what the supervisor tells. A context manager."""
+class Supervised:
+    """An operator's view of a supervisor, whose process is `process`: what it tells, and what is asked of it."""
 
-    def __init__(self, folder: Path, domain: int, *arguments: str, interface: str = "position", **changes: Any) -> None:
-        data = {"watchdog": {"kind": "driver", "timeout_s": 0.5}} | changes
+    process: subprocess.Popen
+
+    def __init__(self, domain: int) -> None:
         self.domain = domain
-        self.spec = robot(interface, **data)
-        self.supervised = msgspec.structs.replace(self.spec, supervised=True)
-        self._file = folder / "robot.yaml"
-        self._file.write_text(yaml.safe_dump(msgspec.to_builtins(self.spec)))
-        self._arguments = arguments
         self.said: list[dict[str, Any]] = []
         self.sent: list[SentRecord] = []
         self._mark = -1
 
-    def __enter__(self) -> Scene:
+    def connect(self) -> None:
         self.bus: Bus = connect("dds", "operator", "", self.domain)
         self._states = self.bus.reader(SUPERVISOR_STATE, TEXT_TYPE, Qos(reliable=True, latched=True, depth=100))
         self._sents = self.bus.reader(SENT_TOPIC, STEP_TYPE, EVENTS)
-        self.robot = Process(follower, self.spec, self.domain)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "robot_rl.cli", "supervisor", str(self._file), "--bus", "dds", "--domain",
-             str(self.domain), *self._arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        assert "ready" in self.process.stdout.readline()
-        self.until("inactive")
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.robot.end()
-        self.bus.close()
-
-    def commander(self, direct: bool = False) -> Process:
-        """Somebody who sends commands, to the supervisor or past it."""
-        return Process(commander, self.spec if direct else self.supervised, self.domain)
 
     def call(self, name: str) -> tuple[bool, str]:
         return self.bus.call(f"supervisor/{name}", PATIENCE_S)
@@ -182,7 +162,8 @@ class Scene:
             self.arm()
             self.sent.clear()
             self._mark = len(self.said) - 1
-            while self.said[-1]["state"] == "armed" and time.monotonic() < end:
+            soon = min(end, time.monotonic() + FEW_S)
+            while self.said[-1]["state"] == "armed" and time.monotonic() < soon:
                 self.look()
                 if len(self.theirs()) >= commands:
                     return
@@ -196,5 +177,47 @@ class Scene:
     def stopped_after_ms(self) -> float:
         """From the last command of a policy, as it was heard, to the first of the stop behaviour, as it was sent."""
         last = max(join_ns(*r.heard) for r in self.theirs())
-        first = min(join_ns(*r.stamp) for r in self.sent if not r.command.any() and join_ns(*r.stamp) > last)
-        return (first - last) * 1e-6
+        return (self.stopped_ns(last) - last) * 1e-6
+
+    def stopped_ns(self, after_ns: int) -> int:
+        """When the first command of the stop behaviour after a time was sent, ns since the Unix epoch."""
+        end = time.monotonic() + PATIENCE_S
+        while time.monotonic() < end:
+            self.look()
+            sent = [at for r in self.sent if not r.command.any() and (at := join_ns(*r.stamp)) > after_ns]
+            if sent:
+                return min(sent)
+            time.sleep(0.005)
+        raise AssertionError(f"no stop behaviour was sent for {PATIENCE_S} s: {self.said[-3:]}")
+
+
+class Scene(Supervised):
+    """A robot that follows at once, and its supervisor. A context manager."""
+
+    def __init__(self, folder: Path, domain: int, *arguments: str, interface: str = "position", **changes: Any) -> None:
+        super().__init__(domain)
+        data = {"watchdog": {"kind": "driver", "timeout_s": 0.5}} | changes
+        self.spec = robot(interface, **data)
+        self.supervised = msgspec.structs.replace(self.spec, supervised=True)
+        self._file = folder / "robot.yaml"
+        self._file.write_text(yaml.safe_dump(msgspec.to_builtins(self.spec)))
+        self._arguments = arguments
+
+    def __enter__(self) -> Scene:
+        self.connect()
+        self.robot = Process(follower, self.spec, self.domain)
+        self.process = start("supervisor", self._file, "--bus", "dds", "--domain", self.domain, *self._arguments)
+        assert self.process.stdout is not None
+        assert "ready" in self.process.stdout.readline()
+        self.until("inactive")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.robot.end()
+        self.bus.close()
+
+    def commander(self, direct: bool = False) -> Process:
+        """Somebody who sends commands, to the supervisor or past it."""
+        return Process(commander, self.spec if direct else self.supervised, self.domain)

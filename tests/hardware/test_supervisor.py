@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from pathlib import Path
 
@@ -14,55 +13,13 @@ from hardware.bus import COMMAND, LATCHED, SENSOR, Qos
 from hardware.diagnostics import TOPIC as DIAGNOSTICS_TOPIC
 from hardware.diagnostics import TYPE as DIAGNOSTICS
 from hardware.either import BOOL
-from robot_rl.safety import Reason
 from robot_rl.spec import PD, SUPERVISOR_STOPPED
 from robot_rl.steplog import join_ns
 from tests.hardware.scene import Scene
-
-TRIES = 6
-LIMIT_MS = 100.0
+from tests.processes import wait_for
 
 
-def stop_within(scene: Scene, fault: str, cause: str, do, undo=lambda: None) -> float:
-    """Do something to a policy in control until the supervisor itself was not starved; returns ms to the stop."""
-    for _ in range(TRIES):
-        scene.forwarding()
-        do()
-        said = scene.until("stopped")
-        first = next(s for s in reversed(scene.said) if s["state"] == "stopping")
-        undo()
-        if first["cause"] == [cause] and "overrun" not in first["flags"]:
-            assert said["latched"]
-            took = scene.stopped_after_ms()
-            print(f"{fault}: {took:.1f} ms")
-            if took <= LIMIT_MS:
-                return took
-    pytest.skip(f"{fault}: this machine gave the supervisor no {LIMIT_MS:g} ms in {TRIES} tries")
-
-
-def test_a_policy_that_is_killed_frozen_or_floods_is_stopped(domain: int, tmp_path: Path) -> None:
-    with Scene(tmp_path, domain) as scene:
-        policies = [scene.commander()]
-
-        def replace() -> None:
-            policies[0].end()
-            policies[0] = scene.commander()
-
-        stop_within(scene, "frozen", "heartbeat", lambda: policies[0].signal(signal.SIGSTOP),
-                    lambda: policies[0].signal(signal.SIGCONT))
-        stop_within(scene, "floods", "flood", lambda: policies[0].pipe.send("flood"),
-                    lambda: policies[0].pipe.send("calm"))
-        stop_within(scene, "killed", "heartbeat", lambda: policies[0].signal(signal.SIGKILL), replace)
-        count = len(scene.sent)
-        time.sleep(0.3)
-        scene.look()
-        held = [r.sent for r in scene.sent[count:]]
-        assert len(held) >= 3  # for as long as it is latched
-        np.testing.assert_array_equal(held, [held[0]] * len(held))
-        policies[0].end()
-
-
-def test_what_is_asked_for_bad_or_somebody_elses(domain: int, tmp_path: Path) -> None:
+def test_what_is_asked_for_and_what_is_held(domain: int, tmp_path: Path) -> None:
     with Scene(tmp_path, domain, supervisor={"heartbeat_s": 5.0}) as scene:  # silence is not what is tried here
         assert scene.call("reset") == (False, "reset: it is inactive, there is nothing to reset")
         assert scene.call("disarm")[0]
@@ -73,54 +30,12 @@ def test_what_is_asked_for_bad_or_somebody_elses(domain: int, tmp_path: Path) ->
         scene.forwarding()
         assert all(np.abs(r.sent).max() <= 0.05 for r in scene.theirs())
         assert scene.call("arm") == (False, "arm: it is armed")
-
-        policy.pipe.send("far")  # 9 rad, beyond every limit
-        scene.forwarding(30)
-        assert all(r.sent[0] <= 1.0 for r in scene.sent)
-        assert int(scene.sent[-1].reasons[0]) & (Reason.POSITION | Reason.RATE | Reason.EFFORT)
-        policy.pipe.send("calm")
-
-        assert scene.call("stop")[0]  # from here on each cause, in turn
+        assert scene.call("stop")[0]
         assert scene.until("stopped")["cause"] == ["operator"]
-        for order in ("nan", "short"):
-            scene.forwarding()
-            policy.pipe.send(order)
-            assert scene.until("stopped")["cause"] == ["command"]
-            policy.pipe.send("calm")
-        for order, cause in (("far", "workspace"), ("nan", "readings")):
-            scene.forwarding()
-            scene.robot.pipe.send(order)
-            assert scene.until("stopping")["cause"] == [cause]
-            said, why = scene.call("arm")
-            assert not said
-            assert "it is stopping" in why
-            scene.robot.pipe.send("well")
-
-        scene.forwarding()
-        pressed = scene.bus.publisher(scene.spec.stop_topic, "std_msgs/msg/Bool", LATCHED)
-        pressed.publish(messages.encode(messages.boolean(True)))
-        assert scene.until("stopped")["cause"] == ["protective_stop"]
-        assert scene.call("reset") == (False, "protective_stop: the protective stop is pressed")
-        pressed.publish(messages.encode(messages.boolean(False)))
-
-        scene.forwarding()
-        rival = scene.commander(direct=True)
-        began = time.time_ns()  # it has been there for a moment
-        assert scene.until("stopping")["cause"] == ["authority"]
-        first = min(join_ns(*r.stamp) for r in scene.sent if int(r.reasons[0]) & Reason.STOP)
-        print(f"second publisher: {(first - began) * 1e-6:.0f} ms")
-        assert not scene.call("reset")[0]
-        rival.pipe.send("stop")
-
-        scene.forwarding()
-        scene.robot.signal(signal.SIGSTOP)
-        assert scene.until("stopping")["cause"] == ["sensors"]
-        scene.robot.signal(signal.SIGCONT)
-        scene.forwarding()
-        scene.process.terminate()  # it leaves by the stop behaviour
-        assert scene.until("inactive")["state"] == "inactive"
-        assert scene.process.wait(60) == 0
-        assert not scene.sent[-1].command.any()
+        count = len(scene.sent)
+        wait_for(lambda: scene.look() or len(scene.sent) >= count + 20)
+        held = [r.sent for r in scene.sent[count:]]
+        np.testing.assert_array_equal(held, [held[0]] * len(held))  # for as long as it is latched
         policy.end()
 
 
@@ -166,7 +81,7 @@ def test_a_robot_with_a_topic_for_its_gripper(domain: int, tmp_path: Path) -> No
         told = [reader.newest() for reader in ends]
         assert [list(messages.decode(s.data, scene.spec.command.type).data) for s in told if s] == [[-0.05], [0.05]]
         causes = []
-        while "heartbeat" not in causes and len(causes) < TRIES:  # on a starved machine sensors are silent first
+        while "heartbeat" not in causes and len(causes) < 6:  # on a starved machine sensors are silent first
             policy.pipe.send("apart")
             scene.forwarding()
             policy.pipe.send("one")
@@ -199,13 +114,6 @@ def gains(reader) -> set[tuple[float, float]]:
     """kp and kd in the newest command."""
     sample = reader.newest()
     return {tuple(one.values[1:]) for one in messages.decode(sample.data, PD).interface_values} if sample else set()
-
-
-def wait_for(true) -> None:
-    end = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_a_deadman_switch_is_held(domain: int, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from robot_rl.policy import Policy, seal
 from robot_rl.spec import PolicySpec, SpecError, Vision
 from robot_rl.steplog import read_episode
 from sim.offscreen import RenderError, backend
-from tests.hardware.test_deploy import figures, start
+from tests.processes import figures, start
 from tests.robots import CAMERAS, contract, robot
 
 onnx = pytest.importorskip("onnx")
