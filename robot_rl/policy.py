@@ -135,8 +135,10 @@ class Exploration:
 
 
 def held_for(longest: int) -> np.ndarray:
-    """Noise is held for k of at most `longest` steps with a chance that falls as 1 / k**2: a uniform number past so
-    many of these (longest - 1,) makes k one more."""
+    """Chances (longest - 1,) that noise is held for at most k = 1, 2, … steps; that of k itself falls as 1 / k**2.
+
+    A uniform number past so many of them is held for one step more than that.
+    """
     chances = np.arange(1, longest + 1, dtype=float) ** -2.0
     return (chances.cumsum() / chances.sum())[:-1]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +20,7 @@ import sim
 from hardware import messages
 from hardware.bus import LATCHED, SENSOR, connect
 from hardware.either import BOOL
-from robot_rl.bag import info, read
+from robot_rl.bag import info
 from robot_rl.finetune import bags_in
 from robot_rl.policy import Policy
 from robot_rl.spec import SpecError, load_robot, mjcf_file
