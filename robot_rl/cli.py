@@ -259,7 +259,8 @@ def deploy(
     from hardware.loop import interrupted
     where = BusOptions(bus, namespace, domain)
     _finish(run(policy_file(policy), robot, episodes=episodes, record=record, where=where, seed=seed, explore=explore,
-                serve=serve, cameras=cameras, supervised=supervised, compression=compression, stop=interrupted()), as_json)
+                serve=serve, cameras=cameras, supervised=supervised, compression=compression,
+                stop=interrupted()), as_json)
 
 
 @app.command()
