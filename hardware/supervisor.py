@@ -259,7 +259,8 @@ class Supervisor:
     def _alive(self, now: float) -> bool:
         """Whether the deadman switch is held, and was heard of just now."""
         newest = self._deadman.newest() if self._deadman else None
-        return newest is not None and now - newest.arrival_ns * 1e-9 <= self._told.deadman_s and is_true(newest, otherwise=False)
+        return (newest is not None and now - newest.arrival_ns * 1e-9 <= self._told.deadman_s
+                and is_true(newest, otherwise=False))
 
     def _resting(self, readings: Readings) -> bool:
         velocity = readings.values.get(f"{self.robot.joint_sensor.name}.velocity")

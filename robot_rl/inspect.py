@@ -26,8 +26,8 @@ def inspect(what: str, recipe: str | None) -> dict[str, Any]:
         lines = read_lines(path / "metrics.jsonl")
         return {"run": what} | _contract(Run(path).contract) | {"last": lines[-1] if lines else {}}
     if path.is_dir() and any(path.glob("*.mcap")):
-        from robot_rl.bag_info import describe, lines
-        return lines(describe(path))
+        from robot_rl import bag_info
+        return bag_info.lines(bag_info.describe(path))
     if not what:
         raise SpecError("inspect: name a policy file, a run folder, a robot, a bag folder, or --recipe NAME")
     robot = load_robot(what)

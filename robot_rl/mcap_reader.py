@@ -110,7 +110,8 @@ class McapReader:
                 cut = bisect_right(found, later, key=_BY_LOG_TIME)
                 yield from found[:cut]
                 del found[:cut]
-            for count, message in enumerate(found, count + 1):
+            for message in found:
+                count += 1
                 heapq.heappush(held, (message.log_ns, count, message))
             while held and held[0][0] <= later:
                 yield heapq.heappop(held)[2]

@@ -34,9 +34,9 @@ class Policy:
             raise SpecError(f"policy {path}: cannot be read: {error.strerror}") from error
         try:
             self._session = onnxruntime.InferenceSession(data, _options(), providers=["CPUExecutionProvider"])
+            metadata = self._session.get_modelmeta().custom_metadata_map
         except Exception as error:
             raise SpecError(f"policy {path}: not a usable ONNX file: {str(error).splitlines()[0]}") from error
-        metadata = self._session.get_modelmeta().custom_metadata_map
         if CONTRACT_KEY not in metadata:
             raise SpecError(f"policy {path}: no '{CONTRACT_KEY}' contract in its metadata (it has "
                             f"{sorted(metadata) or 'none'}); export it with `robot-rl export`")
@@ -106,8 +106,8 @@ class Policy:
             wanted["frames"] = self.spec.vision.shape
         carry = shapes.get("carry", [1, 1])[1:]
         if not all(isinstance(n, int) and n > 0 for n in carry) or math.prod(carry) > LARGEST_CARRY:
-            raise SpecError(f"policy {self.path}: input 'carry' is {shapes['carry']} in the network: known sizes, and at "
-                            f"most {LARGEST_CARRY} numbers")
+            raise SpecError(f"policy {self.path}: input 'carry' is {shapes['carry']} in the network: known sizes, and "
+                            f"at most {LARGEST_CARRY} numbers")
         for name in sorted({*wanted, *shapes} - {"carry"}):
             found = tuple(shapes.get(name, [])[1:])
             chunk = name == "noise" and len(found) == 1 and found[0] % self.spec.action_size == 0

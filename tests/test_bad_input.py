@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import struct
@@ -16,10 +17,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from robot_rl.mcap_reader import LARGEST_CHUNK
+from robot_rl.mcap_writer import CHUNK, MAGIC, compressor
 from tests.fuzz.targets import LENGTHS, TARGETS, Target
 
 ROOT = Path(__file__).parents[1]
-EACH = {"onnx": 15, "metadata": 25, "robot": 30, "episode": 60, "contract": 60, "mcap": 120}
+EACH = {"onnx": 15, "metadata": 25, "robot": 30, "episode": 60, "contract": 60, "mcap": 100}
 """Examples of the slow ones; of the others there are more."""
 
 
@@ -52,35 +55,30 @@ def test_one_error_for_bad_input(name: str, caplog: pytest.LogCaptureFixture) ->
     target = TARGETS[name]
     seeds = target.seeds()
 
-    @settings(max_examples=EACH.get(name, 250), deadline=None, derandomize=True, database=None,
+    @settings(max_examples=EACH.get(name, 150), deadline=None, derandomize=True, database=None,
               suppress_health_check=list(HealthCheck))
     @given(whole=st.sampled_from(seeds) | st.binary(max_size=64), seed=st.integers(0, 1 << 32), edits=st.integers(1, 4))
     def check(whole: bytes, seed: int, edits: int) -> None:
-        try:
+        with contextlib.suppress(target.raises):
             target.parse(damaged(target, whole, seed, edits))
-        except target.raises:
-            pass
 
     check()
-    for whole in seeds[:2]:
-        try:
-            target.parse(whole)
-        except target.raises as error:
-            assert name in ("onnx", "servo"), error  # those lie about themselves or end in the middle
+    target.parse(seeds[0])  # a real one is taken
 
 
 BOMBS = """
 import resource, sys
-from pathlib import Path
-import numpy as np
 from tests.fuzz.targets import TARGETS
-resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[3]) << 20, resource.RLIM_INFINITY))
-target = TARGETS[sys.argv[1]]
-try:
-    target.parse(Path(sys.argv[2]).read_bytes())
-    print("taken")
-except target.raises as error:
-    print("refused", str(error)[:200])
+from tests.test_bad_input import bombs
+inputs = bombs()
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]) << 20, resource.RLIM_INFINITY))
+for target, name, data in inputs:
+    print(target, name, flush=True)
+    try:
+        TARGETS[target].parse(data)
+    except TARGETS[target].raises:
+        pass
+print("all", len(inputs))
 """
 
 
@@ -88,22 +86,20 @@ def chunk(compression: bytes, body: bytes, unpacked: int) -> bytes:
     """An MCAP file of one chunk that says it unpacks to so many bytes."""
     inside = struct.pack("<QQQII", 0, 0, unpacked, 0, len(compression)) + compression
     inside += struct.pack("<Q", len(body)) + body
-    return b"\\x89MCAP0\\r\\n".decode("unicode_escape").encode("latin1") + struct.pack("<BQ", 6, len(inside)) + inside
+    return MAGIC + struct.pack("<BQ", CHUNK, len(inside)) + inside
 
 
 def bombs() -> list[tuple[str, str, bytes]]:
     """(target, name, input) of small inputs that ask for much."""
-    import lz4.frame
-
-    from robot_rl.mcap_writer import compressor
-    zeros = bytes(1 << 29)
+    zeros = bytes(LARGEST_CHUNK + 1)
     jpeg = bytearray(TARGETS["jpeg"].seeds()[0])
     at = jpeg.index(b"\xff\xc0")
     jpeg[at + 5:at + 9] = b"\xff\xff\xff\xff"
     states = struct.pack("<4sIII", b"\0\1\0\0", 0, 0, 1) + b"\0\0\0\0" + b"\xff\xff\xff\x7f"
     return [
         ("mcap", "zstd bomb", chunk(b"zstd", compressor("zstd")(zeros), len(zeros))),
-        ("mcap", "lz4 bomb", chunk(b"lz4", lz4.frame.compress(zeros), len(zeros))),
+        ("mcap", "zstd bomb that lies", chunk(b"zstd", compressor("zstd")(zeros), 1000)),
+        ("mcap", "lz4 bomb that lies", chunk(b"lz4", compressor("lz4")(zeros), 1000)),
         ("jpeg", "JPEG of 65535 x 65535", bytes(jpeg)),
         ("readings", "2^31 names", b"\0" + states),
         ("metadata", "pit of brackets", b"[" * 200_000),
@@ -115,11 +111,8 @@ def bombs() -> list[tuple[str, str, bytes]]:
     ]
 
 
-@pytest.mark.parametrize(("target", "name", "data"), bombs(), ids=lambda value: value if isinstance(value, str) else "")
-def test_small_inputs_that_ask_for_much(target: str, name: str, data: bytes, tmp_path: Path) -> None:
-    """In a process of its own with 2 GiB of address space, most of which its libraries take."""
-    (tmp_path / "bomb").write_bytes(data)
-    run = subprocess.run([sys.executable, "-c", BOMBS, target, str(tmp_path / "bomb"), "2048"], cwd=ROOT,
-                         capture_output=True, text=True, timeout=120)
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert run.stdout.startswith(("refused", "taken")), run.stderr[-2000:]
+def test_small_inputs_that_ask_for_much() -> None:
+    """In a process of its own with 3 GiB of address space, a good part of which its libraries take."""
+    run = subprocess.run([sys.executable, "-c", BOMBS, "3072"], cwd=ROOT, capture_output=True, text=True, timeout=250)
+    assert run.returncode == 0, run.stdout[-200:] + run.stderr[-2000:]
+    assert run.stdout.splitlines()[-1] == "all 10"

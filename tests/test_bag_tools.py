@@ -141,10 +141,9 @@ def test_recover_a_damaged_chunk_and_leave_what_is_whole(tmp_path: Path) -> None
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def run(*words: str) -> str:
         monkeypatch.setattr("sys.argv", ["robot-rl", "bag", *words])
-        try:
+        with pytest.raises(SystemExit) as end:
             cli.main()
-        except SystemExit as end:
-            assert end.code in (0, 2)
+        assert end.value.code in (0, 2)
         out = capsys.readouterr()
         return out.out + out.err
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -210,9 +210,8 @@ def _numbers(message: Message, field: str) -> dict[str, float]:
     elif message.type.endswith("/String"):
         value = {"data": json.loads(root.data)}
     for part in field.split("."):
-        inside: Callable[[str], Any] = value.get if isinstance(value, dict) else lambda name, of=value: getattr(
-            of, name, None)
-        value, seen = inside(part), f"{seen}.{part}".lstrip(".")
+        value = value.get(part) if isinstance(value, dict) else getattr(value, part, None)
+        seen = f"{seen}.{part}".lstrip(".")
         if value is None:
             raise ValueError(f"{message.type} has no field {seen}")
     names = getattr(root, "name", getattr(root, "joint_names", ()))

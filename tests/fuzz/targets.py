@@ -95,7 +95,7 @@ def _latency(data: bytes) -> None:
 def _latencies() -> list[bytes]:
     late = latency.Late(driver_s=(0.001, 0.002), age_s=(0.01,))
     found = latency.Latency(robot="triple", policies=("ab",), ticks=2, command_s=(0.005, 0.006),
-                            inputs={name: late for name in ("joints", "tip")})
+                            inputs=dict.fromkeys(("joints", "tip"), late))
     return [msgspec.json.encode(found)]
 
 
@@ -308,7 +308,7 @@ def _servo(data: bytes) -> None:
     for one in found:
         assert feetech.packet(*one) in data
         feetech.faults(one.code)
-    with mock.patch("hardware.feetech.serial.Serial", lambda *_, **__: _Line(data)):
+    with mock.patch("hardware.feetech.serial.Serial", return_value=_Line(data)):
         bus = feetech.ServoBus("line")
     for part in bus.sync_read([1, 2], feetech.FEEDBACK).values():
         assert len(part) == feetech.FEEDBACK.size
@@ -317,7 +317,8 @@ def _servo(data: bytes) -> None:
 
 def _servos() -> list[bytes]:
     state = bytes(range(feetech.FEEDBACK.size))
-    return [feetech.packet(1, 0, state) + feetech.packet(2, 32, state), feetech.packet(1, 0), b"\xff\xff\xff\xff\1\2\0\xfc"]
+    return [feetech.packet(1, 0, state) + feetech.packet(2, 32, state), feetech.packet(1, 0),
+            b"\xff\xff\xff\xff\1\2\0\xfc"]
 
 
 def _jpeg(data: bytes) -> None:
