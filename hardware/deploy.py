@@ -130,7 +130,7 @@ def _run(node: PolicyNode, episodes: int, serve: bool, bus: Bus, stop: Callable[
 
 
 def _count(node: PolicyNode, episodes: int, stop: Callable[[], bool]) -> list[EpisodeResult]:
-    """So many episodes, from the moment on that the supervisor is armed, if there is one; a latched stop ends the run."""
+    """So many episodes, once the supervisor is armed where there is one; a latched stop ends the run."""
     results: list[EpisodeResult] = []
     if node.robot.supervised and (reason := node.stopped()):
         print(f"deploy: waits for the supervisor to be armed: {node.explain(reason)}", file=sys.stderr, flush=True)

@@ -29,8 +29,8 @@ def generate_launch_description() -> LaunchDescription:
                               description="Namespace of the robot's topics."),
         DeclareLaunchArgument("bus", default_value="auto", choices=["auto", "dds", "ros"],
                               description="rclpy (ros), the built-in DDS (dds), or rclpy where it is found (auto)."),
-        DeclareLaunchArgument("camera_sources", default_value="", description="Real cameras to publish: NAME=SOURCE with "
-                              "spaces between them, as camera.launch.py's `sources` [default: none]."),
+        DeclareLaunchArgument("camera_sources", default_value="", description="Real cameras to publish: NAME=SOURCE "
+                              "with spaces between them, as camera.launch.py's `sources` [default: none]."),
         IncludeLaunchDescription(
             PythonLaunchDescriptionSource(str(Path(__file__).resolve().parent / "camera.launch.py")),
             launch_arguments=[("sources", LaunchConfiguration("camera_sources"))]),

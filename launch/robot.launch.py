@@ -3,11 +3,12 @@
     ros2 launch robot_rl robot.launch.py robot:=so101 policy_path:=policy.onnx record:=bags
     ros2 lifecycle set /policy configure; ros2 lifecycle set /policy activate
 
-With `supervised:=true` the supervisor is started too and waits to be armed: `ros2 service call /supervisor/arm
-std_srvs/srv/Trigger`. With rclpy the policy is a managed node; on the bus `dds` it is the same process, started by `robot-rl policy start`.
-Either starts by itself with autostart:=true. With episodes:=N it runs so many episodes, each after the robot's reset,
-and ends. Without an installed package, give the path: `ros2 launch ./launch/robot.launch.py`. The processes run with
-the python3 that is first on PATH. DDS domain: ROS_DOMAIN_ID.
+With `supervised:=true` the supervisor is started too, and waits to be armed: `ros2 service call /supervisor/arm
+std_srvs/srv/Trigger`. With `camera_sources` so are real cameras (camera.launch.py). With rclpy the policy is a managed
+node; on the bus `dds` it is the same process, started by `robot-rl policy start`. Either starts by itself with
+autostart:=true. With episodes:=N it runs so many episodes, each after the robot's reset, and ends. Without an installed
+package, give the path: `ros2 launch ./launch/robot.launch.py`. The processes run with the python3 that is first on
+PATH. DDS domain: ROS_DOMAIN_ID.
 """
 
 from pathlib import Path
@@ -122,8 +123,8 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument("ros_args", default_value="", description="More ROS arguments of the policy node (ros "
                               "only), e.g. '-r joint_states:=/real/joint_states'."),
         DeclareLaunchArgument("seed", default_value="0", description="Seed of the goals and of exploration."),
-        DeclareLaunchArgument("camera_sources", default_value="", description="Real cameras to publish: NAME=SOURCE with "
-                              "spaces between them, as camera.launch.py's `sources` [default: none]."),
+        DeclareLaunchArgument("camera_sources", default_value="", description="Real cameras to publish: NAME=SOURCE "
+                              "with spaces between them, as camera.launch.py's `sources` [default: none]."),
         IncludeLaunchDescription(PythonLaunchDescriptionSource(str(HERE / "camera.launch.py")),
                                  launch_arguments=[("sources", LaunchConfiguration("camera_sources"))]),
         OpaqueFunction(function=policy),

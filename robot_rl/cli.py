@@ -32,8 +32,8 @@ RobotOption = Annotated[str | None, typer.Option("--robot", help="Robot name, or
 BusOption = Annotated[str, typer.Option("--bus", help="auto (ros where rclpy is found, else dds), dds or ros.")]
 Namespace = Annotated[str, typer.Option(help="ROS namespace of the robot's topics.")]
 Domain = Annotated[int | None, typer.Option(help="DDS domain [default: ROS_DOMAIN_ID, else 0].")]
-Supervised = Annotated[bool, typer.Option("--supervised", help="Send commands to `robot-rl supervisor`, as `supervised: "
-                                          "true` in robot.yaml says too.")]
+Supervised = Annotated[bool, typer.Option("--supervised", help="Send commands to `robot-rl supervisor`, as "
+                                          "`supervised: true` in robot.yaml says too.")]
 Acknowledged = Annotated[bool, typer.Option("--acknowledge-no-watchdog", help="Command positions though nobody "
                                             "downstream stops the robot when commands stop.")]
 Threads = Annotated[int, typer.Option(help="CPU threads of the learner; 0: one for each core.")]

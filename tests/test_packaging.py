@@ -45,6 +45,10 @@ CHECKOUTS = {"robot_rl/learn/bench_public.py": {"gym", "jax", "tensorflow_probab
 DISTRIBUTIONS = {"yaml": "pyyaml", "cv2": "opencv-python-headless", "backports": "backports-zstd", "absl": "absl-py",
                  "sbx": "sbx-rl", "serial": "pyserial"}
 
+NO_LAUNCH = pytest.mark.skipif(
+    importlib.util.find_spec("launch") is None or importlib.util.find_spec("launch.launch_description_sources") is None,
+    reason="ROS 2's `launch` is not installed here")
+
 
 @pytest.fixture(scope="module")
 def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -62,9 +66,9 @@ def test_an_install_is_a_ros_package(prefix: Path) -> None:
     assert (prefix / "share/ament_index/resource_index/packages/robot_rl").is_file()
     assert _package(prefix / "share/robot_rl/package.xml") == ("robot_rl", __version__, "ament_python")
     for file in ("launch/sim.launch.py", "launch/robot.launch.py", "launch/record.launch.py",
-                 "launch/config/so101.yaml", "launch/config/furuta.yaml"):
+                 "launch/camera.launch.py", "launch/config/so101.yaml", "launch/config/furuta.yaml"):
         assert (prefix / "share/robot_rl" / file).read_bytes() == (ROOT / file).read_bytes()
-    for program in ("policy", "robot", "recorder", "camera"):
+    for program in ("policy", "robot", "recorder", "camera", "supervisor"):
         assert os.access(prefix / "lib/robot_rl" / program, os.X_OK)
 
 
@@ -179,12 +183,14 @@ def test_launch_defaults_fit_the_robot(robot: str) -> None:
 def test_launch_files_use_options_that_exist() -> None:
     commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
     offered: dict[str, set[str]] = {name: {flag for p in commands[name].params for flag in (*p.opts, *p.secondary_opts)}
-                                    for name in ("sim-robot", "deploy")}
+                                    for name in ("sim-robot", "deploy", "camera", "supervisor")}
     running = commands["policy"].commands["run"].params
     offered["deploy"] |= {flag for p in running for flag in (*p.opts, *p.secondary_opts)}
     offered["deploy"] |= {"--out", "--ros-args"}  # the last is rclpy's
     offered["hardware.recorder"] = {flag for action in recorder._parser()._actions for flag in action.option_strings}
-    for file, command in (("sim", "sim-robot"), ("robot", "deploy"), ("record", "hardware.recorder")):
+    offered["deploy"] |= offered["supervisor"] | {"--no-cameras"}
+    for file, command in (("sim", "sim-robot"), ("robot", "deploy"), ("record", "hardware.recorder"),
+                          ("camera", "camera")):
         nodes = ast.walk(ast.parse((ROOT / f"launch/{file}.launch.py").read_text()))
         words = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
         assert command in words
@@ -193,10 +199,9 @@ def test_launch_files_use_options_that_exist() -> None:
         assert used - {"--help"} <= offered[command]
 
 
-def test_launch_descriptions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real launch: every argument is described, and what would be run can be told."""
-    if importlib.util.find_spec("launch.launch_description_sources") is None:
-        pytest.skip("ROS 2's `launch` is not installed here")
+@NO_LAUNCH
+def test_launch_descriptions() -> None:
+    """Every argument is described."""
     from launch import LaunchContext
     from launch.actions import DeclareLaunchArgument
     from launch.launch_description_sources import PythonLaunchDescriptionSource
@@ -205,6 +210,47 @@ def test_launch_descriptions(monkeypatch: pytest.MonkeyPatch) -> None:
         arguments = [entity for entity in description.entities if isinstance(entity, DeclareLaunchArgument)]
         assert {"robot", "namespace", "bus"} <= {argument.name for argument in arguments}
         assert all(argument.description for argument in arguments)
+
+
+@NO_LAUNCH
+@pytest.mark.parametrize(("file", "given", "wanted"), [
+    ("robot", {"policy_path": "p.onnx"}, ["policy run p.onnx --robot=so101 --bus=auto --fade=1.0 --seed=0"]),
+    ("robot", {"supervised": "true", "bus": "dds", "namespace": "arm", "autostart": "true", "use_sim_time": "true",
+               "camera_sources": "front=/dev/video0 wrist=w.mp4"}, [
+        "camera so101 --bus=dds --source=front=/dev/video0 --source=wrist=w.mp4 --namespace=arm",
+        "supervisor so101 --bus=dds --namespace=arm",
+        "policy run so101-reach --robot=so101 --bus=dds --fade=1.0 --seed=0 --autostart --supervised --namespace=arm "
+        "--ros-args -p use_sim_time:=true"]),
+    ("robot", {"supervised": "true", "acknowledge_no_watchdog": "true", "episodes": "2", "ros_args": "-r a:=b"}, [
+        "supervisor so101 --bus=auto --acknowledge-no-watchdog",
+        "deploy so101-reach --robot=so101 --episodes=2 --bus=auto --seed=0 --cameras --supervised "
+        "--acknowledge-no-watchdog --ros-args -r a:=b"]),
+    ("sim", {"robot": "furuta", "cameras": "false"}, [
+        "sim-robot furuta --gap= --namespace= --bus=auto --seed=0 --no-cameras",
+        "deploy furuta-swingup --robot=furuta --episodes=3 --bus=auto --seed=0 --no-cameras"]),
+    ("record", {"bus": "ros", "camera_sources": "front=0"}, [
+        "camera so101 --bus=ros --source=front=0",
+        "hardware.recorder --robot=so101 --out=bags --continuous=drive --namespace= --bus=ros"]),
+    ("camera", {}, []),
+])
+def test_launch_files_run_what_is_asked_for(file: str, given: dict[str, str], wanted: list[str]) -> None:
+    from launch import LaunchContext
+    from launch.actions import ExecuteProcess
+    from launch.launch_description_sources import PythonLaunchDescriptionSource
+    from launch.utilities import perform_substitutions
+    context, found = LaunchContext(), list[str]()
+    context.launch_configurations.update(given)
+
+    def follow(entities: Any) -> None:
+        for entity in entities or ():
+            if isinstance(entity, ExecuteProcess):  # which would be started
+                words = [perform_substitutions(context, word) for word in entity.process_description.cmd]
+                found.append(" ".join(words).removeprefix("python3 -m ").removeprefix("robot_rl.cli "))
+            else:
+                follow(entity.visit(context))
+    source = PythonLaunchDescriptionSource(str(ROOT / f"launch/{file}.launch.py"))
+    follow(source.get_launch_description(context).entities)
+    assert found == wanted
 
 
 def _run(*command: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:

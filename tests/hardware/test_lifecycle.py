@@ -21,21 +21,15 @@ import msgspec
 import numpy as np
 import pytest
 import yaml
-from cyclonedds.builtin import BuiltinDataReader, BuiltinTopicDcpsPublication, BuiltinTopicDcpsSubscription
-from cyclonedds.core import Policy as DdsPolicy
-from cyclonedds.core import Qos as DdsQos
-from cyclonedds.sub import DataReader
-from cyclonedds.topic import Topic
 
 from hardware import diagnostics, messages
 from hardware.bus import EVENTS, LATCHED, SENSOR, Bus, Qos, connect
 from hardware.bus.dds import DdsBus
-from hardware.bus.dds_graph import TOPIC, graph_types, id_size
-from hardware.bus.dds_types import ros_type
 from robot_rl.finetune import bags_in
 from robot_rl.safety import Reason
 from robot_rl.spec import POSE, load_robot, mjcf_file
 from robot_rl.steplog import read_episode
+from tests.hardware.graph import HASHES, endpoints
 
 NO_ROS = pytest.mark.skipif(importlib.util.find_spec("rclpy") is None,
                             reason="rclpy is not installed: it comes with a ROS 2 install, not from a package index")
@@ -267,15 +261,6 @@ def test_what_it_did_is_read_back_with_goals_that_moved(active: Operator, proces
     assert active.status()["last_error"] == "none", "that it was stopped by its operator is no error"
 
 
-HASHES = {
-    "std_msgs/msg/String": "df668c740482bbd48fb39d76a70dfd4bd59db1288021743503259e948f6b1a18",
-    "std_msgs/msg/Bool": "feb91e995ff9ebd09c0cb3d2aed18b11077585839fb5db80193b62d74528f6c9",
-    "std_msgs/msg/Float64MultiArray": "1025ddc6b9552d191f89ef1a8d2f60f3d373e28b283d8891ddcc974e8c55397f",
-    "sensor_msgs/msg/JointState": "a13ee3a330e346c9d87b5aa18d24e11690752bd33a0350f11c5882bc9179260e",
-    "geometry_msgs/msg/PoseStamped": "10f3786d7d40fd2b54367835614bff85d4ad3b5dab62bf8bca0cc232d73b4cd8",
-    "diagnostic_msgs/msg/DiagnosticArray": "5a8a36efb05fb25070fa0fb3810290c0e6cd4862b54a8fb975a1ee8dc55a333e",
-}
-"""RIHS01 of each type, as a ROS 2 Jazzy install has them in share/<package>/msg/<Type>.json."""
 GOLDEN = {
     "writer rt/arm/forward_position_controller/commands std_msgs/msg/Float64MultiArray reliable volatile",
     "writer rt/arm/policy/episode std_msgs/msg/String reliable volatile",
@@ -308,27 +293,6 @@ def test_the_graph_from_outside_is_the_golden_one(active: Operator, kind: str, d
     for row, stated in found.items():
         if (type := row.split()[2]) in HASHES:
             assert stated == HASHES[type], row
-
-
-def endpoints(bus: DdsBus, namespace: str, name: str) -> dict[str, str]:
-    """Every endpoint of a node by what ros_discovery_info says, as rows of GOLDEN, with its type hash."""
-    participant, size = bus._participant, id_size()
-    info = DataReader(participant, Topic(participant, TOPIC, graph_types(size)[0]), qos=DdsQos(
-        DdsPolicy.Reliability.Reliable(0), DdsPolicy.Durability.TransientLocal, DdsPolicy.History.KeepAll))
-    time.sleep(0.5)
-    ids = {(kind, bytes(gid.data)[:16]) for told in info.take(100) for node in told.node_entities_info_seq
-           if (node.node_namespace, node.node_name) == (namespace, name)
-           for kind in ("reader", "writer") for gid in getattr(node, f"{kind}_gid_seq")}
-    rows = {}
-    for kind, builtin in (("writer", BuiltinTopicDcpsPublication), ("reader", BuiltinTopicDcpsSubscription)):
-        for end in BuiltinDataReader(participant, builtin).read(10_000):
-            if end.sample_info.valid_data and (kind, end.key.bytes) in ids:
-                reliable = isinstance(end.qos[DdsPolicy.Reliability], DdsPolicy.Reliability.Reliable)
-                latched = end.qos[DdsPolicy.Durability] == DdsPolicy.Durability.TransientLocal
-                stated = re.search(rb"typehash=RIHS01_(\w+);", end.qos[DdsPolicy.Userdata].data)
-                rows[f"{kind} {end.topic_name} {ros_type(end.type_name)} {'reliable' if reliable else 'best-effort'} "
-                     f"{'latched' if latched else 'volatile'}"] = stated.group(1).decode() if stated else "none"
-    return rows
 
 
 def test_a_policy_of_another_robot_is_refused_with_both_names(kind: str, domain: int, tmp_path: Path) -> None:

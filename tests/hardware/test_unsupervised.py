@@ -183,8 +183,8 @@ def test_a_policy_whose_supervisor_is_gone_stops_within_a_second(
 def test_episodes_begin_when_the_supervisor_is_armed_and_end_when_it_is_gone(domain: int, file: Path, robot: Any
                                                                            ) -> None:
     with connect("dds", "operator", "", domain, "lo") as bus, process("supervisor", file, bus="dds") as supervisor, \
-            process("deploy", "so101-reach", "--robot", file, "--supervised", "--episodes", 50, "--no-cameras", "--json",
-                    bus="dds") as policy:
+            process("deploy", "so101-reach", "--robot", file, "--supervised", "--episodes", 50, "--no-cameras",
+                    "--json", bus="dds") as policy:
         ready(supervisor)
         assert policy.stderr is not None
         line = policy.stderr.readline()
