@@ -74,13 +74,12 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     env, evaluation = make(), make()
     contract = sim.env_spec(env, config.task)
     state = checkpoint.load(run.checkpoint) if resume and run.checkpoint.exists() else None
-    prior = _prior(config, contract, read=state is None)  # a checkpoint holds what the bags said when the run began
-    capacity = min(config.capacity, 2 * config.steps + 1_000)
-    replay = memory_for(contract, capacity, config.seed, _power(config))
     if not resume:
         horizon = discount_for(round(contract.time_limit_s * contract.rate_hz))
         config = msgspec.structs.replace(config, options={"discount": horizon} | config.options)
     agent = make_agent(config, contract, device)
+    prior = _prior(config, contract, agent, state is None)  # a checkpoint holds what the bags said when the run began
+    replay = memory_for(contract, min(config.capacity, 2 * config.steps + 1_000), config.seed, *_kept(agent))
     _demand_sequences(agent, contract, prior if state is None else None, config.prior)
     if not resume:
         env.reset(seed=config.seed)  # the first picture, where there is one, may have nothing to draw it
@@ -107,19 +106,18 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     return {"run": str(run.folder), "task": config.task} | figures
 
 
-def _power(config: RunConfig) -> float:
-    """How strongly the recipe draws what its critics were wrong about; 0 for recipes that draw evenly."""
-    from robot_rl.learn import recipes
-    return float((recipes.options(config.recipe) | config.options).get("prioritized", 0.0))
+def _kept(agent: Agent) -> tuple[float, int]:
+    """How strongly the agent draws what its critics were wrong about, and how many numbers say what it planned."""
+    return agent.schedule.prioritized, agent.execution.plan_size
 
 
-def _prior(config: RunConfig, contract: PolicySpec, read: bool = True) -> Replay | None:
+def _prior(config: RunConfig, contract: PolicySpec, agent: Agent, read: bool = True) -> Replay | None:
     """The memory of a configuration's bags; empty, for a checkpoint to fill, unless they are to be `read`."""
     from robot_rl.finetune import bags_in, fill
     from robot_rl.frames import memory_for
     if config.prior is None:
         return None
-    prior = memory_for(contract, SEEN_CAPACITY if contract.vision else PRIOR_CAPACITY, config.seed + 1, _power(config))
+    prior = memory_for(contract, SEEN_CAPACITY if contract.vision else PRIOR_CAPACITY, config.seed + 1, *_kept(agent))
     if read:
         steps, refused = fill(prior, bags_in(Path(config.prior)), contract)
         for line in refused:
@@ -335,9 +333,9 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
     config = msgspec.structs.replace(base, options=base.options | options(base.recipe, changes))
     demand_reward(origin.contract, f"run {source}")
     contract = origin.contract.on(load_robot(robot), f"run {source}")
-    prior, online = (memory_for(contract, SEEN_CAPACITY if contract.vision else capacity, seed + k, _power(config))
-                     for k, capacity in enumerate((PRIOR_CAPACITY, 200_000)))
     agent = make_agent(config, contract)
+    prior, online = (memory_for(contract, SEEN_CAPACITY if contract.vision else capacity, seed + k, *_kept(agent))
+                     for k, capacity in enumerate((PRIOR_CAPACITY, 200_000)))
     start = run.checkpoint if resuming else origin.checkpoint
     state = checkpoint.load(start)
     with fitting(start, state, config):
