@@ -84,7 +84,11 @@ class WorldModel(nn.Module):
 
     def value(self, latent: Tensor, action: Tensor) -> Tensor:
         """See Model."""
-        return self.critic.values(latent, action).mean(0)
+        return self.values(latent, action).mean(0)
+
+    def values(self, latent: Tensor, action: Tensor) -> Tensor:
+        """(R, Z), (R, A) -> what each critic says (E, R)."""
+        return self.critic.values(latent, action)
 
     def frozen(self) -> FrozenModel:
         """A copy in plain layers."""
@@ -109,8 +113,38 @@ class FrozenModel(nn.Module):
 
     def value(self, latent: Tensor, action: Tensor) -> Tensor:
         """See Model."""
+        return self.values(latent, action).mean(0)
+
+    def values(self, latent: Tensor, action: Tensor) -> Tensor:
+        """(R, Z), (R, A) -> what each critic says (E, R)."""
         seen = self.inputs(latent, action)
-        return self.heads[1].decode(torch.stack([critic(seen) for critic in self.critics])).mean(0)
+        return self.heads[1].decode(torch.stack([critic(seen) for critic in self.critics]))
+
+
+class Wary(nn.Module):
+    """A model whose critics' disagreement costs `price` times its standard deviation, at every step and at the end.
+
+    So a planner keeps to what the data knows (FOWM, method 65).
+    """
+
+    def __init__(self, model: Any, price: float):
+        """`model` is a WorldModel or a frozen one."""
+        super().__init__()
+        self.model, self.price = model, price
+
+    def step(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See Model."""
+        reward, going, following = self.model.step(latent, action)
+        return reward - self.price * self.model.values(latent, action).std(0), going, following
+
+    def value(self, latent: Tensor, action: Tensor) -> Tensor:
+        """See Model."""
+        values = self.model.values(latent, action)
+        return values.mean(0) - self.price * values.std(0)
+
+    def frozen(self) -> Wary:
+        """A copy in plain layers."""
+        return Wary(self.model.frozen(), self.price)
 
 
 class Planner(nn.Module):

@@ -26,6 +26,8 @@ from robot_rl.learn.critics import (
     SequenceCritic,
     alone,
 )
+from robot_rl.learn.imitation import ImaginedBackup, Imitation
+from robot_rl.learn.insample import Expectile, InSampleBackup, Regression
 from robot_rl.learn.latents import Latent, ModelLatent, ModelStudy, Sync
 from robot_rl.learn.nets import Shape
 from robot_rl.learn.objectives import (
@@ -58,8 +60,8 @@ from robot_rl.learn.options import (
     Soft,
     Values,
 )
-from robot_rl.learn.planner import Replan, Telling
-from robot_rl.learn.world import Consistency, ImaginedBackup, Imitation, PriorValue, Spread, Unroll
+from robot_rl.learn.planner import Replan, Telling, Wary
+from robot_rl.learn.world import Consistency, PriorValue, Spread, Unroll, World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,6 +314,55 @@ class Bmpc(TdMpc2):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fowm(Planned):
+    """FOWM (method 65): a world model that learns from logs without asking beyond them, and a planner wary of the rest.
+
+    State values learn the `expectile` of what the critics say of actions that were taken; the actor repeats these, by
+    exp(`advantage` * how much better one was). `doubt` is the price, to the planner, of the critics' disagreement.
+    """
+
+    horizon: int = 5
+    iterations: int = 1
+    elites: int = 50
+    critics: int = 5
+    tau: float = 0.01
+    value_price: float = 0.1
+    prioritized: float = 0.6
+    expectile: float = 0.7
+    advantage: float = 3.0
+    doubt: float = 1.0
+
+    def sequence(self) -> int:
+        """See Options."""
+        return self.horizon
+
+    def build(self, sizes: Sizes) -> Agent:
+        """See Options."""
+        if self.critics < 2:
+            raise ValueError(f"critics is {self.critics}; it takes at least 2 to disagree")
+        start = self.single()
+        world = self.world(sizes, start)
+        actor = ClippedActor(self.width, sizes.action, self.hidden, start, self.modern())
+        critic = Critic(self.width, sizes.action, self.hidden, self.critics, self.head(), start, self.modern(),
+                        final_scale=0.0)
+        value = PairCritic(alone, self.width, self.hidden, 1, self.head(), start, self.modern(), final_scale=0.0)
+        target = copy.deepcopy(critic)
+        lessons: list[Lesson] = [
+            Unroll(world, critic, InSampleBackup(actor, value), self.horizon, self.weights(self.value_price)),
+            Expectile(value, target, self.expectile, self.rho),
+            Regression(actor, self.advantage, self.rho),
+        ]
+        parts = {"critic": critic, "target": target, "value": value}
+        return self.agent(world, actor, lessons, start, parts, targets=[Target(target, critic, self.tau)],
+                          execution=self.acting(world, critic, sizes.action))
+
+    def planning(self, world: World, critic: Critic, action_size: int) -> tuple[Any, ...]:
+        """See Planned."""
+        model, *more = super().planning(world, critic, action_size)
+        return Wary(model, self.doubt), *more
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tcrl(Modelled, Acting, Greedy):
     """TCRL (method 33): a deterministic actor and critics of latents that a world model alone trains; no planner.
 
@@ -441,6 +492,8 @@ RECIPES = {
         TdMpc2, "the same with 1 million parameters in place of 5",
         {"width": 128, "hidden": (384, 384), "critics": 2, "dropout": 0.0}),
     "bmpc": Recipe(Bmpc, "BMPC: the actor learns to do what the planner does, so it alone can be exported (method 127)",
+                   {}),
+    "fowm": Recipe(Fowm, "FOWM: a world model of logs and a planner that keeps to what they know (method 65)",
                    {}),
     "tcrl": Recipe(Tcrl, "TCRL: values of latents that a world model trains, without planning (method 33)", {}),
 }

@@ -19,23 +19,13 @@ from robot_rl.learn.agent import Agent
 from robot_rl.learn.backups import Draw, SoftBackup
 from robot_rl.learn.critics import Chance, Mean, Minimum, PairCritic, Scalar, alone
 from robot_rl.learn.export import SEEING_TOLERANCE, ExportError, export
+from robot_rl.learn.imitation import ImaginedBackup, Imitation, divergence
+from robot_rl.learn.insample import Expectile, InSampleBackup, Regression
 from robot_rl.learn.latents import Identity
 from robot_rl.learn.nets import Adam, Mlp
 from robot_rl.learn.objectives import NoTemperature
-from robot_rl.learn.planner import Planner, Search, Telling
-from robot_rl.learn.world import (
-    ImaginedBackup,
-    Imitation,
-    PriorValue,
-    Simplex,
-    Spread,
-    Step,
-    Unroll,
-    Weights,
-    World,
-    divergence,
-    foretold,
-)
+from robot_rl.learn.planner import Planner, Search, Telling, Wary, WorldModel
+from robot_rl.learn.world import PriorValue, Simplex, Spread, Step, Unroll, Weights, World, foretold
 from robot_rl.policy import Policy
 from robot_rl.replay import Replay
 from robot_rl.spec import PolicySpec
@@ -207,6 +197,54 @@ def test_a_sequences_targets_are_of_what_was_seen_in_it() -> None:
     _, metrics, _ = lesson.loss(sequence(), (Draw(torch.zeros(2, 1)), Chance()))
     # seen are 1 and 2: targets 2 + 0.25 * 1 and 4 + 0.25 * 2; rewards and ends that were seen do not matter
     assert float(metrics["critic/target"]) == pytest.approx((2.25 + 4.5) / 2)
+
+
+def state_values(slope: float, offset: float) -> PairCritic:
+    """V = slope * z + offset."""
+    value = PairCritic(alone, 1, (), 1, Scalar(), generator())
+    value.net.flat.data.copy_(torch.tensor([slope, offset]))
+    return value
+
+
+def test_targets_from_state_values_worked_out_by_hand() -> None:
+    # V(2) = 5 and V(0) = 1 of what followed, half of the first, none of the second, which ended; rewards 1 each
+    backup = InSampleBackup(linear_actor(0.3, -0.5), state_values(2.0, 1.0))
+    batch = sequence()
+    flat = {key: batch[key].flatten(0, 1) for key in ("next_latent", "reward", "discount")}
+    assert backup.target(flat, backup.draw(2, generator())).tolist() == [1 + 0.5 * 5, 1.0]
+
+
+@pytest.mark.parametrize("held", [(1.0, 1.0), (1.0, 0.0)])
+def test_expectiles_and_advantages_worked_out_by_hand(held: tuple[float, float]) -> None:
+    # Q of the two is z + 2 a and z + 3 a: at 1 with 0.5, 2; at 1.5 with -1, -1.5. V = z: 1 and 1.5
+    batch = sequence(held) | {"latents": torch.tensor([[[1.0], [1.5], [9.0]]])}
+    lesson = Expectile(state_values(1.0, 0.0), linear_critic((1, 2, 0), (1, 3, 0)), 0.9, 0.5)
+    loss, _, found = lesson.loss(batch, Chance())
+    assert found["advantage"].tolist() == [[1.0, -3.0]]
+    wanted = 1.8 * 0.5 * 0.5 + 0.2 * 4.5 * 0.25 * held[1]  # by 2 e and 2 (1 - e); times 1/2, then 1/4
+    assert float(loss.detach()) == pytest.approx(wanted)
+
+
+def test_regression_by_advantage_worked_out_by_hand() -> None:
+    # mean 0, std exp(-1); actions 0.5 and -1 count exp(0.5 * 1) and exp(0.5 * -3); the third, 100, by its bound
+    batch = sequence() | {"latents": torch.ones(1, 3, 1), "advantage": torch.tensor([[1.0, -3.0]])}
+    normal = torch.distributions.Normal(0.0, math.exp(-1))
+    one, two = (float(normal.log_prob(torch.tensor(a))) for a in (0.5, -1.0))
+    lesson = Regression(clipped(0.0, 0.0), 0.5, 0.5)
+    wanted = -(math.exp(0.5) * one * 0.5 + math.exp(-1.5) * two * 0.25)
+    assert float(lesson.loss(batch, None)[0].detach()) == pytest.approx(wanted)
+    batch["advantage"] = torch.tensor([[1e3, -1e3]])
+    assert float(lesson.loss(batch, None)[0].detach()) == pytest.approx(-100 * one * 0.5)
+
+
+def test_what_critics_disagree_about_costs_a_wary_planner() -> None:
+    model = Wary(WorldModel(Line(), linear_critic((1, 1, 0), (1, 3, 0))), 2.0)
+    latent, action = torch.tensor([[1.0], [1.0]]), torch.tensor([[0.0], [0.5]])
+    apart = [0.0, 2.0 * 1.0 / math.sqrt(2)]  # values 1.5 and 2.5
+    reward, going, following = model.step(latent, action)
+    assert reward.tolist() == pytest.approx([2.0, 2.0 - apart[1]])
+    assert going.tolist() == [0.5, 0.5] and following.flatten().tolist() == [1.0, 1.5]
+    assert model.value(latent, action).tolist() == pytest.approx([1.0, 2.0 - apart[1]])
 
 
 def test_a_part_of_the_rate_is_a_part_of_the_step() -> None:
@@ -406,6 +444,13 @@ def test_the_actor_alone_comes_to_do_what_is_planned() -> None:
     mean, log_std = agent.actor.moments(agent.latent(obs))
     np.testing.assert_allclose(mean.detach().numpy(), np.tile([0.5, -0.25], (20, 1)), atol=0.1)
     np.testing.assert_allclose(log_std.exp().detach().numpy(), np.tile([0.1, 0.3], (20, 1)), atol=0.1)
+
+
+def test_values_of_data_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"expectile is 1\.0"):
+        small("fowm", expectile=1.0)
+    with pytest.raises(ValueError, match=r"critics is 1.*2 to disagree"):
+        small("fowm", critics=1)
 
 
 @pytest.mark.parametrize("chosen, message", [
