@@ -67,6 +67,9 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
         raise SpecError(f"--prior-ratio {config.prior_ratio}: {error}") from error
     if config.envs < 1:
         raise SpecError(f"--envs {config.envs}: there is at least 1 environment")
+    if config.offline_updates and (config.prior is None or config.offline_updates < 0):
+        raise SpecError(f"--offline-updates {config.offline_updates}: at least 0, and with --prior, which is "
+                        f"{config.prior or 'not given'}")
     extra: dict[str, Any] = {}
     if config.latency is not None:
         extra["latency"] = run.latency if resume else Path(config.latency)
@@ -81,6 +84,10 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     prior = _prior(config, contract, agent, state is None)  # a checkpoint holds what the bags said when the run began
     replay = memory_for(contract, min(config.capacity, 2 * config.steps + 1_000), config.seed, *_kept(agent))
     _demand_sequences(agent, contract, prior if state is None else None, config.prior)
+    if state is None and prior is not None and config.offline_updates and len(prior) < agent.schedule.batch:
+        raise SpecError(f"--prior {config.prior}: its bags gave {len(prior)} transitions, --offline-updates "
+                        f"{config.offline_updates} learns from {agent.schedule.batch} of them at a time; give more, or "
+                        "choose --set batch=N")
     if not resume:
         env.reset(seed=config.seed)  # the first picture, where there is one, may have nothing to draw it
         run.create(config, contract)  # once nothing of it can be refused any more
@@ -88,8 +95,9 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     collector = (Parallel(remote, contract.action_size, agent, replay, config.seed, config.learn_after) if remote else
                  Collector(env, agent, replay, config.seed, config.learn_after))
     plan = Plan(config.steps, config.learn_after, config.evaluate_every, config.evaluation_episodes,
-                config.checkpoint_every)
-    log = Log(run.folder, state["collector"]["steps"] if state else 0)
+                config.checkpoint_every, offline_updates=config.offline_updates)
+    log = Log(run.folder, (state["collector"]["steps"] or state.get("offline", 0) - config.offline_updates)
+              if state else 0)
     training = Training(collector, agent, evaluation, plan, log,
                         lambda state: checkpoint.save(run.checkpoint, state | {"recipe": config.recipe}), prior,
                         ratio)
