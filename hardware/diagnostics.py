@@ -88,7 +88,8 @@ class Health:
             if l99 > NORMAL["latency"] * period_ms:
                 warnings.append(f"latency {l99:.3g} ms at p99 of {period_ms:g} ms")
         return {"rate_hz": f"{rate:.4g}", "rate_wanted_hz": f"{node.spec.rate_hz:g}", "ticks": ticks,
-                "missed_deadlines": missed, "jitter_ms_p50": f"{j50:.4g}", "jitter_ms_p99": f"{j99:.4g}",
+                "missed_deadlines": missed, "late_plans": node.late_plans,
+                "jitter_ms_p50": f"{j50:.4g}", "jitter_ms_p99": f"{j99:.4g}",
                 "jitter_ms_max": f"{worst:.4g}", "latency_ms_p50": f"{l50:.4g}", "latency_ms_p99": f"{l99:.4g}"}
 
     def _inputs(self, node: PolicyNode, running: bool, warnings: list[str]) -> dict[str, object]:

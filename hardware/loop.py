@@ -78,6 +78,42 @@ class Ticker:
         return self.late[:min(self.ticks, len(self.late))] * 1e-6
 
 
+class Alarm:
+    """Calls `ring` in a thread of its own once a time has come, unless the alarm is set to another before."""
+
+    def __init__(self, ring: Callable[[], None]) -> None:
+        self._ring, self._changed = ring, threading.Condition()
+        self._due: float | None = None
+        self._closed = False
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def set(self, due: float | None) -> None:
+        """Ring at `due`, s of `time.perf_counter`; never for None. Once this returns, no older time rings."""
+        with self._changed:
+            self._due = due
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Never ring again."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        if hasattr(os, "sched_setscheduler"):
+            _schedule(os.SCHED_RR, 2)  # before the loop that it is to interrupt, which may share its processor
+        with self._changed:
+            while not self._closed:
+                pause = None if self._due is None else self._due - time.perf_counter()
+                if pause is None or pause > 0:
+                    self._changed.wait(pause)
+                else:
+                    self._due = None
+                    self._ring()
+
+
 @dataclass(frozen=True)
 class RealTime:
     """What the system granted a control loop."""

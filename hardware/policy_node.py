@@ -20,13 +20,13 @@ import numpy as np
 from hardware import messages
 from hardware.bus import EVENTS, LATCHED, Bus, Sample
 from hardware.either import BOOL, Either, Switch
-from hardware.loop import Ticker, percentiles, steady
+from hardware.loop import Alarm, Ticker, percentiles, steady
 from hardware.rehearsal import rehearsal
 from hardware.robot_io import RobotIO, heard_on
 from robot_rl import image, stop
 from robot_rl.episode import Command, Episode, Outcome
-from robot_rl.observe import Readings
-from robot_rl.policy import Exploration, Policy
+from robot_rl.observe import Observation, Readings
+from robot_rl.policy import Exploration, Late, Policy
 from robot_rl.safety import Reason
 from robot_rl.spec import POSE, PolicySpec, RobotSpec, SpecError, Steering
 from robot_rl.steplog import EPISODE_TOPIC, STEP_TOPIC, STEP_TYPE, TEXT_TYPE, step_record
@@ -37,6 +37,8 @@ SUPERVISOR_SILENT_S = 0.75
 """A supervisor, which speaks ten times a second, is gone when nothing was heard of it for so long."""
 STOP_S = 0.25
 """How long the stop behaviour is commanded when continuous control ends, before there is silence."""
+BUDGET = 0.8
+"""Share of a period that a decision may take: one that takes longer at its best is refused, a plan is cut short."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,9 @@ class PolicyNode:
         self._noise = Exploration(seed)
         self._pending: tuple[Policy, PolicySpec, bytes] | None = None
         self.episodes = self.safety_events = self.swaps = 0
+        self.late_plans = 0
+        """Ticks that went by the plan of the tick before, since theirs was not ready in time."""
+        self._alarm = Alarm(lambda: self.policy.halt())
         self.reasons: Counter[int] = Counter()
         """Ticks by what `Reason` says of them."""
         self.goal_refused = ""
@@ -117,6 +122,7 @@ class PolicyNode:
             if end is not None:
                 end.close()
         self._io.close()
+        self._alarm.close()
 
     def stopped(self) -> Reason:
         """Why nothing may move now: a stop is pressed, the protective one or the supervisor's, or that one is gone."""
@@ -211,7 +217,7 @@ class PolicyNode:
         p50, p99 = percentiles(self.latency_ms, 50, 99)
         jitter = percentiles(self.ticker.lateness_ms, 99)[0]
         return {"rate_hz": self.spec.rate_hz, "ticks": self.ticker.ticks, "missed_deadlines": self.ticker.missed,
-                "latency_ms_p50": p50, "latency_ms_p99": p99, "jitter_ms_p99": jitter,
+                "latency_ms_p50": p50, "latency_ms_p99": p99, "jitter_ms_p99": jitter, "late_plans": self.late_plans,
                 "safety_events": self.safety_events}
 
     @property
@@ -248,7 +254,7 @@ class PolicyNode:
                 total += outcome.reward
                 command = None
                 if not outcome.done:
-                    command = episode.act(self.policy(outcome.observation, self._draw()))
+                    command = episode.act(self._decide(outcome.observation, taken + BUDGET / self.spec.rate_hz))
                     self._io.send(command.sent)
                 else:
                     self._safe_stop(episode, readings)
@@ -260,6 +266,24 @@ class PolicyNode:
         except BaseException:
             self._safe_stop(episode, readings)
             raise
+
+    def _decide(self, observation: Observation, due: float) -> np.ndarray:
+        """The policy's action (A,); if a plan is not ready by `due`, s, what the one before says of this step.
+
+        There is no hurry where there was none, as in an episode's first tick.
+        """
+        noise = self._draw()
+        if not self.policy.steps_left:
+            return self.policy(observation, noise)
+        self._alarm.set(due)
+        try:
+            return self.policy(observation, noise)
+        except Late:
+            self.late_plans += 1
+            return self.policy.next_planned()
+        finally:
+            self._alarm.set(None)
+            self.policy.halt(False)
 
     def _note(self, number: int, stamp: int, readings: Readings, outcome: Outcome, command: Command | None,
               idle: np.ndarray, latency: float) -> None:
@@ -384,7 +408,11 @@ class PolicyNode:
         """Warm up a policy; with its contract and what is told of it, with the topics' absolute names."""
         spec = policy.spec.on(self.robot, f"policy {policy.path}")
         image.prepare(spec)
-        policy.warm_up()
+        best, period = policy.warm_up(), 1 / spec.rate_hz
+        if best > BUDGET * period:
+            raise SpecError(f"policy {policy.path}: a decision takes {best * 1e3:.3g} ms here at its best, at "
+                            f"rate_hz {spec.rate_hz:g} it may take {BUDGET * period * 1e3:.3g} ms. Plan with fewer "
+                            "samples or iterations, or export the actor without its planner")
         contract = json.loads(_resolved(spec, self.bus).to_json())
         info = {"policy": policy.path.name, "sha256": policy.sha256, "contract": contract}
         return policy, spec, messages.encode(messages.string(json.dumps(info)))

@@ -13,12 +13,15 @@ from robot_rl.spec import PolicySpec
 
 
 def rehearsal(io: RobotIO, policy: Policy, spec: PolicySpec) -> Callable[[], None]:
-    """Everything that a tick does but publishing, on an episode of its own; the policy carries nothing on."""
-    twin = Episode(spec)
+    """Everything that a tick does but publishing, on an episode of its own; the policy carries nothing on.
+
+    A policy that plans is left out: what takes long anyway would only make the tick late.
+    """
+    twin, idle = Episode(spec), np.zeros(spec.action_size)
     goal = spec.goal.sample(np.random.default_rng(0)) if spec.goal else None
 
     def rehearse() -> None:
         twin.begin(goal)
         if not twin.observe(io.read()).done:
-            encode_command(io.robot, twin.act(policy.again()).sent)
+            encode_command(io.robot, twin.act(idle if policy.plans else policy.again()).sent)
     return rehearse

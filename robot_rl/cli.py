@@ -65,6 +65,7 @@ def train(
                                            "are as many as with one.")] = 1,
     prior: Annotated[Path | None, typer.Option(help="Folder of bags to learn from too, of `demos` or a robot.")] = None,
     prior_ratio: Annotated[str, typer.Option(help="Share of each batch from those bags; or START:END:STEPS.")] = "0.5",
+    offline_updates: Annotated[int, typer.Option(help="Updates on those bags alone, before the first decision.")] = 0,
     latency: LatencyOption = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     threads: Threads = 0,
@@ -81,7 +82,7 @@ def train(
             task=task, robot=robot, recipe=recipe, options=chosen, seed=seed, steps=steps, learn_after=learn_after,
             capacity=capacity, evaluate_every=evaluate_every, evaluation_episodes=evaluation_episodes,
             checkpoint_every=checkpoint_every, action_repeat=action_repeat, envs=envs,
-            prior=str(prior.resolve()) if prior else None, prior_ratio=prior_ratio,
+            prior=str(prior.resolve()) if prior else None, prior_ratio=prior_ratio, offline_updates=offline_updates,
             latency=str(latency.resolve()) if latency else None)
         run = Run(out or Path("runs") / f"{task.replace(':', '_')}-{recipe}-{seed}")
     else:

@@ -82,7 +82,8 @@ class Collector:
         action = self._random() if self.steps < self.random_steps else self._act(observation)
         observation, reward, terminated, truncated, info = self.env.step(action)
         reward = float(reward)
-        self.replay.step(info.get("action", action), reward, observation, terminated, truncated)
+        carry = None if self._carry is None else self._carry[0]
+        self.replay.step(info.get("action", action), reward, observation, terminated, truncated, carry)
         self.steps += 1
         self._return += reward
         self._length += 1

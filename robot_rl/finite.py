@@ -28,6 +28,10 @@ class Watched:
         """As the data's own."""
         self.data.prioritise(index, source, priority)
 
+    def renew(self, index: np.ndarray, source: np.ndarray, plan: np.ndarray) -> None:
+        """As the data's own."""
+        self.data.renew(index, source, plan)
+
     def __len__(self) -> int:
         """Transitions held."""
         return len(self.data)

@@ -30,13 +30,13 @@ class FrameReplay(Replay):
     """
 
     def __init__(self, capacity: int, frame: tuple[int, int, int], stack: int, state_size: int, action_size: int,
-                 seed: int = 0, prioritized: float = 0.0) -> None:
+                 seed: int = 0, prioritized: float = 0.0, plan_size: int = 0) -> None:
         """`frame` is (C, H, W), `stack` is S, `state_size` O, which may be 0."""
         if stack < 1 or capacity + stack > EXACT:
             raise ValueError(f"replay: {capacity} rows of {stack} stacked frames; at least 1, together at most {EXACT}")
         size = int(np.prod(frame))
         memory.demand(capacity * size, f"replay: {capacity:,} frames of {size:,} bytes")
-        super().__init__(capacity, PLACE + state_size, action_size, seed, prioritized)
+        super().__init__(capacity, PLACE + state_size, action_size, seed, prioritized, plan_size)
         self.frame, self.stack = frame, stack
         self._frames = np.zeros((capacity + stack - 1, *frame), np.uint8)  # the oldest row's stack reaches S - 1 back
         self._age = 0  # frames before the newest in its segment, at most S - 1
@@ -56,10 +56,11 @@ class FrameReplay(Replay):
         self._age = 0
         super().begin(obs)
 
-    def step(self, action: np.ndarray, reward: float, obs: Observation, terminated: bool, truncated: bool) -> None:
-        """Add the step that took `action` (A,) in [-1, 1] and led to `obs`. Raises NotFinite."""
+    def step(self, action: np.ndarray, reward: float, obs: Observation, terminated: bool, truncated: bool,
+             carry: np.ndarray | None = None) -> None:
+        """As `Replay.step`."""
         self._age = min(int(self._rows[self._head % self.capacity, 1]) + 1, self.stack - 1)
-        super().step(action, reward, obs, terminated, truncated)
+        super().step(action, reward, obs, terminated, truncated, carry)
 
     def sample(self, batch: int, horizon: int = 1, n_step: int = 1, discount: float = 0.99) -> Batch:
         """As `Replay.sample`, with the states as obs and next_obs, and beside them what was seen.
@@ -116,12 +117,13 @@ class FrameReplay(Replay):
         return np.arange(first, self._head + 1) % len(self._frames)
 
 
-def memory_for(contract: PolicySpec, capacity: int, seed: int = 0, prioritized: float = 0.0) -> Replay:
+def memory_for(contract: PolicySpec, capacity: int, seed: int = 0, prioritized: float = 0.0, plan_size: int = 0
+               ) -> Replay:
     """A memory of `capacity` rows for what a contract's policy observes."""
     state, action, vision = contract.observation_size, contract.action_size, contract.vision
     if vision is None:
-        return Replay(capacity, state, action, seed, prioritized)
-    return FrameReplay(capacity, vision.frame, vision.stack, state, action, seed, prioritized)
+        return Replay(capacity, state, action, seed, prioritized, plan_size)
+    return FrameReplay(capacity, vision.frame, vision.stack, state, action, seed, prioritized, plan_size)
 
 
 def shared(batch: Batch) -> np.ndarray | None:

@@ -41,7 +41,7 @@ class _Lane:
         self.observation: Observation | None = None
         self.total, self.length = 0.0, 0
         self._first: Observation | None = None
-        self._steps: list[tuple[np.ndarray, float, Observation, bool]] = []
+        self._steps: list[tuple[np.ndarray, float, Observation, bool, np.ndarray | None]] = []
 
     def begin(self, observation: Observation) -> None:
         """An episode begins."""
@@ -49,20 +49,20 @@ class _Lane:
         self.total, self.length = 0.0, 0
 
     def take(self, action: np.ndarray, reward: float, observation: Observation, terminated: bool, ends: bool,
-             replay: Replay) -> None:
+             carry: np.ndarray | None, replay: Replay) -> None:
         """A step; it goes to the replay with the others of its piece, an unbroken run of steps.
 
         An episode that is seen comes as a whole, since a piece's first frame has no older ones beside it.
         """
-        self._steps.append((action, reward, observation, terminated))
+        self._steps.append((action, reward, observation, terminated, carry))
         self.total, self.length = self.total + reward, self.length + 1
         self.observation = None if ends else observation
         if not ends and (len(self._steps) < PIECE or isinstance(observation, dict)):
             return
         assert self._first is not None
         replay.begin(self._first)
-        for number, (action, reward, observation, terminated) in enumerate(self._steps, 1):
-            replay.step(action, reward, observation, terminated, number == len(self._steps) and not terminated)
+        for number, (action, reward, observation, terminated, carry) in enumerate(self._steps, 1):
+            replay.step(action, reward, observation, terminated, number == len(self._steps) and not terminated, carry)
         self._first, self._steps = observation, []
 
 
@@ -95,7 +95,8 @@ class Parallel:
         observation, reward, terminated, truncated, info = self.envs[turn].answer()
         ends = terminated or truncated
         action = info["action"] if "action" in info else self._actions[turn]
-        lane.take(action, float(reward), observation, terminated, ends, self.replay)
+        carry = None if self._carry is None else self._carry[turn]
+        lane.take(action, float(reward), observation, terminated, ends, carry, self.replay)
         self._seen[turn] = observation
         self.steps += 1
         return EpisodeEnd(lane.total, lane.length, info.get("success")) if ends else None

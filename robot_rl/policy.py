@@ -1,12 +1,14 @@
 """Observation → action (stage 3 of a step): one ONNX file that carries network, normaliser and contract.
 
-A file with an input `carry` and an output `carry_out` hands the one, (1, ...), to the next step's other.
+A file with an input `carry` and an output `carry_out` hands the one, (1, ...), to the next step's other. One with an
+output `scores` plans: its carry (1, H, A) is the plan, moved on to the next step.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,10 @@ from robot_rl.spec import PolicySpec, SpecError
 
 LARGEST_CARRY = 1 << 24
 CONTRACT_KEY, DIGEST_KEY, SIZE_KEY = "robot_rl", "robot_rl_sha256", "robot_rl_graph_bytes"
+
+
+class Late(TimeoutError):
+    """A decision was cut short by `Policy.halt`."""
 
 
 class Policy:
@@ -55,6 +61,10 @@ class Policy:
         self._feed = {name: np.zeros((1, *shape[1:]), np.uint8 if name == "frames" else np.float32)
                       for name, shape in shapes.items()}
         self._carry = self._feed.get("carry")
+        self.plans = "scores" in [one.name for one in self._session.get_outputs()]
+        self.steps_left = 0
+        """Steps that the newest plan still says something of, if it is one that plans."""
+        self._run = onnxruntime.RunOptions()
         self._results = {"action": np.zeros((1, self.spec.action_size), np.float32)}
         if self._carry is not None:
             self._results["carry_out"] = np.zeros_like(self._carry)
@@ -76,12 +86,36 @@ class Policy:
         action = self.again().copy()
         if self._carry is not None:
             self._carry[:] = self._results["carry_out"]
+        if self.plans and self._carry is not None:
+            self.steps_left = self._carry.shape[1] - 1
         return action
 
     def again(self) -> np.ndarray:
-        """The network run on what it saw last, (A,), with nothing carried on: a step's work without the step."""
-        self._session.run_with_iobinding(self._binding)
+        """The network run on what it saw last, (A,), with nothing carried on: a step's work without the step.
+
+        Raises Late, with nothing carried on either, where `halt` was called meanwhile.
+        """
+        try:
+            self._session.run_with_iobinding(self._binding, self._run)
+        except Exception as error:
+            if self._run.terminate:
+                raise Late(f"policy {self.path}: a decision was cut short") from error
+            raise
         return self._results["action"][0]
+
+    def halt(self, now: bool = True) -> None:
+        """Cut short the decision that another thread is waiting for, and any to come until `halt(False)`."""
+        self._run.terminate = now
+
+    def next_planned(self) -> np.ndarray:
+        """What the newest plan says of the next step, (A,), which counts as taken. Raises IndexError at its end."""
+        if not self.steps_left or self._carry is None:
+            raise IndexError(f"policy {self.path}: there is no plan of this step")
+        action: np.ndarray = self._carry[0, 0].copy()
+        self._carry[0] = np.roll(self._carry[0], -1, 0)
+        self._carry[0, -1] = 0.0
+        self.steps_left -= 1
+        return action.clip(-1.0, 1.0)
 
     @property
     def noise_size(self) -> int:
@@ -90,14 +124,24 @@ class Policy:
 
     def reset(self) -> None:
         """An episode begins: nothing is carried over from the one before."""
+        self.steps_left = 0
         if self._carry is not None:
             self._carry[:] = 0.0
 
-    def warm_up(self, calls: int = 50) -> None:
-        """Run the network so that the first control tick is not the slow one, which is an episode's first."""
-        for _ in range(calls):
+    def warm_up(self, calls: int = 50) -> float:
+        """Run the network so that the first control tick is not the slow one, which is an episode's first.
+
+        Returns what a call takes at best, s. Calls that are slow are fewer: they end after 2 s, but for the first 5.
+        """
+        best, began = float("inf"), time.perf_counter()
+        for call in range(calls):
+            start = time.perf_counter()
+            if call >= 5 and start - began > 2.0:
+                break
             self(blank(self.spec))
+            best = min(best, time.perf_counter() - start)
         self.reset()
+        return best
 
     def _check_sizes(self, shapes: dict[str, list[Any]]) -> None:
         """The contract says obs and frames; noise is of one action or of several, and what is carried is free."""

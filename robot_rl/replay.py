@@ -1,10 +1,10 @@
 """Replay memory: transitions in one packed ring of float32 rows, sampled in one gather.
 
 A row holds one observation and, when a step was taken from it, that step:
-`[observation | action | reward | alive | taken]`. The observation that a step led to is the next row, so a segment
-(an unbroken run of steps) of n steps costs n + 1 rows. `taken` is 0 in the last row of a segment and in the newest row.
-A walk along rows that stops there cannot cross the edge of a segment, nor the seam of the ring, where the newest row
-meets the oldest.
+`[observation | action | reward | alive | taken | plan]`. The observation that a step led to is the next row, so a
+segment (an unbroken run of steps) of n steps costs n + 1 rows. `taken` is 0 in the last row of a segment and in the
+newest row. A walk along rows that stops there cannot cross the edge of a segment, nor the seam of the ring, where the
+newest row meets the oldest.
 
 Axes: B batch, T time (horizon), O observation, A action.
 """
@@ -35,6 +35,8 @@ class Data(Protocol):
 
     def prioritise(self, index: np.ndarray, source: np.ndarray, priority: np.ndarray) -> None: ...
 
+    def renew(self, index: np.ndarray, source: np.ndarray, plan: np.ndarray) -> None: ...
+
     def __len__(self) -> int: ...
 
 
@@ -49,18 +51,20 @@ class NotFinite(FloatingPointError):
 class Replay:
     """A ring of `capacity` rows (one per step and one more per segment); the oldest steps make room for new ones.
 
-    With `prioritized` above 0, the exponent alpha, steps are drawn by what `prioritise` was last told of them.
+    With `prioritized` above 0, the exponent alpha, steps are drawn by what `prioritise` was last told of them. Beside
+    each step lie `plan_size` numbers P that say what was planned there, zeros where nothing was.
     """
 
-    def __init__(self, capacity: int, obs_size: int, action_size: int, seed: int = 0, prioritized: float = 0.0):
+    def __init__(self, capacity: int, obs_size: int, action_size: int, seed: int = 0, prioritized: float = 0.0,
+                 plan_size: int = 0):
         if capacity < 2:
             raise ValueError(f"replay: capacity is {capacity} rows, a step needs at least 2")
-        self.capacity, self.obs_size, self.action_size = capacity, obs_size, action_size
-        self._reward, self._alive, self._taken = (obs_size + action_size + column for column in range(3))
-        row = 4 * (obs_size + action_size + 3) + 8 + (9 if prioritized else 0)  # bytes
+        self.capacity, self.obs_size, self.action_size, self.plan_size = capacity, obs_size, action_size, plan_size
+        self._reward, self._alive, self._taken, self._plan = (obs_size + action_size + column for column in range(4))
+        row = 4 * (self._plan + plan_size) + 8 + (9 if prioritized else 0)  # bytes
         # asked now: the system would promise the memory, and end the process once the pages have filled
         memory.demand(capacity * row, f"replay: {capacity:,} rows of {row} bytes")
-        self._rows = np.zeros((capacity, obs_size + action_size + 3), np.float32)  # pages are used as they fill
+        self._rows = np.zeros((capacity, self._plan + plan_size), np.float32)  # pages are used as they fill
         self._starts = np.zeros(capacity, np.int64)  # ring of the row numbers that a step was taken from, in order
         self._head = -1  # number of the newest row, counted since the start and never reused; its place is % capacity
         self._first = self._last = 0  # steps [first, last) are held; step k's row number is _starts[k % capacity]
@@ -94,8 +98,12 @@ class Replay:
         self._put(obs)
         self._open = True
 
-    def step(self, action: np.ndarray, reward: float, obs: Observation, terminated: bool, truncated: bool) -> None:
-        """Add the step that took `action` (A,) in [-1, 1] and led to `obs` (O,). Raises NotFinite."""
+    def step(self, action: np.ndarray, reward: float, obs: Observation, terminated: bool, truncated: bool,
+             carry: np.ndarray | None = None) -> None:
+        """Add the step that took `action` (A,) in [-1, 1] and led to `obs` (O,). Raises NotFinite.
+
+        The last P numbers of `carry`, what the agent handed to its next step, say what was planned for this one.
+        """
         if not self._open:
             raise RuntimeError("replay: step() outside a segment: call begin(obs) after an episode has ended")
         self._check(obs, action, reward)
@@ -104,6 +112,8 @@ class Replay:
         row[self._reward] = reward
         row[self._alive] = not terminated
         row[self._taken] = 1.0
+        if self.plan_size and carry is not None:
+            row[self._plan :] = carry.reshape(-1)[-self.plan_size :]
         self._starts[self._last % self.capacity] = self._head
         self._last += 1
         self._put(obs)
@@ -117,7 +127,7 @@ class Replay:
         obs (B, O), action (B, A) float32; reward (B,): the discounted sum of the next n rewards, where n is `n_step` or
         what is left of the segment; next_obs (B, O): the observation after them; discount (B,): discount**n, or 0
         where the n-th step terminated (truncation keeps it, so a learner bootstraps); index (B,) int64: a number that
-        is this step's alone; weight (B,) 1.0; source (B,) int64: ONLINE.
+        is this step's alone; weight (B,) 1.0; source (B,) int64: ONLINE; plan (B, P) where P is not 0.
         With `horizon` T > 1 each has a time axis, (B, T, ...); times after the end of the segment have weight 0,
         reward 0 and discount 0 and hold the segment's last observation.
         """
@@ -143,6 +153,15 @@ class Replay:
         place = index % self.capacity
         held = (index > self._head - self.capacity) & self._priorities.known(place)
         self._priorities.update(place[held], np.asarray(priority, float)[held])
+
+    def renew(self, index: np.ndarray, source: np.ndarray, plan: np.ndarray) -> None:
+        """Say of the steps `index` (B,) what is planned there now: `plan` (B, P). `source` (B,) is for a `Mixture`.
+
+        Steps that are no longer held are passed over.
+        """
+        del source
+        held = index > self._head - self.capacity
+        self._rows[index[held] % self.capacity, self._plan :] = plan[held]
 
     def _draw(self, batch: int) -> np.ndarray:
         """Row numbers (B,) of held steps."""
@@ -172,7 +191,10 @@ class Replay:
             "index": index,
             "weight": now[:, self._taken],
             "source": np.zeros(len(index), np.int64),
-        }
+        } | self._planned(now)
+
+    def _planned(self, rows: np.ndarray) -> Batch:
+        return {"plan": rows[..., self._plan :]} if self.plan_size else {}
 
     def _windows(self, index: np.ndarray, horizon: int, n_step: int, discount: float) -> Batch:
         """The general case of `sample`; row j of a window is j steps after its start, or the last row it may see."""
@@ -200,7 +222,7 @@ class Replay:
             "index": index[:, None] + at[:, :horizon],
             "weight": taken[:, :horizon],
             "source": np.zeros((len(index), horizon), np.int64),
-        }
+        } | self._planned(rows[:, :horizon])
         return batch if horizon > 1 else {key: value[:, 0] for key, value in batch.items()}
 
     def _check(self, obs: Any, action: np.ndarray, reward: float) -> None:
@@ -329,6 +351,11 @@ class Mixture:
             own = source == number
             if own.any():
                 data.prioritise(index[own], source[own], priority[own])
+
+    def renew(self, index: np.ndarray, source: np.ndarray, plan: np.ndarray) -> None:
+        """As `Replay.renew`, to whichever of the two each entry of a batch is from by its `source`."""
+        for data, number in ((self.prior, PRIOR), (self.online, ONLINE)):
+            data.renew(index[source == number], source[source == number], plan[source == number])
 
     def _share(self) -> float:
         ratio = self.ratio.at(self.step())

@@ -33,6 +33,8 @@ class RunConfig(Data, kw_only=True):
     """Folder of bags that part of each batch comes from."""
     prior_ratio: float | str = "0.5"
     """Which part, as `Ratio.parse` reads it; older runs wrote a number."""
+    offline_updates: int = 0
+    """Updates on those bags alone, before the first decision."""
     latency: str | None = None
     """File of a robot's delays that the environment draws from; the run keeps a copy, which is what it reads."""
 

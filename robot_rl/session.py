@@ -67,6 +67,9 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
         raise SpecError(f"--prior-ratio {config.prior_ratio}: {error}") from error
     if config.envs < 1:
         raise SpecError(f"--envs {config.envs}: there is at least 1 environment")
+    if config.offline_updates and (config.prior is None or config.offline_updates < 0):
+        raise SpecError(f"--offline-updates {config.offline_updates}: at least 0, and with --prior, which is "
+                        f"{config.prior or 'not given'}")
     extra: dict[str, Any] = {}
     if config.latency is not None:
         extra["latency"] = run.latency if resume else Path(config.latency)
@@ -74,14 +77,17 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     env, evaluation = make(), make()
     contract = sim.env_spec(env, config.task)
     state = checkpoint.load(run.checkpoint) if resume and run.checkpoint.exists() else None
-    prior = _prior(config, contract, read=state is None)  # a checkpoint holds what the bags said when the run began
-    capacity = min(config.capacity, 2 * config.steps + 1_000)
-    replay = memory_for(contract, capacity, config.seed, _power(config))
     if not resume:
         horizon = discount_for(round(contract.time_limit_s * contract.rate_hz))
         config = msgspec.structs.replace(config, options={"discount": horizon} | config.options)
     agent = make_agent(config, contract, device)
+    prior = _prior(config, contract, agent, state is None)  # a checkpoint holds what the bags said when the run began
+    replay = memory_for(contract, min(config.capacity, 2 * config.steps + 1_000), config.seed, *_kept(agent))
     _demand_sequences(agent, contract, prior if state is None else None, config.prior)
+    if state is None and prior is not None and config.offline_updates and len(prior) < agent.schedule.batch:
+        raise SpecError(f"--prior {config.prior}: its bags gave {len(prior)} transitions, --offline-updates "
+                        f"{config.offline_updates} learns from {agent.schedule.batch} of them at a time; give more, or "
+                        "choose --set batch=N")
     if not resume:
         env.reset(seed=config.seed)  # the first picture, where there is one, may have nothing to draw it
         run.create(config, contract)  # once nothing of it can be refused any more
@@ -89,8 +95,9 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     collector = (Parallel(remote, contract.action_size, agent, replay, config.seed, config.learn_after) if remote else
                  Collector(env, agent, replay, config.seed, config.learn_after))
     plan = Plan(config.steps, config.learn_after, config.evaluate_every, config.evaluation_episodes,
-                config.checkpoint_every)
-    log = Log(run.folder, state["collector"]["steps"] if state else 0)
+                config.checkpoint_every, offline_updates=config.offline_updates)
+    log = Log(run.folder, (state["collector"]["steps"] or state.get("offline", 0) - config.offline_updates)
+              if state else 0)
     training = Training(collector, agent, evaluation, plan, log,
                         lambda state: checkpoint.save(run.checkpoint, state | {"recipe": config.recipe}), prior,
                         ratio)
@@ -107,19 +114,18 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     return {"run": str(run.folder), "task": config.task} | figures
 
 
-def _power(config: RunConfig) -> float:
-    """How strongly the recipe draws what its critics were wrong about; 0 for recipes that draw evenly."""
-    from robot_rl.learn import recipes
-    return float((recipes.options(config.recipe) | config.options).get("prioritized", 0.0))
+def _kept(agent: Agent) -> tuple[float, int]:
+    """How strongly the agent draws what its critics were wrong about, and how many numbers say what it planned."""
+    return agent.schedule.prioritized, agent.execution.plan_size
 
 
-def _prior(config: RunConfig, contract: PolicySpec, read: bool = True) -> Replay | None:
+def _prior(config: RunConfig, contract: PolicySpec, agent: Agent, read: bool = True) -> Replay | None:
     """The memory of a configuration's bags; empty, for a checkpoint to fill, unless they are to be `read`."""
     from robot_rl.finetune import bags_in, fill
     from robot_rl.frames import memory_for
     if config.prior is None:
         return None
-    prior = memory_for(contract, SEEN_CAPACITY if contract.vision else PRIOR_CAPACITY, config.seed + 1, _power(config))
+    prior = memory_for(contract, SEEN_CAPACITY if contract.vision else PRIOR_CAPACITY, config.seed + 1, *_kept(agent))
     if read:
         steps, refused = fill(prior, bags_in(Path(config.prior)), contract)
         for line in refused:
@@ -339,9 +345,9 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
     config = msgspec.structs.replace(base, options=base.options | options(base.recipe, changes))
     demand_reward(origin.contract, f"run {source}")
     contract = origin.contract.on(load_robot(robot), f"run {source}")
-    prior, online = (memory_for(contract, SEEN_CAPACITY if contract.vision else capacity, seed + k, _power(config))
-                     for k, capacity in enumerate((PRIOR_CAPACITY, 200_000)))
     agent = make_agent(config, contract)
+    prior, online = (memory_for(contract, SEEN_CAPACITY if contract.vision else capacity, seed + k, *_kept(agent))
+                     for k, capacity in enumerate((PRIOR_CAPACITY, 200_000)))
     start = run.checkpoint if resuming else origin.checkpoint
     state = checkpoint.load(start)
     with fitting(start, state, config):

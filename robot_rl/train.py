@@ -33,6 +33,8 @@ class Plan:
     evaluation_episodes: int = 10
     checkpoint_every: int = 10_000
     log_every: int = 1_000
+    offline_updates: int = 0
+    """Calls of `update` on the prior alone, before the first step."""
 
 
 def discount_for(steps: int) -> float:
@@ -64,6 +66,7 @@ class Training:
     _ended: list[EpisodeEnd] = field(default_factory=list)
     _saved: int = 0
     _data: Watched | None = None
+    _offline: int = 0
 
     def run(self) -> dict[str, Any]:
         """Train to the last step; returns the last evaluation's figures with steps and seconds.
@@ -74,8 +77,10 @@ class Training:
         schedule, collector = self.schedule, self.collector
         data = collector.replay if self.prior is None else Mixture(
             self.prior, collector.replay, self.prior_ratio, lambda: collector.steps)
-        self._data = Watched(data)
         began = time.monotonic() - self.seconds
+        if self.prior is not None and self._offline < schedule.offline_updates:
+            self._learn_offline(self.prior, began)
+        self._data = Watched(data)
         bar = progress("train", schedule.steps, "step", collector.steps)
         while collector.steps < schedule.steps or not collector.at_start:
             ended = collector.step()
@@ -100,10 +105,26 @@ class Training:
         figures = self._evaluate(collector.steps)
         return figures | {"steps": collector.steps, "seconds": self.seconds}
 
+    def _learn_offline(self, prior: Replay, began: float) -> None:
+        """What comes before the first step; an update is written as so many steps before it. Then an evaluation."""
+        self._data, total = Watched(prior), self.schedule.offline_updates
+        bar = progress("learn from the bags", total, "update", self._offline)
+        while self._offline < total:
+            self._metrics = self.agent.update(self._data)
+            self._offline += 1
+            self.seconds = time.monotonic() - began
+            if self._offline % self.schedule.log_every == 0:
+                self._write(self._offline - total)
+            if self._offline % self.schedule.checkpoint_every == 0:
+                self._keep()
+            bar.update()
+        bar.close()
+        self._evaluate(0)
+
     def state_dict(self) -> dict[str, Any]:
         """Everything: agent, replay, counters, generators."""
         state = {"agent": self.agent.state_dict(), "replay": self.collector.replay.state_dict(),
-                 "collector": self.collector.state_dict(), "seconds": self.seconds}
+                 "collector": self.collector.state_dict(), "seconds": self.seconds, "offline": self._offline}
         return state if self.prior is None else state | {"prior": self.prior.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -114,6 +135,7 @@ class Training:
             self.prior.load_state_dict(state["prior"])
         self.collector.load_state_dict(state["collector"])
         self.seconds, self._saved = state["seconds"], self.collector.steps
+        self._offline = state.get("offline", 0)  # older checkpoints have none
 
     def _keep(self) -> None:
         state = self.state_dict()

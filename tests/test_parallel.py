@@ -86,6 +86,7 @@ class Checking:
         episode, step = batch["obs"].T
         self.sampled.append(batch["obs"])
         np.testing.assert_allclose(batch["action"][:, 0], (step + 1) / 100, rtol=1e-6)
+        np.testing.assert_array_equal(batch["plan"][:, 0], step + 1)  # what it carried on
         np.testing.assert_array_equal(batch["next_obs"][:, 0], episode)
         count = batch["next_obs"][:, 1] - step
         reward = episode + step + 1 + np.where(count == 2, 0.9 * (episode + step + 2), 0.0)
@@ -105,7 +106,7 @@ class Checking:
 def training(folder: Path, envs: list[Any], steps: int = 150, save: Any = lambda state: None, capacity: int = 90
              ) -> Training:
     agent = Checking(len(envs))
-    collector = Parallel(envs, 1, agent, Replay(capacity, 2, 1, seed=2), seed=3, random_steps=0)
+    collector = Parallel(envs, 1, agent, Replay(capacity, 2, 1, seed=2, plan_size=1), seed=3, random_steps=0)
     plan = Plan(steps, learn_after=30, evaluate_every=1000, evaluation_episodes=1, checkpoint_every=40, log_every=50)
     return Training(collector, agent, Uneven(), plan, Log(folder), save)
 

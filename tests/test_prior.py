@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from robot_rl.collect import Collector
-from robot_rl.log import Log
+from robot_rl.log import Log, read_lines
 from robot_rl.replay import ONLINE, PRIOR, Ratio, Replay
 from robot_rl.run import Run, RunConfig
 from robot_rl.spec import SpecError
@@ -38,14 +38,16 @@ class Watching:
         pass
 
 
-def training(folder: Path, agent: Any, steps: int, filled: bool = True, ratio: float | Ratio = 0.25) -> Training:
+def training(folder: Path, agent: Any, steps: int, filled: bool = True, ratio: float | Ratio = 0.25, offline: int = 0
+             ) -> Training:
     prior = Replay(100, 2, 1, seed=5)
     if filled:
         prior.begin(np.array([-1, 0]))
         for k in range(20):
             prior.step(np.zeros(1), 0.0, np.array([-1, k + 1]), False, k == 19)
     collector = Collector(Counting(), agent, Replay(200, 2, 1), seed=3, random_steps=0)
-    plan = Plan(steps, learn_after=LENGTH, evaluate_every=1000, evaluation_episodes=1)
+    plan = Plan(steps, learn_after=LENGTH, evaluate_every=1000, evaluation_episodes=1, log_every=4,
+                offline_updates=offline)
     return Training(collector, agent, Counting(), plan, Log(folder), lambda state: None, prior, ratio)
 
 
@@ -55,6 +57,15 @@ def test_the_asked_share_of_every_batch_is_prior(tmp_path: Path) -> None:
     for batch in agent.batches:
         assert (batch["source"] == [PRIOR] * 2 + [ONLINE] * 6).all()
         assert ((batch["obs"][:, 0] == -1) == (batch["source"] == PRIOR)).all()
+
+
+def test_updates_before_the_first_step_are_of_the_prior_alone(tmp_path: Path) -> None:
+    agent = Watching()
+    training(tmp_path, agent, 2 * LENGTH, offline=10).run()
+    alone = [bool((batch["obs"][:, 0] == -1).all()) for batch in agent.batches]
+    assert alone == [True] * 10 + [False] * (len(alone) - 10) and len(alone) == 10 + LENGTH + 1
+    steps = [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")]
+    assert steps == [-6, -2, 0, 4, 8, 12, 14]  # at 0 and 14 evaluations
 
 
 def test_the_prior_continues_with_the_run(tmp_path: Path) -> None:
@@ -75,7 +86,8 @@ def test_the_prior_continues_with_the_run(tmp_path: Path) -> None:
             np.testing.assert_array_equal(value, theirs[key], key)
 
 
-def test_a_run_with_a_prior_continues_bit_for_bit_without_its_bags(tmp_path: Path,
+@pytest.mark.parametrize("recipe, offline", [("rlpd", 0), ("fowm", 40), ("bmpc", 0)])
+def test_a_run_with_a_prior_continues_bit_for_bit_without_its_bags(recipe: str, offline: int, tmp_path: Path,
                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     from robot_rl import session
@@ -84,10 +96,15 @@ def test_a_run_with_a_prior_continues_bit_for_bit_without_its_bags(tmp_path: Pat
     bags = tmp_path / "bags"
     demonstrate("so101-lift", None, 1, bags, seed=0)
     options = {"hidden": [16], "critics": 2, "batch": 16, "updates_per_step": 1, "compile": False}
+    if recipe != "rlpd":
+        options |= {"width": 16, "samples": 8, "elites": 2, "proposals": 2, "iterations": 1, "horizon": 2}
+    if recipe == "bmpc":
+        options |= {"replan_rows": 4}
 
     def config(prior: Path) -> RunConfig:
-        return RunConfig(task="so101-lift", recipe="rlpd", options=options, steps=300, learn_after=60, prior=str(prior),
-                         evaluate_every=1000, evaluation_episodes=1, checkpoint_every=100)
+        return RunConfig(task="so101-lift", recipe=recipe, options=options, steps=300, learn_after=60, prior=str(prior),
+                         evaluate_every=1000, evaluation_episodes=1, checkpoint_every=20 if offline else 100,
+                         offline_updates=offline)
     session.train(Run(tmp_path / "whole"), config(bags), "cpu", 1, False)
     save = checkpoint.save
 
@@ -104,7 +121,10 @@ def test_a_run_with_a_prior_continues_bit_for_bit_without_its_bags(tmp_path: Pat
     states = [checkpoint.load(tmp_path / name / "checkpoint.pt") for name in ("whole", "broken")]
     for key, value in states[0]["agent"]["modules"].items():
         assert torch.equal(value, states[1]["agent"]["modules"][key]), key
-    np.testing.assert_array_equal(states[0]["prior"]["rows"], states[1]["prior"]["rows"])
+    for memory in ("prior", "replay"):
+        np.testing.assert_array_equal(states[0][memory]["rows"], states[1][memory]["rows"])
+    if recipe == "bmpc":
+        assert (states[0]["prior"]["rows"][:, -1] > 0).any() and (states[0]["replay"]["rows"][:, -1] > 0).any()  # plans
 
 
 def test_a_prior_that_gives_nothing_is_an_error_and_makes_no_run(tmp_path: Path) -> None:
@@ -134,6 +154,25 @@ def test_sequences_longer_than_an_episode_or_than_the_bags_are_an_error_and_make
         session.train(Run(tmp_path / "run"), config(5000, None), "cpu", 1, False)
     with pytest.raises(SpecError, match=r"bags: the longest unbroken run .* has \d+ steps, .* have 99"):
         session.train(Run(tmp_path / "run"), config(99, tmp_path / "bags"), "cpu", 1, False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_offline_updates_without_enough_to_learn_from_are_an_error_and_make_no_run(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from robot_rl import session
+    from sim.demos import demonstrate
+    demonstrate("so101-lift", None, 1, tmp_path / "bags", seed=0)
+
+    def config(updates: int, prior: Path | None) -> RunConfig:
+        return RunConfig(task="so101-lift", recipe="fowm", steps=10, learn_after=5, evaluate_every=10,
+                         evaluation_episodes=1, checkpoint_every=10, options={"batch": 4096, "compile": False},
+                         prior=str(prior) if prior else None, offline_updates=updates)
+
+    for updates, prior, said in ((5, None, r"--offline-updates 5: .*--prior, which is not given"),
+                                 (-1, tmp_path / "bags", r"--offline-updates -1: at least 0"),
+                                 (5, tmp_path / "bags", r"bags: its bags gave \d+ transitions, .* 4096")):
+        with pytest.raises(SpecError, match=said):
+            session.train(Run(tmp_path / "run"), config(updates, prior), "cpu", 1, False)
     assert not (tmp_path / "run").exists()
 
 

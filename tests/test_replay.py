@@ -227,3 +227,45 @@ def test_large_numbers_are_not_mistaken_for_infinite_ones() -> None:
     with np.errstate(over="ignore"):
         replay.step(np.full(1, 1e30), 1e30, np.full(2, 3e38, np.float32), False, False)
     assert len(replay) == 2
+
+
+def planned(prioritized: float = 0.0) -> Replay:
+    """Segments of 2, 3 and 4 steps in 9 rows; step k of segment g carries (9, g, k), but for the first of each."""
+    replay = Replay(9, 2, 1, seed=1, prioritized=prioritized, plan_size=2)
+    for segment in range(3):
+        replay.begin(np.array([segment, 0.0]))
+        for step in range(segment + 2):
+            carry = np.array([[9.0], [segment], [step]]) if step else None
+            replay.step(np.zeros(1), 0.0, np.array([segment, step + 1.0]), False, step == segment + 1, carry)
+    return replay
+
+
+@pytest.mark.parametrize("prioritized", [0.0, 0.5])
+def test_plans_lie_beside_their_steps_and_can_be_renewed(prioritized: float) -> None:
+    replay = planned(prioritized)
+    for batch in (replay.sample(100), replay.sample(100, 3)):
+        held = batch["weight"] > 0
+        wanted = np.where(batch["obs"][..., 1:] > 0, batch["obs"], 0.0)  # zeros where nothing was planned
+        np.testing.assert_array_equal(batch["plan"][held], wanted[held])
+    old = planned(prioritized).sample(100, 3)
+    replay.begin(np.array([3.0, 0.0]))  # writes over the oldest row left, a step of segment 1
+    gone = old["index"].min()
+    batch = replay.sample(100)
+    assert gone < batch["index"].min()
+    replay.renew(np.array([gone, *batch["index"]]), np.zeros(101), np.vstack((np.full((1, 2), 7.0), -batch["obs"])))
+    after = replay.sample(200)
+    seen = np.isin(after["index"], batch["index"])
+    np.testing.assert_array_equal(after["plan"][seen], -after["obs"][seen])
+    assert (replay.state_dict()["rows"][:, -2:] != 7.0).all()
+    again = Replay(9, 2, 1, prioritized=prioritized, plan_size=2)
+    again.load_state_dict(replay.state_dict())
+    np.testing.assert_array_equal(again.sample(50)["plan"], replay.sample(50)["plan"])
+
+
+def test_a_mixture_renews_each_part() -> None:
+    prior, online = planned(), planned()
+    mixture = Mixture(prior, online, 0.5)
+    batch = mixture.sample(200)
+    mixture.renew(batch["index"], batch["source"], np.stack((batch["source"] + 1.0, batch["obs"][:, 1]), 1))
+    for part, mark in ((prior, PRIOR + 1.0), (online, ONLINE + 1.0)):
+        assert (part.sample(100)["plan"][:, 0] == mark).all()

@@ -61,9 +61,9 @@ class CheckingAgent:
     def act(self, obs: np.ndarray, carry: Any = None, explore: bool = True):
         assert obs.shape == (1, 2)
         assert obs[0, 1] == self.acted % LENGTH or not explore
-        assert (carry or 0) == obs[0, 1]  # what the last step of this episode handed on
+        assert carry is None if obs[0, 1] == 0 else carry[0, 0] == obs[0, 1]  # what this episode's last step handed on
         self.acted += explore
-        return np.zeros((1, 1), np.float32), obs[0, 1] + 1
+        return np.zeros((1, 1), np.float32), obs[:, 1:] + 1
 
     def update(self, data: Any) -> dict[str, float]:
         batch = data.sample(32, discount=0.9)
@@ -71,6 +71,7 @@ class CheckingAgent:
         np.testing.assert_array_equal(batch["next_obs"], np.stack([episode, step + 1], 1))
         np.testing.assert_allclose(batch["action"][:, 0], (step + 1) / 100, rtol=1e-6)  # the sent action, not the asked
         np.testing.assert_allclose(batch["reward"], 10 * episode + step + 1)
+        np.testing.assert_array_equal(batch["plan"][:, 0], step + 1)  # what was carried on from there
         ended = (step == LENGTH - 1) & (episode % 3 == 0)
         np.testing.assert_allclose(batch["discount"], np.where(ended, 0.0, 0.9), rtol=1e-6)
         self.learned += 1
@@ -94,7 +95,7 @@ class Idle:
 
 
 def training(folder: Path, agent: Any, steps: int = 200, save: Any = lambda state: None) -> Training:
-    replay = Replay(80, 2, 1)  # smaller than the run: the ring goes round
+    replay = Replay(80, 2, 1, plan_size=1)  # smaller than the run: the ring goes round
     collector = Collector(Counting(), agent, replay, seed=3, random_steps=0)
     plan = Plan(steps, learn_after=20, evaluate_every=1000, evaluation_episodes=2, checkpoint_every=50, log_every=50)
     return Training(collector, agent, Counting(), plan, Log(folder), save)

@@ -118,6 +118,58 @@ class FrozenGaussian(nn.Module):
         return action
 
 
+class ClippedActor(GaussianActor):
+    """tanh(mean) + std * noise, bounded to [-1, 1]: a Gaussian of the action itself, as planners draw (BMPC, 127).
+
+    The log of the std lies smoothly within its range; the density is the one before the bound.
+    """
+
+    log_std_range = (-3.0, 1.0)
+
+    def moments(self, latent: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
+        """(B, O) -> mean in [-1, 1] and log std, (B, A) each."""
+        mean, share = self.net(latent, training=training)[0].chunk(2, -1)
+        low, high = self.log_std_range
+        return mean.tanh(), low + 0.5 * (high - low) * (1 + share.tanh())
+
+    def sample(self, latent: Tensor, noise: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
+        """(B, O), (B, A) -> action (B, A) and the log of its density (B,)."""
+        mean, log_std = self.moments(latent, training)
+        density = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+        return (mean + log_std.exp() * noise).clamp(-1.0, 1.0), density.sum(-1)
+
+    def mean(self, latent: Tensor) -> Tensor:
+        """(B, O) -> the action without noise (B, A)."""
+        return self.moments(latent)[0]
+
+    def mirror(self) -> ActorMirror:
+        """(B, O), noise (B, A) -> action (B, A), in numpy over the same memory (on the CPU): quick for few rows."""
+        net = self.net.mirror()
+        low, high = self.log_std_range
+
+        def forward(latent: np.ndarray, noise: np.ndarray) -> np.ndarray:
+            mean, share = np.split(np.tanh(net(latent)), 2, -1)
+            std = np.exp(np.float32(low) + np.float32(0.5 * (high - low)) * (1 + share))
+            return np.minimum(np.maximum(mean + std * noise, -1.0), 1.0)
+
+        return forward
+
+    def frozen(self) -> nn.Module:
+        """A copy that is exported: forward(latent (B, O), noise (B, A)) -> action (B, A)."""
+        return FrozenClipped(self)
+
+
+class FrozenClipped(FrozenGaussian):
+    """A clipped Gaussian actor in plain layers."""
+
+    def forward(self, latent: Tensor, noise: Tensor) -> Tensor:
+        """(B, O), (B, A) -> (B, A)."""
+        hidden = self.net(latent)
+        low, high = self.log_std_range
+        std = (low + 0.5 * (high - low) * (1 + self.log_std(hidden).tanh())).exp()
+        return (self.mean(hidden).tanh() + std * noise).clamp(-1.0, 1.0)
+
+
 class DeterministicActor(Actor):
     """tanh of a perceptron, plus noise of a fixed size, bounded to [-1, 1] (TD3, Fujimoto et al. 2018).
 
@@ -245,7 +297,7 @@ class Policy(nn.Module):
     def __init__(self, latent: nn.Module, actor: nn.Module, execution: Execution, noise_size: int):
         super().__init__()
         self.latent, self.actor, self.execution = latent, actor, execution.frozen()
-        self.noise_size, self.carry = noise_size, execution.carry
+        self.noise_size, self.carry = noise_size, cast("tuple[int, ...]", self.execution.carry)
         self.plans = execution.bare is not execution
         self.cpu().eval().requires_grad_(False)
 

@@ -22,7 +22,7 @@ from robot_rl.learn.pixels import Pixels
 from robot_rl.observe import Observation
 from robot_rl.replay import Batch, Data
 
-USED = ("obs", "action", "reward", "discount", "next_obs", "weight", "held")
+USED = ("obs", "action", "reward", "discount", "next_obs", "weight", "held", "plan")
 
 
 @dataclasses.dataclass

@@ -232,7 +232,7 @@ def _ours(request: dict[str, Any]) -> Callable[[], int]:
         sizes = {"batch": BATCH, "target_period": PERIOD}  # as wide as its authors' code
     agent = recipes.make(request["agent"], OBS, ACTION, **sizes | request["configuration"])
     calls = PERIOD if request["agent"] == "mrq" else 1
-    replay = Replay(2 * FILL, OBS, ACTION, prioritized=agent.schedule.prioritized)
+    replay = Replay(2 * FILL, OBS, ACTION, 0, agent.schedule.prioritized, agent.execution.plan_size)
     random = np.random.default_rng(0)
     replay.begin(random.normal(size=OBS))
     for step in range(FILL):

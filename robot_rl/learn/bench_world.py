@@ -85,7 +85,7 @@ def _ours(request: dict[str, Any]) -> tuple[Callable[[], int], dict[str, Any]]:
 
     chosen = {"batch": BATCH, "device": request["device"]} | request["configuration"]
     agent = recipes.make(request["agent"], OBS, ACTION, **chosen)
-    random, replay = np.random.default_rng(0), Replay(2 * FILL, OBS, ACTION)
+    random, replay = np.random.default_rng(0), Replay(2 * FILL, OBS, ACTION, plan_size=agent.execution.plan_size)
     replay.begin(random.normal(size=OBS))
     for step in range(FILL):
         ends = step % EPISODE == EPISODE - 1

@@ -28,6 +28,8 @@ class Execution(Protocol):
     """Actions that one output of the actor holds."""
     carry: tuple[int, ...]
     """Shape, without the batch, of what a step hands to the next; () for nothing."""
+    plan_size: int
+    """How many of a row's carry, its last, say what was planned for this step; see `Replay.step`."""
 
     @property
     def bare(self) -> Execution:
@@ -46,6 +48,7 @@ class Steps(nn.Module):
 
     length: int = 1
     carry: tuple[int, ...] = ()
+    plan_size = 0
 
     def cut(self, batch: Batch) -> Batch:
         """Transitions (B, ...) as they are."""
@@ -79,6 +82,7 @@ class Chunks(nn.Module):
     """
 
     carry: tuple[int, ...]
+    plan_size = 0
 
     def __init__(self, length: int, action_size: int):
         super().__init__()

@@ -229,8 +229,12 @@ class Critic(nn.Module):
 
     def forward(self, latent: Tensor, action: Tensor, chance: Chance = Chance(), training: bool = False) -> Tensor:  # noqa: B008
         """(B, O), (B, A) -> outputs of the head (E, B, V)."""
-        outputs: Tensor = self.net(torch.cat((latent, action), -1), chance.members, chance.masks, training)
+        outputs: Tensor = self.net(self.inputs(latent, action), chance.members, chance.masks, training)
         return outputs
+
+    def inputs(self, latent: Tensor, action: Tensor) -> Tensor:
+        """(B, O), (B, A) -> what the network sees."""
+        return torch.cat((latent, action), -1)
 
     def values(self, latent: Tensor, action: Tensor, chance: Chance = Chance()) -> Tensor:  # noqa: B008
         """(B, O), (B, A) -> action values (E, B)."""
@@ -255,14 +259,19 @@ class PairCritic(Critic):
         generator: torch.Generator,
         shape: Shape = Shape(),  # noqa: B008  # frozen
         tilt: Even | Tilt | None = None,
+        final_scale: float = 1.0,
     ):
-        super().__init__(size, 0, hidden, members, head, generator, shape, tilt)
+        super().__init__(size, 0, hidden, members, head, generator, shape, tilt, final_scale)
         self.pair = pair
 
-    def forward(self, latent: Tensor, action: Tensor, chance: Chance = Chance(), training: bool = False) -> Tensor:  # noqa: B008
-        """(B, Z), (B, A) -> outputs of the head (E, B, V)."""
-        outputs: Tensor = self.net(self.pair(latent, action), chance.members, chance.masks, training)
-        return outputs
+    def inputs(self, latent: Tensor, action: Tensor) -> Tensor:
+        """See Critic."""
+        return self.pair(latent, action)
+
+
+def alone(latent: Tensor, action: Tensor) -> Tensor:
+    """The latent: critics of this pair value what comes whatever action is given, as those of a policy do."""
+    return latent
 
 
 class CoarseCritic(nn.Module):

@@ -24,7 +24,7 @@ from robot_rl.learn.nets import Shape, compute_dtype
 from robot_rl.learn.noise import Held, White
 from robot_rl.learn.objectives import Bellman, Lesson, Smooth, SoftValue, Temperature
 from robot_rl.learn.planner import Planner, Search, WorldModel
-from robot_rl.learn.world import World
+from robot_rl.learn.world import Weights, World
 
 
 class Sizes(NamedTuple):
@@ -344,6 +344,16 @@ class Modelled(Headed):
         return World(self.latent(sizes, start), sizes.action, self.width, self.hidden, self.simplex, self.head(), start,
                      self.plain().dtype, self.encoder_hidden, self.encoder_pace)
 
+    def single(self) -> torch.Generator:
+        """What the first weights are drawn from, of learners that see sequences only. Refuses returns of many steps."""
+        if self.n_step != 1:
+            raise ValueError(f"n_step is {self.n_step}; a world model learns from single steps, horizon of them a time")
+        return self.start()
+
+    def weights(self, value: float) -> Weights:
+        """Of the losses, that of the values being `value`."""
+        return Weights(self.consistency, self.reward_price, value, self.end_price, self.rho)
+
     def modern(self) -> Shape:
         """Of the networks that see these latents."""
         return replace(self.plain(), norm="layer", activation="mish")
@@ -368,11 +378,13 @@ class Planned(Modelled):
 
     def acting(self, world: World, critic: Critic, action_size: int) -> Planner | chunks.Steps:
         """What acts."""
+        return Planner(*self.planning(world, critic, action_size)) if self.plan else chunks.Steps()
+
+    def planning(self, world: World, critic: Critic, action_size: int) -> tuple[Any, ...]:
+        """What a planner is made of."""
         search = Search(self.horizon, self.iterations, self.samples, self.proposals, self.elites, self.sharpness,
                         self.least, self.most)
-        if not self.plan:
-            return chunks.Steps()
-        return Planner(WorldModel(world, critic), action_size, search, self.discount, self.compile, self.device)
+        return WorldModel(world, critic), action_size, search, self.discount, self.compile, self.device
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from robot_rl.learn.chunks import Execute, Steps
 from robot_rl.learn.compiled import compiled
 from robot_rl.learn.critics import Critic
 from robot_rl.learn.world import World
-from robot_rl.replay import Batch
+from robot_rl.replay import Batch, Data
 
 EVEN, NEAR = 0.1, 10.0  # weight that all candidates share that are nearly as good as the best, and how near
 Act = Callable[[Tensor, Tensor], Tensor]
@@ -80,12 +80,15 @@ class WorldModel(nn.Module):
 
     def step(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See Model."""
-        said = self.world.step(latent, action)
-        return self.world.reward.decode(said.reward), torch.sigmoid(-said.end), self.world.next(latent, action)
+        return self.world.imagine(latent, action)
 
     def value(self, latent: Tensor, action: Tensor) -> Tensor:
         """See Model."""
-        return self.critic.values(latent, action).mean(0)
+        return self.values(latent, action).mean(0)
+
+    def values(self, latent: Tensor, action: Tensor) -> Tensor:
+        """(R, Z), (R, A) -> what each critic says (E, R)."""
+        return self.critic.values(latent, action)
 
     def frozen(self) -> FrozenModel:
         """A copy in plain layers."""
@@ -97,7 +100,7 @@ class FrozenModel(nn.Module):
 
     def __init__(self, world: World, critic: Critic):
         super().__init__()
-        self.heads = world.reward, critic.head
+        self.heads, self.inputs = (world.reward, critic.head), critic.inputs
         self.dynamics = nn.Sequential(world.dynamics.frozen(), copy.deepcopy(world.predicted))
         self.outcome = world.outcome.frozen()
         self.critics = nn.ModuleList(critic.net.frozen(member) for member in range(critic.members))
@@ -110,8 +113,38 @@ class FrozenModel(nn.Module):
 
     def value(self, latent: Tensor, action: Tensor) -> Tensor:
         """See Model."""
-        both = torch.cat((latent, action), -1)
-        return self.heads[1].decode(torch.stack([critic(both) for critic in self.critics])).mean(0)
+        return self.values(latent, action).mean(0)
+
+    def values(self, latent: Tensor, action: Tensor) -> Tensor:
+        """(R, Z), (R, A) -> what each critic says (E, R)."""
+        seen = self.inputs(latent, action)
+        return self.heads[1].decode(torch.stack([critic(seen) for critic in self.critics]))
+
+
+class Wary(nn.Module):
+    """A model whose critics' disagreement costs `price` times its standard deviation, at every step and at the end.
+
+    So a planner keeps to what the data knows (FOWM, method 65).
+    """
+
+    def __init__(self, model: Any, price: float):
+        """`model` is a WorldModel or a frozen one."""
+        super().__init__()
+        self.model, self.price = model, price
+
+    def step(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See Model."""
+        reward, going, following = self.model.step(latent, action)
+        return reward - self.price * self.model.values(latent, action).std(0), going, following
+
+    def value(self, latent: Tensor, action: Tensor) -> Tensor:
+        """See Model."""
+        values = self.model.values(latent, action)
+        return values.mean(0) - self.price * values.std(0)
+
+    def frozen(self) -> Wary:
+        """A copy in plain layers."""
+        return Wary(self.model.frozen(), self.price)
 
 
 class Planner(nn.Module):
@@ -123,6 +156,8 @@ class Planner(nn.Module):
     """
 
     length = 1
+    carry: tuple[int, ...]
+    plan_size = 0
     draws: Tensor
     proposed: Tensor
 
@@ -239,3 +274,44 @@ class Planner(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.search}, action_size={self.action_size}, discount={self.discount}"
+
+
+class Telling(Planner):
+    """A planner whose carry also tells what was planned for this step: (B, H + 2, A), the plan moved on, mean and std.
+
+    What is exported of it does not.
+    """
+
+    def __init__(self, model: Any, action_size: int, search: Search, discount: float,
+                 compile: bool | None = False, device: str = "cpu"):
+        """See Planner."""
+        super().__init__(model, action_size, search, discount, compile, device)
+        self.carry, self.plan_size = (search.horizon + 2, action_size), 2 * action_size
+
+    def forward(self, actor: Act, latent: Tensor, noise: Tensor, carry: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See Planner."""
+        plan, std, scores = self.plan(actor, latent, carry[:, :-2])
+        action = (plan[:, 0] + std[:, 0] * noise).clamp(-1.0, 1.0)
+        told = (plan[:, 1:], torch.zeros_like(plan[:, :1]), plan[:, :1], std[:, :1])
+        return action, torch.cat(told, 1), scores
+
+
+class Replan:
+    """Every `period` updates `rows` of the steps that are held get a plan of now (lazy re-planning, BMPC, method 127).
+
+    Each begins as at an episode's start. Steps without any plan, such as those of a robot's bags, get one so.
+    """
+
+    def __init__(self, world: World, actor: Actor, planner: Telling, rows: int, period: int):
+        if rows < 1 or period < 1:
+            raise ValueError(f"replan is {period} and replan_rows {rows}; at least 1 step in every so many updates")
+        self.world, self.rows, self.period = world, rows, period
+        self._execute = planner.mirror(actor)
+        self._action_size = planner.action_size
+
+    def __call__(self, data: Data) -> None:
+        """See Event."""
+        batch = data.sample(self.rows)
+        seen = [batch[key] for key in ("obs", "frames") if key in batch]
+        _, carry = self._execute(self.world.mirror()(*seen), np.zeros((self.rows, self._action_size), np.float32), None)
+        data.renew(batch["index"], batch["source"], carry[:, -2:].reshape(self.rows, -1))

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from robot_rl.learn.actors import CoarseActor, GaussianActor
+from robot_rl.learn.actors import ClippedActor, CoarseActor, GaussianActor
 from robot_rl.learn.agent import Agent, Target
 from robot_rl.learn.backups import CuriousBackup, Disagreement, RewardScale, SoftBackup, TruncatedBackup
 from robot_rl.learn.critics import (
@@ -24,7 +24,10 @@ from robot_rl.learn.critics import (
     Reduction,
     Scalar,
     SequenceCritic,
+    alone,
 )
+from robot_rl.learn.imitation import ImaginedBackup, Imitation
+from robot_rl.learn.insample import Expectile, InSampleBackup, Regression
 from robot_rl.learn.latents import Latent, ModelLatent, ModelStudy, Sync
 from robot_rl.learn.nets import Shape
 from robot_rl.learn.objectives import (
@@ -57,7 +60,8 @@ from robot_rl.learn.options import (
     Soft,
     Values,
 )
-from robot_rl.learn.world import Consistency, PriorValue, Spread, Unroll, Weights
+from robot_rl.learn.planner import Replan, Telling, Wary
+from robot_rl.learn.world import Consistency, PriorValue, Spread, Unroll, World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,22 +266,100 @@ class TdMpc2(Planned):
 
     def build(self, sizes: Sizes) -> Agent:
         """See Options."""
-        if self.n_step != 1:
-            raise ValueError(f"n_step is {self.n_step}; a world model learns from single steps, horizon of them a time")
-        start, subset = self.start(), min(2, self.critics)
+        start, subset = self.single(), min(2, self.critics)
         world = self.world(sizes, start)
         actor = GaussianActor(self.width, sizes.action, self.hidden, start, self.modern(), 0.1 if self.plan else 1.0)
         critic = Critic(self.width, sizes.action, self.hidden, self.critics, self.head(), start,
                         replace(self.modern(), dropout=self.dropout), final_scale=0.0)
         target, spread = copy.deepcopy(critic), Spread(self.tau)
-        weights = Weights(self.consistency, self.reward_price, self.value_price, self.end_price, self.rho)
+        backup = SoftBackup(actor, target, NoTemperature(), Minimum(subset))
         lessons: list[Lesson] = [
-            Unroll(world, critic, SoftBackup(actor, target, NoTemperature(), Minimum(subset)), self.horizon, weights),
+            Unroll(world, critic, backup, self.horizon, self.weights(self.value_price)),
             PriorValue(actor, critic, Mean(subset), spread, self.horizon, self.rho, self.entropy),
         ]
         parts = {"critic": critic, "target": target, "spread": spread}
         return self.agent(world, actor, lessons, start, parts, targets=[Target(target, critic, self.tau)],
                           execution=self.acting(world, critic, sizes.action))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bmpc(TdMpc2):
+    """BMPC (method 127): the actor imitates the planner, so that alone it does nearly as well; values are the actor's.
+
+    Plans are stored beside the steps; in every `replan`-th update `replan_rows` of them are renewed.
+    """
+
+    critics: int = 2
+    replan: int = 10
+    replan_rows: int = 60
+
+    def build(self, sizes: Sizes) -> Agent:
+        """See Options."""
+        if not self.plan:
+            raise ValueError("plan is false; bmpc learns from what it plans. Its actor alone is what `export` writes")
+        start, spread = self.single(), Spread(self.tau)
+        world = self.world(sizes, start)
+        actor = ClippedActor(self.width, sizes.action, self.hidden, start, self.modern())
+        critic = PairCritic(alone, self.width, self.hidden, self.critics, self.head(), start,
+                            replace(self.modern(), dropout=self.dropout), final_scale=0.0)
+        target, planner = copy.deepcopy(critic), Telling(*self.planning(world, critic, sizes.action))
+        backup = ImaginedBackup(actor, target, world, Mean(), self.discount)
+        lessons: list[Lesson] = [
+            Unroll(world, critic, backup, self.horizon, self.weights(self.value_price)),
+            Imitation(actor, spread, self.rho, self.entropy),
+        ]
+        parts = {"critic": critic, "target": target, "spread": spread}
+        return self.agent(world, actor, lessons, start, parts, targets=[Target(target, critic, self.tau)],
+                          execution=planner, events=[Replan(world, actor, planner, self.replan_rows, self.replan)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fowm(Planned):
+    """FOWM (method 65): a world model that learns from logs without asking beyond them, and a planner wary of the rest.
+
+    State values learn the `expectile` of what the critics say of actions that were taken; the actor repeats these, by
+    exp(`advantage` * how much better one was). `doubt` is the price, to the planner, of the critics' disagreement.
+    """
+
+    horizon: int = 5
+    iterations: int = 1
+    elites: int = 50
+    critics: int = 5
+    tau: float = 0.01
+    value_price: float = 0.1
+    prioritized: float = 0.6
+    expectile: float = 0.7
+    advantage: float = 3.0
+    doubt: float = 1.0
+
+    def sequence(self) -> int:
+        """See Options."""
+        return self.horizon
+
+    def build(self, sizes: Sizes) -> Agent:
+        """See Options."""
+        if self.critics < 2:
+            raise ValueError(f"critics is {self.critics}; it takes at least 2 to disagree")
+        start = self.single()
+        world = self.world(sizes, start)
+        actor = ClippedActor(self.width, sizes.action, self.hidden, start, self.modern())
+        critic = Critic(self.width, sizes.action, self.hidden, self.critics, self.head(), start, self.modern(),
+                        final_scale=0.0)
+        value = PairCritic(alone, self.width, self.hidden, 1, self.head(), start, self.modern(), final_scale=0.0)
+        target = copy.deepcopy(critic)
+        lessons: list[Lesson] = [
+            Unroll(world, critic, InSampleBackup(actor, value), self.horizon, self.weights(self.value_price)),
+            Expectile(value, target, self.expectile, self.rho),
+            Regression(actor, self.advantage, self.rho),
+        ]
+        parts = {"critic": critic, "target": target, "value": value}
+        return self.agent(world, actor, lessons, start, parts, targets=[Target(target, critic, self.tau)],
+                          execution=self.acting(world, critic, sizes.action))
+
+    def planning(self, world: World, critic: Critic, action_size: int) -> tuple[Any, ...]:
+        """See Planned."""
+        model, *more = super().planning(world, critic, action_size)
+        return Wary(model, self.doubt), *more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,7 +383,6 @@ class Tcrl(Modelled, Acting, Greedy):
         critic = Critic(self.width, sizes.action, self.hidden, self.critics, self.head(), start, self.modern(),
                         self.tilt())
         target, slow_actor, slow_world = copy.deepcopy(critic), copy.deepcopy(actor), copy.deepcopy(world)
-        weights = Weights(self.consistency, self.reward_price, 0.0, self.end_price, self.rho)
         lessons: list[Lesson] = [
             Bellman(critic, SoftBackup(slow_actor, target, NoTemperature(), Minimum())),
             self.smoothed(GreedyValue(actor, critic, Minimum(), self.actor_period)),
@@ -310,7 +391,7 @@ class Tcrl(Modelled, Acting, Greedy):
         parts = {"critic": critic, "target": target, "slow_actor": slow_actor, "slow_latent": slow_world}
         return self.agent(world, actor, lessons, start, parts, target_latent=slow_world,
                           targets=[Target(slow, now, self.tau) for slow, now in pairs],
-                          studies=[Consistency(world, slow_world, self.horizon, self.lr, weights)])
+                          studies=[Consistency(world, slow_world, self.horizon, self.lr, self.weights(0.0))])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -410,6 +491,10 @@ RECIPES = {
     "tdmpc2_small": Recipe(
         TdMpc2, "the same with 1 million parameters in place of 5",
         {"width": 128, "hidden": (384, 384), "critics": 2, "dropout": 0.0}),
+    "bmpc": Recipe(Bmpc, "BMPC: the actor learns to do what the planner does, so it alone can be exported (method 127)",
+                   {}),
+    "fowm": Recipe(Fowm, "FOWM: a world model of logs and a planner that keeps to what they know (method 65)",
+                   {}),
     "tcrl": Recipe(Tcrl, "TCRL: values of latents that a world model trains, without planning (method 33)", {}),
 }
 

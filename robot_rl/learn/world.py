@@ -124,6 +124,11 @@ class World(Latent):
         outputs = self.outcome(torch.cat((latent, action), -1))[0]
         return Step(outputs[..., :-1], outputs[..., -1])
 
+    def imagine(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, Z), (B, A) -> reward (B,), the chance to go on (B,), the latent that follows (B, Z)."""
+        said = self.step(latent, action)
+        return self.reward.decode(said.reward), torch.sigmoid(-said.end), self.next(latent, action)
+
     def unroll(self, latent: Tensor, action: Tensor) -> Tensor:
         """From (B, Z) along actions (B, T, A) -> the latents from that one to the last predicted, (B, T + 1, Z)."""
         latents = [latent]
@@ -195,7 +200,9 @@ class Unroll:
     def loss(self, batch: Tensors, draw: tuple[Draw, Chance]) -> tuple[Tensor, Tensors, Tensors]:
         """See Lesson; obs (B, T, O), latent (B, Z), next_latent (B, T, Z), ..."""
         head, reward = self.critic.head, batch["reward"]
+        seen = torch.cat((batch["latent"].detach()[:, None], batch["next_latent"][:, :-1]), 1)
         flat = {key: batch[key].flatten(0, 1) for key in ("next_latent", "reward", "discount")}
+        flat["latent"] = seen.flatten(0, 1)
         y = self.backup.target(flat, draw[0])
         latents = self.world.unroll(batch["latent"], batch["action"])
         losses = foretold(self.world, latents, batch["next_latent"], batch, self.weights)
@@ -224,9 +231,9 @@ class Spread(nn.Module):
 
     @torch.no_grad()
     def observe(self, values: Tensor) -> None:
-        """Take the values (B,) into the average, in place."""
-        low, high = torch.quantile(values.float(), self.shares)
-        self.value.lerp_((high - low).clamp(min=1.0), self.tau)
+        """Take the values (B,), NaN for what is none, into the average, in place."""
+        low, high = torch.nanquantile(values.float(), self.shares)
+        self.value.lerp_((high - low).nan_to_num(nan=1.0).clamp(min=1.0), self.tau)
 
     def forward(self) -> Tensor:
         """The size ()."""

@@ -27,7 +27,8 @@ def learning(runs: Runs, figures: Mapping[str, Any]) -> str:
 
 def _simulated(lines: Sequence[dict[str, Any]]) -> list[str]:
     top = _wall(lines)
-    steps = Axis(0, max(line["step"] for line in lines), "environment steps")
+    taken = [line["step"] for line in lines]  # below 0: updates before the first step
+    steps = Axis(min(0, *taken), max(taken), "environment steps")
     out = []
     tested, rate = _series(lines, "evaluate/success_rate")
     practised, practice = _series(lines, "collect/success")

@@ -20,6 +20,7 @@ import sim
 from hardware import messages
 from hardware.bus import LATCHED, SENSOR, connect
 from hardware.either import BOOL
+from hardware.policy_node import PolicyNode
 from robot_rl.bag import info
 from robot_rl.finetune import bags_in
 from robot_rl.policy import Policy
@@ -129,6 +130,53 @@ def test_what_a_policy_carries_goes_through_an_episode_and_no_further(robot, dom
     for bag in bags:
         asked = np.array([r.asked[0] for r in read_episode(bag).records[:-1]])
         np.testing.assert_allclose(asked, 0.01 * np.arange(len(asked)), atol=1e-6)
+
+
+def planner(path: Path) -> Path:
+    """An untrained planner of few candidates for so101-reach."""
+    from robot_rl.learn import recipes
+    from robot_rl.learn.export import export
+    spec, _ = sim.task_spec("so101-reach")
+    agent = recipes.make("tdmpc2", spec.observation_size, spec.action_size, hidden=(32,), width=32, samples=16,
+                         elites=4, proposals=2, iterations=2, compile=False)
+    chosen = agent.policy(planner=True)
+    export(chosen, spec.observation_size, chosen.noise_size, spec.to_json(), path, carry=chosen.carry)
+    return path
+
+
+def test_a_plan_that_is_late_gives_way_to_the_one_before(domain, tmp_path) -> None:
+    loaded = Policy(planner(tmp_path / "planner.onnx"))
+    assert loaded.plans and not loaded.steps_left
+    obs, soon = np.linspace(-1, 1, loaded.spec.observation_size, dtype=np.float32), time.perf_counter
+    with connect("dds", "policy", "", domain) as bus:
+        node = PolicyNode(loaded, load_robot("so101"), bus)
+        first = node._decide(obs, soon() - 1.0)  # there is no plan to fall back on: it takes its time
+        plan, node.late_plans = loaded._carry[0].copy(), 0
+        assert loaded.steps_left == 2 and not np.array_equal(first, plan[0])
+        for step in range(2):
+            np.testing.assert_array_equal(node._decide(obs, soon() - 1.0), plan[step])
+            assert node.late_plans == step + 1 == 2 - loaded.steps_left
+        again = node._decide(obs, soon() - 1.0)  # the plan has come to its end
+        np.testing.assert_array_equal(again, first)  # a plan from zeros, as at the start
+        node._decide(obs, soon() + 60.0)
+        assert node.late_plans == node.timing()["late_plans"] == 2 and loaded.steps_left == 2
+        node.close()
+    loaded.reset()
+    with pytest.raises(IndexError, match="no plan of this step"):
+        loaded.next_planned()
+
+
+def test_a_policy_too_slow_for_its_rate_is_refused_before_anything_moves(domain, tmp_path) -> None:
+    loaded = Policy(planner(tmp_path / "planner.onnx"))
+    loaded.spec = msgspec.structs.replace(loaded.spec, rate_hz=1e5)
+    said = r"planner\.onnx: a decision takes .* ms here at its best, at rate_hz 100000 it may take 0\.008 ms"
+    with connect("dds", "policy", "", domain) as bus, pytest.raises(SpecError, match=said):
+        PolicyNode(loaded, load_robot("so101"), bus)
+
+
+def test_a_planner_runs_an_episode_and_tells_how_often_it_was_late(robot, domain, tmp_path) -> None:
+    got = figures(deploy(planner(tmp_path / "planner.onnx"), domain, "--episodes", 1))
+    assert got["ticks"] >= 60 and 0 <= got["late_plans"] <= got["ticks"]
 
 
 def test_the_same_seed_gives_the_same_goals(policy, robot, domain, tmp_path) -> None:

@@ -227,7 +227,7 @@ def test_diagnostics_of_a_running_policy(active: Operator) -> None:
         return values if values.get("state") == "active" and float(values["rate_hz"]) > 0 else None
     values = until(running)
     assert {"policy_sha256", "jitter_ms_p50", "jitter_ms_p99", "jitter_ms_max", "latency_ms_p99", "missed_deadlines",
-            "age_s joints", "age_s tip", "clamps rate", "clamps position", "clamps effort",
+            "late_plans", "age_s joints", "age_s tip", "clamps rate", "clamps position", "clamps effort",
             "last_error"} <= set(values)
     assert values["policy_sha256"] == active.status()["sha256"]
     assert float(values["rate_wanted_hz"]) == RATE

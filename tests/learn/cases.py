@@ -20,7 +20,7 @@ OBS, ACTION = 3, 2
 SMALL: dict[str, Any] = {
     "hidden": (32, 32), "critic_hidden": (32, 32), "width": 32, "target_period": 5, "quantiles": 7, "batch": 64,
     "updates_per_step": 2, "actor_period": 2, "encoder_hidden": (32,), "samples": 24, "proposals": 4, "elites": 6,
-    "iterations": 2, "compile": False,
+    "iterations": 2, "compile": False, "replan_rows": 8,
 }
 
 
@@ -42,15 +42,20 @@ def first_action(policy: Policy, obs: Tensor, noise: Tensor | None = None) -> Te
 
 def random_replay(steps: int = 500, seed: int = 0, obs_size: int = OBS, action_size: int = ACTION,
                   prioritized: float = 0.0) -> Replay:
-    """Transitions between random observations; every tenth ends its episode, half of those in truncation."""
+    """Transitions between random observations; every tenth ends its episode, half of those in truncation.
+
+    Two in three have a plan beside them.
+    """
     random = np.random.default_rng(seed)
-    replay = Replay(10_000, obs_size, action_size, seed, prioritized)
+    replay = Replay(10_000, obs_size, action_size, seed, prioritized, 2 * action_size)
     replay.begin(random.normal(size=obs_size))
     for step in range(steps):
         ends = step % 10 == 9
         terminated = ends and step % 20 == 19
         action = random.uniform(-1, 1, action_size)
-        replay.step(action, float(random.normal()), random.normal(size=obs_size), terminated, ends and not terminated)
+        plan = np.stack((random.uniform(-1, 1, action_size), random.uniform(0.2, 1, action_size))) if step % 3 else None
+        replay.step(action, float(random.normal()), random.normal(size=obs_size), terminated, ends and not terminated,
+                    plan)
         if ends:
             replay.begin(random.normal(size=obs_size))
     return replay
@@ -90,7 +95,8 @@ class Corridor:
 def train(agent: Agent, steps: int, seed: int = 0, prior: Replay | None = None) -> None:
     """The plain loop: 100 random steps, then one step and one `update` in turn."""
     task, random = Corridor(seed), np.random.default_rng(seed)
-    replay = Replay(steps + steps // 2 + 2, task.obs_size, task.action_size, seed)
+    plan = agent.execution.plan_size
+    replay = Replay(steps + steps // 2 + 2, task.obs_size, task.action_size, seed, plan_size=plan)
     data = replay if prior is None else Mixture(prior, replay, 0.5)
     obs, carry = task.reset(), None
     replay.begin(obs)
@@ -101,7 +107,7 @@ def train(agent: Agent, steps: int, seed: int = 0, prior: Replay | None = None) 
             actions, carry = agent.act(obs[None], carry)
             action = actions[0]
         obs, reward, terminated, truncated = task.step(float(action[0]))
-        replay.step(action, reward, obs, terminated, truncated)
+        replay.step(action, reward, obs, terminated, truncated, carry)
         if terminated or truncated:
             obs, carry = task.reset(), None
             replay.begin(obs)

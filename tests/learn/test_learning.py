@@ -26,7 +26,7 @@ def learner(recipe: str, seed: int) -> Agent:
         "hidden": (32, 32), "critic_hidden": (32, 32), "width": 32, "quantiles": 9, "drop": 1, "batch": 64, "lr": 3e-3,
         "model_lr": 3e-3, "tau": 0.05, "target_period": 50, "discount": 0.9, "temperature": 0.1, "explore": 0.3,
         "updates_per_step": 2, "actor_period": 2, "encoder_hidden": (32,), "samples": 32, "proposals": 8, "elites": 6,
-        "iterations": 2,
+        "iterations": 2, "replan_rows": 16,
     }
     if recipe == "tqc":
         configuration["critics"] = 2
@@ -48,7 +48,7 @@ def entropy(agent: Agent) -> float:
 
 
 # models that learn before the critics do; categories that are sorted out first
-SLOW = ("mrq", "default", "tdmpc2", "tdmpc2_small", "tcrl")
+SLOW = ("mrq", "default", "tdmpc2", "tdmpc2_small", "bmpc", "fowm", "tcrl")
 QUICK = ("sac", "rlpd", "mrq", "default")
 
 
@@ -57,6 +57,32 @@ QUICK = ("sac", "rlpd", "mrq", "default")
 def test_learns_the_corridor(recipe: str) -> None:
     agent = learner(recipe, seed=0)
     train(agent, 2 * STEPS if recipe in SLOW else STEPS)
+    assert mean_cost(agent) < GOOD
+
+
+@pytest.mark.slow
+def test_an_actor_that_imitates_its_planner_learns_the_corridor_too() -> None:
+    agent = learner("bmpc", seed=0)
+    train(agent, 2 * STEPS)
+    agent.execution, agent._mirror = agent.execution.bare, None
+    assert mean_cost(agent) < GOOD
+
+
+@pytest.mark.slow
+def test_logs_of_chance_are_enough_to_learn_the_corridor() -> None:
+    agent, task, random = learner("fowm", seed=0), Corridor(1), np.random.default_rng(1)
+    logs = Replay(2_000, task.obs_size, task.action_size)
+    for _ in range(40):
+        logs.begin(task.reset())
+        ended = False
+        while not ended:
+            action = random.uniform(-1, 1, 1)
+            obs, reward, terminated, truncated = task.step(float(action[0]))
+            logs.step(action, reward, obs, terminated, truncated)
+            ended = terminated or truncated
+    assert mean_cost(agent) > GOOD
+    for _ in range(STEPS):
+        agent.update(logs)
     assert mean_cost(agent) < GOOD
 
 

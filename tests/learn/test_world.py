@@ -14,15 +14,17 @@ from torch import Tensor, nn
 
 from robot_rl.learn import export as module
 from robot_rl.learn import recipes
-from robot_rl.learn.actors import GaussianActor
+from robot_rl.learn.actors import ClippedActor, GaussianActor
 from robot_rl.learn.agent import Agent
 from robot_rl.learn.backups import Draw, SoftBackup
-from robot_rl.learn.critics import Chance, Mean, Minimum, Scalar
+from robot_rl.learn.critics import Chance, Mean, Minimum, PairCritic, Scalar, alone
 from robot_rl.learn.export import SEEING_TOLERANCE, ExportError, export
+from robot_rl.learn.imitation import ImaginedBackup, Imitation, divergence
+from robot_rl.learn.insample import Expectile, InSampleBackup, Regression
 from robot_rl.learn.latents import Identity
 from robot_rl.learn.nets import Adam, Mlp
 from robot_rl.learn.objectives import NoTemperature
-from robot_rl.learn.planner import Planner, Search
+from robot_rl.learn.planner import Planner, Search, Telling, Wary, WorldModel
 from robot_rl.learn.world import PriorValue, Simplex, Spread, Step, Unroll, Weights, World, foretold
 from robot_rl.policy import Policy
 from robot_rl.replay import Replay
@@ -119,6 +121,130 @@ def test_spread_is_that_between_percentiles_and_at_least_1() -> None:
     for _ in range(40):
         spread.observe(torch.zeros(10))
     assert float(spread()) == pytest.approx(1.0)
+
+
+def test_what_is_no_number_does_not_count_in_the_spread() -> None:
+    spread = Spread(1.0)
+    spread.observe(torch.cat((torch.arange(101.0), torch.full((50,), math.nan))))
+    assert float(spread()) == pytest.approx(90)
+    spread.observe(torch.full((50,), math.nan))
+    assert float(spread()) == 1.0
+
+
+def test_divergence_of_two_gaussians_worked_out_by_hand() -> None:
+    # log(2 / 1) + (1 + 0.5**2) / (2 * 2**2) - 1/2
+    found = divergence(torch.tensor(0.5), torch.tensor(0.0), torch.tensor(0.0), torch.tensor(2.0))
+    assert float(found) == pytest.approx(math.log(2) + 1.25 / 8 - 0.5)
+    assert float(divergence(torch.tensor(0.3), torch.tensor(-1.0), torch.tensor(0.3), torch.tensor(math.exp(-1)))) == 0
+
+
+def clipped(mean: float, share: float) -> ClippedActor:
+    """One action; what its network says before the tanh is these numbers everywhere."""
+    actor = ClippedActor(1, 1, (), generator())
+    actor.net.flat.data.copy_(torch.tensor([0.0, 0.0, mean, share]))
+    return actor
+
+
+def test_an_actor_that_is_clipped_worked_out_by_hand() -> None:
+    # the log std goes from -3 to 1, so at 0 it is -1
+    actor, latent, noise = clipped(0.5, 0.0), torch.zeros(3, 1), torch.tensor([[0.0], [1.0], [9.0]])
+    action, density = actor.sample(latent, noise)
+    mean, std = math.tanh(0.5), math.exp(-1)
+    assert action[:, 0].tolist() == pytest.approx([mean, mean + std, 1.0])
+    wanted = torch.distributions.Normal(mean, std).log_prob(mean + std * noise)[:, 0]
+    torch.testing.assert_close(density, wanted)
+    np.testing.assert_allclose(actor.mirror()(latent.numpy(), noise.numpy()), action.detach().numpy(), atol=1e-6)
+    torch.testing.assert_close(actor.frozen()(latent, noise), action)
+
+
+@pytest.mark.parametrize("held", [(1.0, 1.0), (1.0, 0.0)])
+def test_imitation_worked_out_by_hand(held: tuple[float, float]) -> None:
+    # mean 0 and std exp(-1); planned are 0.5 with std 1, then nothing in one row and 0 with std exp(-1) in the other
+    actor, spread = clipped(0.0, 0.0), Spread(0.0)
+    spread.value.fill_(2.0)
+    plan = torch.tensor([[[0.5, 1.0], [0.0, 0.0]], [[0.0, math.exp(-1)], [0.5, 1.0]]])
+    batch = {"latents": torch.ones(2, 3, 1), "plan": plan, "weight": torch.tensor([[1.0, 1.0], held])}
+    far = 1 + (math.exp(-2) + 0.25) / 2 - 0.5
+    wanted = (far * 0.5 + 0.0 * 0.5 + far * 0.25 * held[1]) / 2 / 2  # a step counts 1/2, the next 1/4; two rows
+    loss, metrics, _ = Imitation(actor, spread, 0.5, 0.0).loss(batch, None)
+    assert float(loss.detach()) == pytest.approx(wanted) and float(metrics["actor/planned"]) == 0.75
+    entropy, counts = 0.5 * math.log(2 * math.pi * math.e) - 1, (0.5 + 0.5 + 0.25 * held[1]) / 2
+    dear = Imitation(actor, spread, 0.5, 0.1).loss(batch, None)[0]
+    assert float((dear - loss).detach()) == pytest.approx(-0.1 * entropy * counts)
+    batch["plan"] = torch.zeros(2, 2, 2)
+    loss, _, _ = Imitation(actor, Spread(0.1), 0.5, 0.1).loss(batch, None)
+    loss.backward()  # nothing was planned, so nothing is learned
+    assert float(loss.detach()) == 0 and not actor.net.flat.grad.any()
+
+
+def test_an_imagined_target_worked_out_by_hand() -> None:
+    # from 1 and 3 with tanh(0.3): rewards 2 and 6, even odds to go on to a value of what follows
+    critic = PairCritic(alone, 1, (), 1, Scalar(), generator())
+    critic.net.flat.data.copy_(torch.tensor([2.0, 1.0]))  # V(z) = 2 z + 1
+    backup = ImaginedBackup(linear_actor(0.3, -20.0), critic, Line(), Mean(), 0.8)
+    latent = torch.tensor([[1.0], [3.0]])
+    y = backup.target({"latent": latent}, Draw(torch.zeros(2, 1)))
+    a = math.tanh(0.3)
+    wanted = [2 + 0.4 * (2 * (1 + a) + 1), 6 + 0.4 * (2 * (3 + a) + 1)]
+    assert y.tolist() == pytest.approx(wanted)
+    assert torch.equal(critic(latent, torch.zeros(2, 1)), critic(latent, torch.ones(2, 1)))
+
+
+def test_a_sequences_targets_are_of_what_was_seen_in_it() -> None:
+    critic, actor = linear_critic((1, 0, 0)), linear_actor(0.0, -20.0)
+    backup = ImaginedBackup(actor, critic, Line(), Mean(), 0.5)
+    lesson = Unroll(Line(), critic, backup, 2, Weights())
+    _, metrics, _ = lesson.loss(sequence(), (Draw(torch.zeros(2, 1)), Chance()))
+    # seen are 1 and 2: targets 2 + 0.25 * 1 and 4 + 0.25 * 2; rewards and ends that were seen do not matter
+    assert float(metrics["critic/target"]) == pytest.approx((2.25 + 4.5) / 2)
+
+
+def state_values(slope: float, offset: float) -> PairCritic:
+    """V = slope * z + offset."""
+    value = PairCritic(alone, 1, (), 1, Scalar(), generator())
+    value.net.flat.data.copy_(torch.tensor([slope, offset]))
+    return value
+
+
+def test_targets_from_state_values_worked_out_by_hand() -> None:
+    # V(2) = 5 and V(0) = 1 of what followed, half of the first, none of the second, which ended; rewards 1 each
+    backup = InSampleBackup(linear_actor(0.3, -0.5), state_values(2.0, 1.0))
+    batch = sequence()
+    flat = {key: batch[key].flatten(0, 1) for key in ("next_latent", "reward", "discount")}
+    assert backup.target(flat, backup.draw(2, generator())).tolist() == [1 + 0.5 * 5, 1.0]
+
+
+@pytest.mark.parametrize("held", [(1.0, 1.0), (1.0, 0.0)])
+def test_expectiles_and_advantages_worked_out_by_hand(held: tuple[float, float]) -> None:
+    # Q of the two is z + 2 a and z + 3 a: at 1 with 0.5, 2; at 1.5 with -1, -1.5. V = z: 1 and 1.5
+    batch = sequence(held) | {"latents": torch.tensor([[[1.0], [1.5], [9.0]]])}
+    lesson = Expectile(state_values(1.0, 0.0), linear_critic((1, 2, 0), (1, 3, 0)), 0.9, 0.5)
+    loss, _, found = lesson.loss(batch, Chance())
+    assert found["advantage"].tolist() == [[1.0, -3.0]]
+    wanted = 1.8 * 0.5 * 0.5 + 0.2 * 4.5 * 0.25 * held[1]  # by 2 e and 2 (1 - e); times 1/2, then 1/4
+    assert float(loss.detach()) == pytest.approx(wanted)
+
+
+def test_regression_by_advantage_worked_out_by_hand() -> None:
+    # mean 0, std exp(-1); actions 0.5 and -1 count exp(0.5 * 1) and exp(0.5 * -3); the third, 100, by its bound
+    batch = sequence() | {"latents": torch.ones(1, 3, 1), "advantage": torch.tensor([[1.0, -3.0]])}
+    normal = torch.distributions.Normal(0.0, math.exp(-1))
+    one, two = (float(normal.log_prob(torch.tensor(a))) for a in (0.5, -1.0))
+    lesson = Regression(clipped(0.0, 0.0), 0.5, 0.5)
+    wanted = -(math.exp(0.5) * one * 0.5 + math.exp(-1.5) * two * 0.25)
+    assert float(lesson.loss(batch, None)[0].detach()) == pytest.approx(wanted)
+    batch["advantage"] = torch.tensor([[1e3, -1e3]])
+    assert float(lesson.loss(batch, None)[0].detach()) == pytest.approx(-100 * one * 0.5)
+
+
+def test_what_critics_disagree_about_costs_a_wary_planner() -> None:
+    model = Wary(WorldModel(Line(), linear_critic((1, 1, 0), (1, 3, 0))), 2.0)
+    latent, action = torch.tensor([[1.0], [1.0]]), torch.tensor([[0.0], [0.5]])
+    apart = [0.0, 2.0 * 1.0 / math.sqrt(2)]  # values 1.5 and 2.5
+    reward, going, following = model.step(latent, action)
+    assert reward.tolist() == pytest.approx([2.0, 2.0 - apart[1]])
+    assert going.tolist() == [0.5, 0.5] and following.flatten().tolist() == [1.0, 1.5]
+    assert model.value(latent, action).tolist() == pytest.approx([1.0, 2.0 - apart[1]])
 
 
 def test_a_part_of_the_rate_is_a_part_of_the_step() -> None:
@@ -280,6 +406,59 @@ def test_the_previous_plan_is_where_the_next_begins() -> None:
     assert not torch.equal(later, action)
     noisy = planner(Rest(), start, torch.ones(1, 2), torch.zeros(1, 3, 2))[0]
     torch.testing.assert_close(noisy, (action + std[:, 0]).clamp(-1, 1))
+
+
+def test_a_planner_that_tells_plans_as_any_and_carries_what_it_planned() -> None:
+    search = dataclasses.replace(FINE, iterations=2)
+    plain, telling = (kind(Quadratic((0.4, -0.2)), 2, search, 0.9) for kind in (Planner, Telling))
+    start, carries = torch.zeros(1, 2), [torch.zeros(1, *one.carry) for one in (plain, telling)]
+    for noise in (torch.zeros(1, 2), torch.ones(1, 2)):
+        plan, std, _ = plain.plan(Rest(), start, carries[0])
+        action, carries[0], _ = plain(Rest(), start, noise, carries[0])
+        told, carries[1], _ = telling(Rest(), start, noise, carries[1])
+        assert torch.equal(action, told) and torch.equal(carries[0], carries[1][:, :-2])
+        assert torch.equal(carries[1][:, -2], plan[:, 0]) and torch.equal(carries[1][:, -1], std[:, 0])
+
+
+def test_plans_are_renewed_by_what_is_known_now() -> None:
+    agent, replay = small("bmpc", replan_rows=200), random_replay(60)
+    assert agent.events[0].period == 10
+    before = replay.state_dict()["rows"][:, -2 * ACTION :]
+    agent.events[0](replay)
+    batch = replay.sample(100)
+    latent = agent.latent(torch.as_tensor(batch["obs"]))
+    plan, std, _ = agent.execution.plan(lambda *seen: agent.actor.sample(*seen)[0], latent, torch.zeros(100, 3, ACTION))
+    renewed = (batch["plan"] != before[batch["index"]]).any(1)
+    assert renewed.mean() > 0.9
+    wanted = torch.cat((plan[:, 0], std[:, 0]), 1).detach().numpy()
+    np.testing.assert_allclose(batch["plan"][renewed], wanted[renewed], atol=1e-4)
+
+
+def test_the_actor_alone_comes_to_do_what_is_planned() -> None:
+    agent, replay = small("bmpc", lr=3e-3, replan=1_000), random_replay()
+    replay.renew(np.arange(600), np.zeros(600), np.tile([0.5, -0.25, 0.1, 0.3], (600, 1)))
+    agent.events = ()
+    for _ in range(60):
+        agent.update(replay)
+    obs = torch.as_tensor(replay.sample(20)["obs"])
+    mean, log_std = agent.actor.moments(agent.latent(obs))
+    np.testing.assert_allclose(mean.detach().numpy(), np.tile([0.5, -0.25], (20, 1)), atol=0.1)
+    np.testing.assert_allclose(log_std.exp().detach().numpy(), np.tile([0.1, 0.3], (20, 1)), atol=0.1)
+
+
+def test_values_of_data_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"expectile is 1\.0"):
+        small("fowm", expectile=1.0)
+    with pytest.raises(ValueError, match=r"critics is 1.*2 to disagree"):
+        small("fowm", critics=1)
+
+
+@pytest.mark.parametrize("chosen, message", [
+    ({"replan": 0}, "replan is 0"), ({"replan_rows": 0}, "replan_rows 0"), ({"plan": False}, "plan is false.*bmpc"),
+    ({"n_step": 3}, "n_step is 3.*single")])
+def test_imitation_that_makes_no_sense_is_refused(chosen: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small("bmpc", **chosen)
 
 
 @pytest.mark.parametrize("chosen, message", [
