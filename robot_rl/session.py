@@ -53,7 +53,6 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     """Train or continue a run; returns the last evaluation."""
     import sim
     from robot_rl.collect import Collector
-    from robot_rl.frames import memory_for
     from robot_rl.learn import checkpoint
     from robot_rl.log import Log
     from robot_rl.parallel import Parallel
@@ -76,7 +75,7 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     state = checkpoint.load(run.checkpoint) if resume and run.checkpoint.exists() else None
     prior = _prior(config, contract, read=state is None)  # a checkpoint holds what the bags said when the run began
     capacity = min(config.capacity, 2 * config.steps + 1_000)
-    replay = memory_for(contract, capacity, config.seed, _power(config))
+    replay = _memory(config, contract, capacity, config.seed)
     if not resume:
         horizon = discount_for(round(contract.time_limit_s * contract.rate_hz))
         config = msgspec.structs.replace(config, options={"discount": horizon} | config.options)
@@ -107,19 +106,25 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     return {"run": str(run.folder), "task": config.task} | figures
 
 
-def _power(config: RunConfig) -> float:
-    """How strongly the recipe draws what its critics were wrong about; 0 for recipes that draw evenly."""
+def _memory(config: RunConfig, contract: PolicySpec, capacity: int, seed: int) -> Replay:
+    """A memory that draws what the recipe's critics were wrong about as often, and smooths rewards, as it wants."""
+    from robot_rl.frames import memory_for
     from robot_rl.learn import recipes
-    return float((recipes.options(config.recipe) | config.options).get("prioritized", 0.0))
+    from robot_rl.smoothing import Smoothing
+    chosen = recipes.options(config.recipe) | config.options
+    try:
+        smoothing = Smoothing.parse(chosen.get("smoothing", "none"))
+    except ValueError as error:
+        raise SpecError(f"{config.recipe}: {error}") from error
+    return memory_for(contract, capacity, seed, float(chosen.get("prioritized", 0.0)), smoothing)
 
 
 def _prior(config: RunConfig, contract: PolicySpec, read: bool = True) -> Replay | None:
     """The memory of a configuration's bags; empty, for a checkpoint to fill, unless they are to be `read`."""
     from robot_rl.finetune import bags_in, fill
-    from robot_rl.frames import memory_for
     if config.prior is None:
         return None
-    prior = memory_for(contract, SEEN_CAPACITY if contract.vision else PRIOR_CAPACITY, config.seed + 1, _power(config))
+    prior = _memory(config, contract, SEEN_CAPACITY if contract.vision else PRIOR_CAPACITY, config.seed + 1)
     if read:
         steps, refused = fill(prior, bags_in(Path(config.prior)), contract)
         for line in refused:
@@ -324,7 +329,6 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
              threads: int) -> dict[str, Any]:
     """Fine-tune a run on a robot; the new run in `out` continues where it broke off when it exists."""
     from robot_rl.finetune import Finetuning, bags_in, demand_reward
-    from robot_rl.frames import memory_for
     from robot_rl.learn import checkpoint
     from robot_rl.log import Log
     from robot_rl.spec import load_robot
@@ -335,7 +339,7 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
     config = msgspec.structs.replace(base, options=base.options | options(base.recipe, changes))
     demand_reward(origin.contract, f"run {source}")
     contract = origin.contract.on(load_robot(robot), f"run {source}")
-    prior, online = (memory_for(contract, SEEN_CAPACITY if contract.vision else capacity, seed + k, _power(config))
+    prior, online = (_memory(config, contract, SEEN_CAPACITY if contract.vision else capacity, seed + k)
                      for k, capacity in enumerate((PRIOR_CAPACITY, 200_000)))
     agent = make_agent(config, contract)
     start = run.checkpoint if resuming else origin.checkpoint

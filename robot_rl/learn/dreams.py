@@ -31,7 +31,7 @@ class Prices(nn.Module):
 
 
 class Harmony(Prices):
-    """Prices that learn to keep what is seen, what is earned and what is expected at one size (HarmonyDream, method 14).
+    """Prices that learn, so that what is seen, earned and expected weigh alike (HarmonyDream, method 14).
 
     A loss is divided by a learned s, and log(1 + s) is paid for that: at rest s is about the size of the loss.
     """
@@ -113,7 +113,7 @@ class Recall:
 
 
 def returns(reward: Tensor, discount: Tensor, values: Tensor, share: float) -> Tensor:
-    """Lambda-returns (H, N) of rewards and discounts (H, N), values (H + 1, N) of where a step begins and the last ends.
+    """Lambda-returns (H, N) of rewards and discounts (H, N) and the values (H + 1, N) of all states, the last too.
 
     What follows a step is `share` of the next return and the rest of the next value.
     """
@@ -133,10 +133,10 @@ class Fancy(NamedTuple):
 
 
 class Imagine:
-    """The actor learns from what it imagines after every state of a batch: actions that led to more than the critic
-    expected become likelier, in units of the returns' spread (Reinforce, Williams 1992). `entropy` is its entropy's price.
+    """The actor learns from what it imagines after every state of a batch, at the price `entropy` for its own.
 
-    States at which an episode ended, and those past it, are not gone on from.
+    Actions that led to more than the critic expected become likelier, in units of the returns' spread (Reinforce,
+    Williams 1992). States at which an episode ended, and those past it, are not gone on from.
     """
 
     period = 1
@@ -193,7 +193,7 @@ def worth(critic: Critic, states: Tensor) -> Tensor:
 
 
 class ImaginedValue:
-    """The critic learns the returns of what was imagined, and not to be far from its slow copy, at the price `slowly`."""
+    """The critic learns the returns of what was imagined, and to keep to its slow copy, at the price `slowly`."""
 
     period = 1
 

@@ -27,6 +27,7 @@ from robot_rl.learn.objectives import Bellman, Lesson, Smooth, SoftValue, Temper
 from robot_rl.learn.planner import Planner, Search, WorldModel
 from robot_rl.learn.recurrent import RecurrentWorld
 from robot_rl.learn.world import World
+from robot_rl.smoothing import Smoothing
 
 
 class Sizes(NamedTuple):
@@ -318,6 +319,19 @@ class Slow(Ensemble):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Smoothed(Options):
+    """Of rewards that are spread in time as an episode enters the memory (DreamSmooth, method 0).
+
+    `smoothing` is none, gaussian:STD, uniform:WIDTH or ema:SHARE, see Smoothing; returns are reported as they were.
+    """
+
+    smoothing: str = "none"
+
+    def __post_init__(self) -> None:
+        Smoothing.parse(self.smoothing)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Modelled(Headed):
     """Of a world model of latents of `width` numbers, in groups of `simplex` that sum to 1.
 
@@ -352,7 +366,7 @@ class Modelled(Headed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planned(Modelled):
+class Planned(Smoothed, Modelled):
     """Of a planner: `plan` acts with it, in training as without exploring; else the actor acts.
 
     In `iterations`, `samples` candidates are valued, of which the actor makes `proposals`, and `elites` make the plan
@@ -378,7 +392,7 @@ class Planned(Modelled):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Remembering(Headed):
+class Remembering(Smoothed, Headed):
     """Of a recurrent world model: a state of `width` numbers in `blocks`, and `groups` of so many `classes`.
 
     It learns along `horizon` steps. `harmony` learns what its losses count (HarmonyDream, method 14); else what is seen

@@ -454,7 +454,7 @@ RECIPES = {
     "dreamer": Recipe(Dreamer, "DreamerV3: acts by what it imagines with a recurrent world model, 12M parameters", {}),
     "dreamer_tiny": Recipe(
         Dreamer, "the same with half a million parameters",
-        {"width": 256, "groups": 8, "classes": 8, "hidden": (96, 96), "horizon": 32, "categories": 101}),
+        {"width": 256, "groups": 8, "classes": 8, "hidden": (128, 128), "horizon": 32, "categories": 101}),
 }
 
 

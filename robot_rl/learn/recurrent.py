@@ -1,9 +1,9 @@
-"""A recurrent state-space model: what was seen and done so far as a state that is carried on (DreamerV3, Hafner et al.).
+"""A recurrent state-space model: what was seen and done so far as a state that is carried on (DreamerV3).
 
 A state is (B, S): a deterministic part of `width` numbers, then `groups` of `classes`, of which one in each group is 1.
 The prior says of the groups what the deterministic part alone lets expect, the posterior what the observation shows.
 Zeros are the state and the action before an episode's first observation.
-Axes: B batch, T time, O observation, A action, S state, G groups, K classes of a group, U what an observation encodes to.
+Axes: B batch, T time, O observation, A action, S state, G groups, K classes of a group, U code of an observation.
 """
 
 from __future__ import annotations
