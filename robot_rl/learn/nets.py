@@ -179,13 +179,18 @@ class Mlp(nn.Module):
                 if depth < len(self.spans) - 1:
                     layer.weight.div_(layer.weight.norm(dim=1, keepdim=True).clamp(min=1e-8))
 
-    def forward(self, x: Tensor, members: Tensor | None = None, masks: Sequence[Tensor] = (), training: bool = False
-                ) -> Tensor:
+    def once(self) -> Callable[[Tensor], Tensor]:
+        """`forward` with the layers taken apart now: for many calls of which the gradient is one."""
+        layers = self.layers()
+        return lambda x: self(x, layers=layers)
+
+    def forward(self, x: Tensor, members: Tensor | None = None, masks: Sequence[Tensor] = (), training: bool = False,
+                layers: list[Layer] | None = None) -> Tensor:
         """(B, I) or (E, B, I) -> (E, B, O) float32; `members` (E',) int64 evaluates only those, in that order.
 
         `training` normalises by the batch, and takes its statistics into those kept, where the norm is "batch".
         """
-        layers, last, kept, rest = self.layers(), len(self.spans) - 1, iter(self.statistics()), x
+        layers, last, kept, rest = layers or self.layers(), len(self.spans) - 1, iter(self.statistics()), x
         if members is not None:
             layers = [Layer(*(part[members] for part in layer if part is not None)) for layer in layers]
         for depth, layer in enumerate(layers):

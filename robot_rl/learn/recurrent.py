@@ -28,26 +28,42 @@ from robot_rl.replay import Batch
 MIX = 0.01  # share of an even distribution in every categorical one: no class is ever impossible, no loss infinite
 
 
+class Nets(NamedTuple):
+    """Of a cell: what makes one layer of state and action, the unit's gates, the posterior."""
+
+    enter: Callable[[Tensor], Tensor]
+    gates: Callable[[Tensor], Tensor]
+    posterior: Callable[[Tensor], Tensor]
+
+
 class Cell(nn.Module):
     """A step of the state: the deterministic part by a gated recurrent unit in blocks, the groups by the posterior.
 
     Each block of the unit sees its own part of the state and what one layer makes of the whole and of the action.
     """
 
-    def __init__(self, enter: Callable[[Tensor], Tensor], gates: Callable[[Tensor], Tensor],
-                 posterior: Callable[[Tensor], Tensor], width: int, blocks: int, groups: int, classes: int):
+    def __init__(self, nets: Nets, width: int, blocks: int, groups: int, classes: int):
         """The nets are Mlps, or the same in plain layers."""
         super().__init__()
-        self.enter, self.gates, self.posterior = enter, gates, posterior
+        self.enter, self.gates, self.posterior = nets
         self.width, self.blocks, self.groups, self.classes = width, blocks, groups, classes
         self.size = width + groups * classes
 
-    def forward(self, state: Tensor, action: Tensor) -> Tensor:
+    def nets(self) -> Nets:
+        """As they are."""
+        return Nets(self.enter, self.gates, self.posterior)
+
+    def once(self) -> Nets:
+        """For all steps of a sequence, see Mlp.once."""
+        return Nets(*(net.once() if isinstance(net, Mlp) else net for net in self.nets()))
+
+    def forward(self, state: Tensor, action: Tensor, nets: Nets | None = None) -> Tensor:
         """(B, S), (B, A) -> the deterministic part of the next state (B, W)."""
-        seen = self.enter(torch.cat((state, action), -1))[0]
+        nets = nets or self.nets()
+        seen = nets.enter(torch.cat((state, action), -1))[0]
         before = state[:, : self.width].unflatten(-1, (self.blocks, -1)).movedim(1, 0)  # (blocks, B, W / blocks)
         both = torch.cat((before, seen[None].expand(self.blocks, -1, -1)), -1)
-        reset, new, update = self.gates(both).chunk(3, -1)
+        reset, new, update = nets.gates(both).chunk(3, -1)
         new = (reset.sigmoid() * new).tanh()
         after = before + (update - 1).sigmoid() * (new - before)
         return after.movedim(0, 1).flatten(1)
@@ -56,9 +72,9 @@ class Cell(nn.Module):
         """Logits (..., G * K) -> probabilities (..., G, K)."""
         return (1 - MIX) * logits.unflatten(-1, (self.groups, self.classes)).softmax(-1) + MIX / self.classes
 
-    def seen(self, deterministic: Tensor, code: Tensor) -> Tensor:
+    def seen(self, deterministic: Tensor, code: Tensor, nets: Nets | None = None) -> Tensor:
         """The deterministic part (B, W) and what the observation encodes to (B, U) -> the posterior (B, G, K)."""
-        return self.shares(self.posterior(torch.cat((deterministic, code), -1))[0])
+        return self.shares((nets or self.nets()).posterior(torch.cat((deterministic, code), -1))[0])
 
     def likeliest(self, state: Tensor, action: Tensor, code: Tensor) -> Tensor:
         """The state (B, S) after an action (B, A) that led to what encodes to (B, U), of the likeliest classes."""
@@ -68,8 +84,8 @@ class Cell(nn.Module):
 
     def frozen(self) -> Cell:
         """A copy in plain layers."""
-        nets = [Members(net) for net in (self.enter, self.gates, self.posterior) if isinstance(net, Mlp)]
-        return Cell(*nets, self.width, self.blocks, self.groups, self.classes)
+        nets = Nets(*(Members(net) for net in self.nets() if isinstance(net, Mlp)))
+        return Cell(nets, self.width, self.blocks, self.groups, self.classes)
 
     def extra_repr(self) -> str:
         return f"{self.width} in {self.blocks} blocks, {self.groups} groups of {self.classes}"
@@ -148,7 +164,7 @@ class RecurrentWorld(Latent):
         enter = Mlp((width + codes + action_size, unit, unit), 1, generator, shape)
         gates = Mlp((part + unit, part, 3 * part), blocks, generator, shape)
         posterior = Mlp((width + unit, unit, codes), 1, generator, shape)
-        self.cell = Cell(enter, gates, posterior, width, blocks, groups, classes)
+        self.cell = Cell(Nets(enter, gates, posterior), width, blocks, groups, classes)
         self.size = self.cell.size
         self.expect = Mlp((width, unit, unit, codes), 1, generator, shape)
         self.outcome = Mlp((self.size, unit, reward.size + 1), 1, generator, shape, final_scale=0.0)
@@ -186,11 +202,11 @@ class RecurrentWorld(Latent):
     def recall(self, codes: Tensor, action: Tensor, chance: Tensor) -> Recalled:
         """Codes (B, T + 1, U), the actions between (B, T, A), even numbers (B, T + 1, G) -> states from zeros on."""
         before = torch.cat((torch.zeros_like(action[:, :1]), action), 1)
-        state = codes.new_zeros(codes.shape[0], self.size)
+        state, nets = codes.new_zeros(codes.shape[0], self.size), self.cell.once()
         states, posteriors = [], []
         for t in range(codes.shape[1]):
-            deterministic = self.cell(state, before[:, t])
-            posteriors.append(self.cell.seen(deterministic, codes[:, t]))
+            deterministic = self.cell(state, before[:, t], nets)
+            posteriors.append(self.cell.seen(deterministic, codes[:, t], nets))
             state = torch.cat((deterministic, drawn(posteriors[-1], chance[:, t]).flatten(1)), -1)
             states.append(state)
         every = torch.stack(states, 1)

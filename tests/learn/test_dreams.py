@@ -18,7 +18,7 @@ from robot_rl.learn.critics import Critic, Scalar
 from robot_rl.learn.dreams import Fancy, Harmony, Imagine, ImaginedValue, Prices, Recall, returns, told
 from robot_rl.learn.export import TOLERANCE, export
 from robot_rl.learn.latents import Identity
-from robot_rl.learn.recurrent import Cell, Painter, Recalled, RecurrentWorld, divergence, drawn
+from robot_rl.learn.recurrent import Cell, Nets, Painter, Recalled, RecurrentWorld, divergence, drawn
 from robot_rl.learn.world import Spread
 from robot_rl.policy import Policy
 from robot_rl.spec import PolicySpec
@@ -62,7 +62,7 @@ def sequence() -> dict[str, Tensor]:
 
 
 def test_categories_worked_out_by_hand() -> None:
-    cell = Cell(torch.nn.Identity(), torch.nn.Identity(), torch.nn.Identity(), 1, 1, 1, 2)
+    cell = Cell(Nets(*(torch.nn.Identity() for _ in range(3))), 1, 1, 1, 2)
     shares = cell.shares(torch.tensor([[0.0, math.log(3.0)]]))  # 1/4 and 3/4, of which 1 % is shared evenly
     torch.testing.assert_close(shares, torch.tensor([[[0.99 / 4 + 0.005, 0.99 * 3 / 4 + 0.005]]]))
     given = torch.tensor([[0.25, 0.75]], requires_grad=True)
@@ -301,7 +301,8 @@ def test_the_file_remembers_as_the_agent_does(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("chosen, message", [
     ({"blocks": 5}, "blocks is 5.*32"), ({"classes": 1}, "classes 1"), ({"groups": 0}, "groups is 0"),
-    ({"horizon": 1}, "horizon is 1"), ({"smoothing": "gaus:3"}, "smoothing is 'gaus:3'.*gaussian"), ({"n_step": 3}, "n_step is 3.*single")])
+    ({"horizon": 1}, "horizon is 1"), ({"smoothing": "gaus:3"}, "smoothing is 'gaus:3'.*gaussian"),
+    ({"n_step": 3}, "n_step is 3.*single")])
 def test_models_that_make_no_sense_are_refused(chosen: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small("dreamer", **chosen)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robot_rl.learn import agent as agent_module
-from robot_rl.learn import recipes, world
+from robot_rl.learn import dreams, recipes, world
 from robot_rl.learn.agent import Agent
 from robot_rl.learn.backups import Tensors
 from robot_rl.learn.objectives import Temperature
@@ -19,6 +19,10 @@ from robot_rl.replay import Batch, Replay
 from tests.learn.cases import Corridor, mean_cost, train
 
 GOOD, STEPS = 9.0, 500
+
+
+DREAMS: dict[str, Any] = {"groups": 4, "classes": 4, "horizon": 5, "imagined": 4, "batch": 16, "acting_pace": 1.0,
+                          "entropy": 0.03, "updates_per_step": 1, "categories": 101, "bound": 10.0}
 
 
 def learner(recipe: str, seed: int) -> Agent:
@@ -34,6 +38,8 @@ def learner(recipe: str, seed: int) -> Agent:
         configuration["average"] = 0.02
     if recipe == "cqn_as":
         configuration["categories"] = 0
+    if recipe.startswith("dreamer"):
+        configuration |= DREAMS
     known = recipes.options(recipe)
     chosen = {name: value for name, value in configuration.items() if name in known}
     return recipes.make(recipe, Corridor.obs_size, Corridor.action_size, seed=seed, compile=False, **chosen)
@@ -105,4 +111,25 @@ def test_a_broken_world_model_does_not(broken: Callable[[pytest.MonkeyPatch], No
     broken(monkeypatch)
     agent = learner("tdmpc2", seed=0)
     train(agent, 2 * STEPS)
+    assert mean_cost(agent) > GOOD
+
+
+def nothing_expected(patch: pytest.MonkeyPatch) -> None:
+    """What is to follow is not learned: the prior and the posterior never meet."""
+    right = dreams.told
+
+    def told(*given: Any) -> Tensors:
+        return {name: 0.0 * loss if name in ("dynamics", "representation") else loss
+                for name, loss in right(*given).items()}
+
+    patch.setattr(dreams, "told", told)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", [nothing_expected, no_target, beyond_the_end, short_sighted])
+def test_a_broken_dreamer_does_not(broken: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+                                   ) -> None:
+    broken(monkeypatch)
+    agent = learner("dreamer_tiny", seed=0)
+    train(agent, STEPS)
     assert mean_cost(agent) > GOOD
