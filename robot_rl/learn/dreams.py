@@ -136,14 +136,16 @@ class Imagine:
     """The actor learns from what it imagines after every state of a batch, at the price `entropy` for its own.
 
     Actions that led to more than the critic expected become likelier, in units of the returns' spread (Reinforce,
-    Williams 1992). States at which an episode ended, and those past it, are not gone on from.
+    Williams 1992). States at which an episode ended, and those past it, are not gone on from. At the price `imitation`
+    the actor also keeps to what was really done (as in MOTO, method 38).
     """
 
     period = 1
 
     def __init__(self, world: RecurrentWorld, actor: BoundedActor, critic: Critic, spread: Spread, horizon: int,
-                 steps: int, discount: float, share: float, entropy: float):
+                 steps: int, discount: float, share: float, entropy: float, imitation: float = 0.0):
         self.part = self.actor = actor
+        self.imitation = imitation
         self.world, self.critic, self.spread = world, critic, spread
         self.horizon, self.steps, self.discount, self.share, self.price = horizon, steps, discount, share, entropy
 
@@ -182,6 +184,10 @@ class Imagine:
         density, entropy = self.actor.judge(rows, actions.flatten(0, 1))
         gain = advantage.flatten() * density + self.price * entropy
         loss = -(gain * counts.flatten()).sum() / counts.sum()
+        if self.imitation:
+            done, _ = self.actor.judge(batch["states"][:, :-1].flatten(0, 1), batch["action"].flatten(0, 1))
+            held = batch["weight"].flatten()
+            loss = loss - self.imitation * (done * held).sum() / held.sum()
         metrics = {"actor/loss": loss.detach(), "actor/entropy": entropy.detach().mean(), "actor/spread": self.spread(),
                    "actor/value": values.mean()}
         return loss, metrics, {"imagined": rows, "returns": ahead.flatten(), "counts": counts.flatten()}

@@ -397,7 +397,7 @@ class Remembering(Smoothed, Headed):
 
     It learns along `horizon` steps. `harmony` learns what its losses count (HarmonyDream, method 14); else what is seen
     and earned counts 1, and `dynamics_price` and `representation_price` weigh how far the posterior is from the prior,
-    of which `free` nats cost nothing.
+    of which `free` nats cost nothing. It is not compiled unless asked for: a graph of all these steps takes long to.
     """
 
     width: int = 2048
@@ -416,6 +416,7 @@ class Remembering(Smoothed, Headed):
     lr: float = 1e-4
     clip: float = 100.0
     shift: int = 0
+    compile: bool | None = False
 
     def sequence(self) -> int:
         """See Options."""

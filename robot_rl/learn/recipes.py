@@ -321,14 +321,15 @@ class Dreamer(Remembering):
     """DreamerV3 (Hafner et al. 2023): an actor and a critic that learn in what a recurrent world model imagines.
 
     `imagined` steps follow each state of a batch, `share` is lambda of their returns, `entropy` the price of the
-    actor's. The critic's slow copy follows by `tau` and is to be kept to at the price `slowly`; both actor and critic
-    learn at the share `acting_pace` of `lr`.
+    actor's, `imitation` that of acting as the data's actions do (as in MOTO, method 38). The critic's slow copy follows
+    by `tau` and is to be kept to at the price `slowly`; both actor and critic learn at the share `acting_pace` of `lr`.
     """
 
     imagined: int = 15
     discount: float = 0.997
     share: float = 0.95
     entropy: float = 3e-4
+    imitation: float = 0.0
     tau: float = 0.02
     slowly: float = 1.0
     acting_pace: float = 0.3
@@ -345,7 +346,8 @@ class Dreamer(Remembering):
         slow, spread = copy.deepcopy(critic), Spread(0.01)
         lessons: list[Lesson] = [
             Recall(world, prices, self.horizon, self.free),
-            Imagine(world, actor, critic, spread, self.horizon, self.imagined, self.discount, self.share, self.entropy),
+            Imagine(world, actor, critic, spread, self.horizon, self.imagined, self.discount, self.share, self.entropy,
+                    self.imitation),
             ImaginedValue(critic, slow, self.slowly),
         ]
         parts = {"critic": critic, "slow": slow, "spread": spread, "prices": prices}

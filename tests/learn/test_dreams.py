@@ -188,6 +188,9 @@ def test_the_actors_loss_worked_out_by_hand() -> None:
     assert found["returns"].tolist() == pytest.approx([first, first, second, second])  # from a real state again
     assert found["counts"].tolist() == pytest.approx([1.0, 0.0, 0.25, 0.0])
     assert found["imagined"][:, 0].tolist() == pytest.approx([1.0, 1.0, 1 + s, 1 + s])
+    lesson.imitation = 0.2  # of an action of s, the only one that was taken: a noise of 1, as above
+    batch |= {"action": torch.tensor([[[s]]]), "weight": torch.ones(1, 1)}
+    assert float(lesson.loss(batch, chance)[0].detach()) == pytest.approx(float(loss.detach()) - 0.2 * density)
 
 
 def test_an_action_that_earned_more_than_expected_becomes_likelier() -> None:

@@ -29,6 +29,8 @@ PARTS: dict[str, dict[str, Any]] = {
     "smoothness": {"smoothness": 0.5},
     "average": {"average": 0.2},
     "chain": {"chain": 3},
+    "harmony": {"harmony": True},
+    "imitation": {"imitation": 0.1},
     "rms": {"norm": "rms", "residual": True, "unit": True},
     "alike": {"norm": "rms", "residual": True, "actor_alike": True},
 }
