@@ -622,7 +622,7 @@ def bench_learner(
 
 @bench.command(name="world")
 def bench_world(
-    agent: Annotated[str, typer.Option(help="Which recipe that plans.")] = "tdmpc2",
+    agent: Annotated[str, typer.Option(help="Which recipe with a world model.")] = "tdmpc2",
     seconds: Annotated[float, typer.Option(help="Seconds of each turn.")] = 4.0,
     repetitions: Annotated[int, typer.Option(help="Turns of each contestant.")] = 5,
     threads: Annotated[int, typer.Option(help="CPU threads of everybody; 0: as each library chooses.")] = 0,

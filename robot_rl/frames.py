@@ -16,6 +16,7 @@ import numpy as np
 from robot_rl import memory
 from robot_rl.observe import Observation
 from robot_rl.replay import Batch, Replay
+from robot_rl.smoothing import Smoothing
 from robot_rl.spec import PolicySpec
 
 EXACT = 2**24  # below this every whole number is a float32
@@ -30,13 +31,14 @@ class FrameReplay(Replay):
     """
 
     def __init__(self, capacity: int, frame: tuple[int, int, int], stack: int, state_size: int, action_size: int,
-                 seed: int = 0, prioritized: float = 0.0, plan_size: int = 0) -> None:
+                 seed: int = 0, prioritized: float = 0.0, plan_size: int = 0, smoothing: Smoothing | None = None
+                 ) -> None:
         """`frame` is (C, H, W), `stack` is S, `state_size` O, which may be 0."""
         if stack < 1 or capacity + stack > EXACT:
             raise ValueError(f"replay: {capacity} rows of {stack} stacked frames; at least 1, together at most {EXACT}")
         size = int(np.prod(frame))
         memory.demand(capacity * size, f"replay: {capacity:,} frames of {size:,} bytes")
-        super().__init__(capacity, PLACE + state_size, action_size, seed, prioritized, plan_size)
+        super().__init__(capacity, PLACE + state_size, action_size, seed, prioritized, plan_size, smoothing)
         self.frame, self.stack = frame, stack
         self._frames = np.zeros((capacity + stack - 1, *frame), np.uint8)  # the oldest row's stack reaches S - 1 back
         self._age = 0  # frames before the newest in its segment, at most S - 1
@@ -117,13 +119,13 @@ class FrameReplay(Replay):
         return np.arange(first, self._head + 1) % len(self._frames)
 
 
-def memory_for(contract: PolicySpec, capacity: int, seed: int = 0, prioritized: float = 0.0, plan_size: int = 0
-               ) -> Replay:
+def memory_for(contract: PolicySpec, capacity: int, seed: int = 0, prioritized: float = 0.0, plan_size: int = 0,
+               smoothing: Smoothing | None = None) -> Replay:
     """A memory of `capacity` rows for what a contract's policy observes."""
     state, action, vision = contract.observation_size, contract.action_size, contract.vision
     if vision is None:
-        return Replay(capacity, state, action, seed, prioritized, plan_size)
-    return FrameReplay(capacity, vision.frame, vision.stack, state, action, seed, prioritized, plan_size)
+        return Replay(capacity, state, action, seed, prioritized, plan_size, smoothing)
+    return FrameReplay(capacity, vision.frame, vision.stack, state, action, seed, prioritized, plan_size, smoothing)
 
 
 def shared(batch: Batch) -> np.ndarray | None:

@@ -22,6 +22,7 @@ import numpy as np
 from robot_rl import memory
 from robot_rl.observe import Observation
 from robot_rl.priorities import Priorities
+from robot_rl.smoothing import Smoothing
 
 Batch = dict[str, np.ndarray]
 ONLINE, PRIOR = 0, 1  # values of a batch's `source`
@@ -52,11 +53,12 @@ class Replay:
     """A ring of `capacity` rows (one per step and one more per segment); the oldest steps make room for new ones.
 
     With `prioritized` above 0, the exponent alpha, steps are drawn by what `prioritise` was last told of them. Beside
-    each step lie `plan_size` numbers P that say what was planned there, zeros where nothing was.
+    each step lie `plan_size` numbers P that say what was planned there, zeros where nothing was. With `smoothing` the
+    rewards of a segment are smoothed when it ends.
     """
 
     def __init__(self, capacity: int, obs_size: int, action_size: int, seed: int = 0, prioritized: float = 0.0,
-                 plan_size: int = 0):
+                 plan_size: int = 0, smoothing: Smoothing | None = None):
         if capacity < 2:
             raise ValueError(f"replay: capacity is {capacity} rows, a step needs at least 2")
         self.capacity, self.obs_size, self.action_size, self.plan_size = capacity, obs_size, action_size, plan_size
@@ -68,7 +70,8 @@ class Replay:
         self._starts = np.zeros(capacity, np.int64)  # ring of the row numbers that a step was taken from, in order
         self._head = -1  # number of the newest row, counted since the start and never reused; its place is % capacity
         self._first = self._last = 0  # steps [first, last) are held; step k's row number is _starts[k % capacity]
-        self._open = False
+        self._open, self._begun = False, 0  # the row number that the newest segment begins with
+        self._smoothing = smoothing
         self._generator = np.random.default_rng(seed)
         self._priorities = Priorities(capacity, prioritized) if prioritized else None
         self._ranked = 0  # rows before this one have their priority; new ones get theirs together, when it is needed
@@ -95,8 +98,10 @@ class Replay:
         lone = self._open and not (self._last > self._first and self._newest_start() == self._head - 1)
         if lone:
             self._head -= 1  # the row before was a beginning from which no step was taken
+        elif self._open:
+            self._smooth()
         self._put(obs)
-        self._open = True
+        self._open, self._begun = True, self._head
 
     def step(self, action: np.ndarray, reward: float, obs: Observation, terminated: bool, truncated: bool,
              carry: np.ndarray | None = None) -> None:
@@ -118,6 +123,8 @@ class Replay:
         self._last += 1
         self._put(obs)
         self._open = not (terminated or truncated)
+        if not self._open:
+            self._smooth()
 
     def sample(self, batch: int, horizon: int = 1, n_step: int = 1, discount: float = 0.99) -> Batch:
         """`batch` steps, drawn evenly or by priority, each with up to `n_step` rewards.
@@ -235,6 +242,12 @@ class Replay:
             if len(bad):
                 raise NotFinite(f"replay: {name}[{bad[0]}] is {value.flat[bad[0]]} in step {self._last}", batch)
 
+    def _smooth(self) -> None:
+        """Smooth the rewards of the newest segment, which has ended, as far as it is still held."""
+        if self._smoothing is not None:
+            rows = np.arange(max(self._begun, self._head + 1 - self.capacity), self._head) % self.capacity
+            self._rows[rows, self._reward] = self._smoothing(self._rows[rows, self._reward])
+
     def _newest_start(self) -> int:
         return int(self._starts[(self._last - 1) % self.capacity])
 
@@ -259,7 +272,7 @@ class Replay:
         return ranks | {
             "rows": self._rows[rows],
             "starts": self._starts[steps],
-            "counters": np.array([self._head, self._first, self._last, self._open], np.int64),
+            "counters": np.array([self._head, self._first, self._last, self._open, self._begun], np.int64),
             "generator": np.frombuffer(generator.encode(), np.uint8),
         }
 
@@ -271,8 +284,8 @@ class Replay:
         rows = np.asarray(state["rows"])
         if rows.shape[1] != self._rows.shape[1] or len(rows) > self.capacity:
             raise ValueError(f"replay: the saved memory is {rows.shape} rows x columns, this one is {self._rows.shape}")
-        self._head, self._first, self._last, is_open = (int(value) for value in state["counters"])
-        self._open = bool(is_open)
+        self._head, self._first, self._last, is_open, *begun = (int(value) for value in state["counters"])
+        self._open, self._begun = bool(is_open), begun[0] if begun else self._head  # older states do not say
         places = np.arange(self._head + 1 - len(rows), self._head + 1) % self.capacity
         self._rows[places] = rows
         self._starts[np.arange(self._first, self._last) % self.capacity] = state["starts"]

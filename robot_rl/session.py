@@ -53,7 +53,6 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     """Train or continue a run; returns the last evaluation."""
     import sim
     from robot_rl.collect import Collector
-    from robot_rl.frames import memory_for
     from robot_rl.learn import checkpoint
     from robot_rl.log import Log
     from robot_rl.parallel import Parallel
@@ -82,7 +81,7 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
         config = msgspec.structs.replace(config, options={"discount": horizon} | config.options)
     agent = make_agent(config, contract, device)
     prior = _prior(config, contract, agent, state is None)  # a checkpoint holds what the bags said when the run began
-    replay = memory_for(contract, min(config.capacity, 2 * config.steps + 1_000), config.seed, *_kept(agent))
+    replay = _memory(agent, config, contract, min(config.capacity, 2 * config.steps + 1_000), config.seed)
     _demand_sequences(agent, contract, prior if state is None else None, config.prior)
     if state is None and prior is not None and config.offline_updates and len(prior) < agent.schedule.batch:
         raise SpecError(f"--prior {config.prior}: its bags gave {len(prior)} transitions, --offline-updates "
@@ -114,18 +113,22 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     return {"run": str(run.folder), "task": config.task} | figures
 
 
-def _kept(agent: Agent) -> tuple[float, int]:
-    """How strongly the agent draws what its critics were wrong about, and how many numbers say what it planned."""
-    return agent.schedule.prioritized, agent.execution.plan_size
+def _memory(agent: Agent, config: RunConfig, contract: PolicySpec, capacity: int, seed: int) -> Replay:
+    """A memory that draws what the agent's critics were wrong about, holds its plans and smooths rewards, as asked."""
+    from robot_rl.frames import memory_for
+    from robot_rl.learn import recipes
+    from robot_rl.smoothing import Smoothing
+    chosen = recipes.options(config.recipe) | config.options
+    return memory_for(contract, capacity, seed, agent.schedule.prioritized, agent.execution.plan_size,
+                      Smoothing.parse(chosen.get("smoothing", "none")))
 
 
 def _prior(config: RunConfig, contract: PolicySpec, agent: Agent, read: bool = True) -> Replay | None:
     """The memory of a configuration's bags; empty, for a checkpoint to fill, unless they are to be `read`."""
     from robot_rl.finetune import bags_in, fill
-    from robot_rl.frames import memory_for
     if config.prior is None:
         return None
-    prior = memory_for(contract, SEEN_CAPACITY if contract.vision else PRIOR_CAPACITY, config.seed + 1, *_kept(agent))
+    prior = _memory(agent, config, contract, SEEN_CAPACITY if contract.vision else PRIOR_CAPACITY, config.seed + 1)
     if read:
         steps, refused = fill(prior, bags_in(Path(config.prior)), contract)
         for line in refused:
@@ -334,7 +337,6 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
              threads: int, acknowledged: bool = False) -> dict[str, Any]:
     """Fine-tune a run on a robot; the new run in `out` continues where it broke off when it exists."""
     from robot_rl.finetune import Finetuning, bags_in, demand_reward
-    from robot_rl.frames import memory_for
     from robot_rl.learn import checkpoint
     from robot_rl.log import Log
     from robot_rl.spec import load_robot
@@ -346,7 +348,7 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
     demand_reward(origin.contract, f"run {source}")
     contract = origin.contract.on(load_robot(robot), f"run {source}")
     agent = make_agent(config, contract)
-    prior, online = (memory_for(contract, SEEN_CAPACITY if contract.vision else capacity, seed + k, *_kept(agent))
+    prior, online = (_memory(agent, config, contract, SEEN_CAPACITY if contract.vision else capacity, seed + k)
                      for k, capacity in enumerate((PRIOR_CAPACITY, 200_000)))
     start = run.checkpoint if resuming else origin.checkpoint
     state = checkpoint.load(start)

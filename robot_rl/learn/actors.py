@@ -237,6 +237,90 @@ class FrozenDeterministic(nn.Module):
         return f"explore={self.explore}"
 
 
+class BoundedActor(Actor):
+    """A normal distribution about tanh of a perceptron, std from 0.1 to 1; what lies beyond [-1, 1] is cut (DreamerV3).
+
+    The density is that before the cut, which belongs to the world: what learns by it needs no gradient through a model.
+    """
+
+    std_range = (0.1, 1.0)
+
+    def __init__(self, obs_size: int, action_size: int, hidden: Sequence[int], generator: torch.Generator,
+                 shape: Shape = Shape()):  # noqa: B008  # frozen
+        super().__init__()
+        self.action_size = action_size
+        self.net = Mlp((obs_size, *hidden, 2 * action_size), 1, generator, shape, final_scale=0.01)
+
+    def moments(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, O) -> mean and std, (B, A) each."""
+        mean, spread = self.net(latent)[0].chunk(2, -1)
+        return mean.tanh(), bounded_std(spread, self.std_range)
+
+    def sample(self, latent: Tensor, noise: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
+        """See Actor; the density is that of the action before it is cut."""
+        mean, std = self.moments(latent)
+        return (mean + std * noise).clamp(-1.0, 1.0), _normal(noise, std)
+
+    def drawn(self, latent: Tensor, noise: Tensor) -> Tensor:
+        """(B, O), standard normal (B, A) -> the action before it is cut (B, A)."""
+        mean, std = self.moments(latent)
+        return mean + std * noise
+
+    def judge(self, latent: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, O), actions before they were cut (B, A) -> the log of their density (B,) and the entropy (B,)."""
+        mean, std = self.moments(latent)
+        return _normal((drawn - mean) / std, std), (std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+    def mean(self, latent: Tensor) -> Tensor:
+        """(B, O) -> the action without noise (B, A)."""
+        return self.moments(latent)[0]
+
+    def mirror(self) -> ActorMirror:
+        """(B, O), noise (B, A) -> action (B, A), in numpy over the same memory (on the CPU)."""
+        net = self.net.mirror()
+        low, high = self.std_range
+
+        def forward(latent: np.ndarray, noise: np.ndarray) -> np.ndarray:
+            mean, spread = np.split(net(latent), 2, -1)
+            std = low + (high - low) * (0.5 + 0.5 * np.tanh(0.5 * (spread + 2)))
+            return np.minimum(np.maximum(np.tanh(mean) + std * noise, -1.0), 1.0)
+
+        return forward
+
+    def frozen(self) -> nn.Module:
+        """A copy that is exported: forward(latent (B, O), noise (B, A)) -> action (B, A)."""
+        return FrozenBounded(self)
+
+
+def bounded_std(spread: Tensor, std_range: tuple[float, float]) -> Tensor:
+    """Any number -> a standard deviation in the range, 0.89 of the way up for 0."""
+    low, high = std_range
+    return low + (high - low) * (spread + 2).sigmoid()
+
+
+def _normal(noise: Tensor, std: Tensor) -> Tensor:
+    """The log density (B,) of mean + std * noise, (B, A) each."""
+    return (-0.5 * noise.square() - std.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+class FrozenBounded(nn.Module):
+    """A bounded actor in plain layers."""
+
+    def __init__(self, actor: BoundedActor):
+        super().__init__()
+        *hidden, last = cast(nn.Sequential, actor.net.frozen())
+        self.net = nn.Sequential(*hidden)
+        self.mean, self.spread = split_rows(cast(nn.Linear, last))
+        self.std_range = actor.std_range
+
+    def forward(self, latent: Tensor, noise: Tensor) -> Tensor:
+        """(B, O), (B, A) -> (B, A)."""
+        hidden = self.net(latent)
+        std = bounded_std(self.spread(hidden), self.std_range)
+        action: Tensor = (self.mean(hidden).tanh() + std * noise).clamp(-1.0, 1.0)
+        return action
+
+
 class CoarseActor(Actor):
     """The best interval at each level of a coarse-to-fine critic, plus exploring noise of a fixed size.
 

@@ -2,8 +2,8 @@
 
 The contestants take turns in processes of their own, as in `bench`, whose program these processes run. The peer's code
 is read where it lies, from the folder `tdmpc2` of a checkout (`common/` and `tdmpc2.py`); on a CPU with the name of its
-one device changed as it is read. A plan is one decision for one observation; an update includes sampling for ours, and
-not for the peer, which is given one batch again and again.
+one device changed as it is read. A plan is one decision for one observation, also of a learner whose actor makes it; an
+update includes sampling for ours, and not for the peer, which is given one batch again and again.
 """
 
 from __future__ import annotations
@@ -38,13 +38,17 @@ def bench(
     """Medians over `repetitions` turns of `seconds` s each.
 
     Keys: agent, device, parameters, `updates/...` and `plans/...` with per_s (name -> figure), ms (name -> each, ms),
-    ratio (ours by the peer's), missing (name -> why it did not run), repetitions; machine. Raises ValueError for a
-    recipe without a planner, or a `peer` that is not such a folder.
+    cpu_ms (name -> processor time of each, which other work on the machine disturbs less), ratio (ours by the peer's),
+    missing (name -> why it did not run), repetitions; hours (steps -> what acting and learning would take in so many
+    steps of an environment, by the time that passed and by the processor's); machine. Raises ValueError for a recipe
+    without a world model, or a `peer` that is not such a folder or has no learner to compare.
     """
     from robot_rl.learn import recipes
     chosen = recipes.options(agent) | (configuration or {})
-    if not chosen.get("plan"):
-        raise ValueError(f"bench world: {agent} does not plan; tdmpc2 does")
+    if "horizon" not in chosen:
+        raise ValueError(f"bench world: {agent} has no world model; tdmpc2 and dreamer have one")
+    if peer is not None and not chosen.get("plan"):
+        raise ValueError(f"--peer {peer}: it plans, which {agent} does not; tdmpc2 does")
     if peer is not None and not (peer / "tdmpc2.py").is_file():
         raise ValueError(f"--peer {peer}: no tdmpc2.py there; give the folder tdmpc2 of a checkout")
     figures: dict[str, Any] = {"agent": agent, "device": device}
@@ -57,12 +61,17 @@ def bench(
                                      lambda line, kind=kind: report(f"{kind}: {line}"), f"{kind}/s")  # type: ignore[misc]
         rates = {name: statistics.median(values) for name, values in turns.items()}
         figures["parameters"] = {name: fact["parameters"] for name, fact in facts.items() if fact}
+        figures[f"{kind}/cpu_ms"] = {name: statistics.median(fact["cpu_ms"]) for name, fact in facts.items() if fact}
         figures |= {f"{kind}/per_s": rates, f"{kind}/ms": {name: 1000 / rate for name, rate in rates.items()},
                     f"{kind}/repetitions": turns}
         if "tdmpc2" in rates:
             figures[f"{kind}/ratio"] = rates["ours"] / rates["tdmpc2"]
         if missing:
             figures[f"{kind}/missing"] = missing
+    figures["hours"] = {
+        f"{steps:,}/{kind}": steps / 3.6e6 * (figures[f"plans/{kind}"]["ours"]
+                                              + chosen["updates_per_step"] * figures[f"updates/{kind}"]["ours"])
+        for steps in (100_000, 1_000_000) for kind in ("ms", "cpu_ms")}
     return figures | {"machine": machine()}
 
 
@@ -83,8 +92,7 @@ def _ours(request: dict[str, Any]) -> tuple[Callable[[], int], dict[str, Any]]:
     from robot_rl.learn import recipes
     from robot_rl.replay import Replay
 
-    chosen = {"batch": BATCH, "device": request["device"]} | request["configuration"]
-    agent = recipes.make(request["agent"], OBS, ACTION, **chosen)
+    agent = recipes.make(request["agent"], OBS, ACTION, **{"device": request["device"]} | request["configuration"])
     random, replay = np.random.default_rng(0), Replay(2 * FILL, OBS, ACTION, plan_size=agent.execution.plan_size)
     replay.begin(random.normal(size=OBS))
     for step in range(FILL):

@@ -51,7 +51,7 @@ class Shape:
     """Before each activation: "none", "layer", "rms" (layer without taking the mean out) or "batch" (whose statistics
     are those of the batch while training)."""
     activation: str = "relu"
-    """"relu", "elu" or "mish"."""
+    """"relu", "elu", "mish" or "silu"."""
     residual: bool = False
     """After the first layer, blocks x + V act(W norm(x)), four times as wide inside (SimBa, Lee et al. 2024)."""
     dropout: float = 0.0
@@ -83,6 +83,7 @@ ACTIVATIONS = {
     "relu": Activation(F.relu, nn.ReLU, lambda x: np.maximum(x, 0.0)),
     "elu": Activation(F.elu, nn.ELU, lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0)))),
     "mish": Activation(F.mish, nn.Mish, lambda x: x * np.tanh(np.logaddexp(0, x).astype(x.dtype))),
+    "silu": Activation(F.silu, nn.SiLU, lambda x: x * (0.5 + 0.5 * np.tanh(0.5 * x))),
 }
 NORM_EPS, NORM_MEMORY = 1e-5, 0.99
 WIDENING = 4  # of a residual block
@@ -178,13 +179,18 @@ class Mlp(nn.Module):
                 if depth < len(self.spans) - 1:
                     layer.weight.div_(layer.weight.norm(dim=1, keepdim=True).clamp(min=1e-8))
 
-    def forward(self, x: Tensor, members: Tensor | None = None, masks: Sequence[Tensor] = (), training: bool = False
-                ) -> Tensor:
+    def once(self) -> Callable[[Tensor], Tensor]:
+        """`forward` with the layers taken apart now: for many calls of which the gradient is one."""
+        layers = self.layers()
+        return lambda x: self(x, layers=layers)
+
+    def forward(self, x: Tensor, members: Tensor | None = None, masks: Sequence[Tensor] = (), training: bool = False,
+                layers: list[Layer] | None = None) -> Tensor:
         """(B, I) or (E, B, I) -> (E, B, O) float32; `members` (E',) int64 evaluates only those, in that order.
 
         `training` normalises by the batch, and takes its statistics into those kept, where the norm is "batch".
         """
-        layers, last, kept, rest = self.layers(), len(self.spans) - 1, iter(self.statistics()), x
+        layers, last, kept, rest = layers or self.layers(), len(self.spans) - 1, iter(self.statistics()), x
         if members is not None:
             layers = [Layer(*(part[members] for part in layer if part is not None)) for layer in layers]
         for depth, layer in enumerate(layers):
@@ -296,6 +302,18 @@ class Mlp(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.members} x {'-'.join(map(str, self.sizes))}, {self.shape}"
+
+
+class Members(nn.Module):
+    """All members of an Mlp in plain layers, a copy: (B, I) or (E, B, I) -> (E, B, O)."""
+
+    def __init__(self, net: Mlp):
+        super().__init__()
+        self.nets = nn.ModuleList(net.frozen(member) for member in range(net.members))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See Mlp."""
+        return torch.stack([net(x if x.dim() == 2 else x[member]) for member, net in enumerate(self.nets)])
 
 
 class Root(nn.Module):

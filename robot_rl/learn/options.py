@@ -18,13 +18,16 @@ from robot_rl.learn.actors import Actor, DeterministicActor, GaussianActor
 from robot_rl.learn.agent import Agent, Schedule, Target
 from robot_rl.learn.backups import ReturnScale, SoftBackup, Survey
 from robot_rl.learn.critics import Critic, Even, Head, Histogram, Scalar, Tilt, TwoHot
+from robot_rl.learn.dreams import Harmony, Prices
 from robot_rl.learn.encoders import Convolutions, Pretrained
 from robot_rl.learn.latents import CameraLatent, Identity, Latent, RunningNorm
 from robot_rl.learn.nets import Shape, compute_dtype
 from robot_rl.learn.noise import Held, White
 from robot_rl.learn.objectives import Bellman, Lesson, Smooth, SoftValue, Temperature
 from robot_rl.learn.planner import Planner, Search, WorldModel
+from robot_rl.learn.recurrent import RecurrentWorld
 from robot_rl.learn.world import Weights, World
+from robot_rl.smoothing import Smoothing
 
 
 class Sizes(NamedTuple):
@@ -316,6 +319,19 @@ class Slow(Ensemble):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Smoothed(Options):
+    """Of rewards that are spread in time as an episode enters the memory (DreamSmooth, method 0).
+
+    `smoothing` is none, gaussian:STD, uniform:WIDTH or ema:SHARE, see Smoothing; returns are reported as they were.
+    """
+
+    smoothing: str = "none"
+
+    def __post_init__(self) -> None:
+        Smoothing.parse(self.smoothing)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Modelled(Headed):
     """Of a world model of latents of `width` numbers, in groups of `simplex` that sum to 1.
 
@@ -360,7 +376,7 @@ class Modelled(Headed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planned(Modelled):
+class Planned(Smoothed, Modelled):
     """Of a planner: `plan` acts with it, in training as without exploring; else the actor acts.
 
     In `iterations`, `samples` candidates are valued, of which the actor makes `proposals`, and `elites` make the plan
@@ -385,6 +401,52 @@ class Planned(Modelled):
         search = Search(self.horizon, self.iterations, self.samples, self.proposals, self.elites, self.sharpness,
                         self.least, self.most)
         return WorldModel(world, critic), action_size, search, self.discount, self.compile, self.device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remembering(Smoothed, Headed):
+    """Of a recurrent world model: a state of `width` numbers in `blocks`, and `groups` of so many `classes`.
+
+    It learns along `horizon` steps. `harmony` learns what its losses count (HarmonyDream, method 14); else what is seen
+    and earned counts 1, and `dynamics_price` and `representation_price` weigh how far the posterior is from the prior,
+    of which `free` nats cost nothing. It is not compiled unless asked for: a graph of all these steps takes long to.
+    """
+
+    width: int = 2048
+    blocks: int = 8
+    groups: int = 32
+    classes: int = 16
+    hidden: Sequence[int] = (256, 256, 256)
+    horizon: int = 64
+    dynamics_price: float = 1.0
+    representation_price: float = 0.1
+    free: float = 1.0
+    harmony: bool = False
+    categories: int = 255
+    bound: float = 20.0
+    batch: int = 16
+    lr: float = 1e-4
+    clip: float = 100.0
+    shift: int = 0
+    compile: bool | None = False
+
+    def sequence(self) -> int:
+        """See Options."""
+        return self.horizon
+
+    def remembered(self, sizes: Sizes, start: torch.Generator) -> RecurrentWorld:
+        """The latent and its model."""
+        if self.horizon < 2:
+            raise ValueError(f"horizon is {self.horizon}; a recurrent model learns along at least 2 steps")
+        return RecurrentWorld(self.latent(sizes, start), sizes.action, self.width, self.blocks, self.groups,
+                              self.classes, self.hidden, self.head(), start, sizes.frames, self.channels,
+                              self.plain().dtype)
+
+    def prices(self) -> Prices:
+        """What the model's losses count."""
+        kind = Harmony if self.harmony else Prices
+        return kind(state=1.0, frames=1.0, reward=1.0, end=1.0, dynamics=self.dynamics_price,
+                    representation=self.representation_price)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from robot_rl.learn.actors import ClippedActor, CoarseActor, GaussianActor
+from robot_rl.learn.actors import BoundedActor, ClippedActor, CoarseActor, GaussianActor
 from robot_rl.learn.agent import Agent, Target
 from robot_rl.learn.backups import CuriousBackup, Disagreement, RewardScale, SoftBackup, TruncatedBackup
 from robot_rl.learn.critics import (
@@ -26,6 +26,7 @@ from robot_rl.learn.critics import (
     SequenceCritic,
     alone,
 )
+from robot_rl.learn.dreams import Imagine, ImaginedValue, Recall
 from robot_rl.learn.imitation import ImaginedBackup, Imitation
 from robot_rl.learn.insample import Expectile, InSampleBackup, Regression
 from robot_rl.learn.latents import Latent, ModelLatent, ModelStudy, Sync
@@ -55,12 +56,14 @@ from robot_rl.learn.options import (
     Options,
     Planned,
     Projecting,
+    Remembering,
     Sizes,
     Slow,
     Soft,
     Values,
 )
 from robot_rl.learn.planner import Replan, Telling, Wary
+from robot_rl.learn.recurrent import Remember
 from robot_rl.learn.world import Consistency, PriorValue, Spread, Unroll, World
 
 
@@ -395,6 +398,45 @@ class Tcrl(Modelled, Acting, Greedy):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Dreamer(Remembering):
+    """DreamerV3 (Hafner et al. 2023): an actor and a critic that learn in what a recurrent world model imagines.
+
+    `imagined` steps follow each state of a batch, `share` is lambda of their returns, `entropy` the price of the
+    actor's, `imitation` that of acting as the data's actions do (as in MOTO, method 38). The critic's slow copy follows
+    by `tau` and is to be kept to at the price `slowly`; both actor and critic learn at the share `acting_pace` of `lr`.
+    """
+
+    imagined: int = 15
+    discount: float = 0.997
+    share: float = 0.95
+    entropy: float = 3e-4
+    imitation: float = 0.0
+    tau: float = 0.02
+    slowly: float = 1.0
+    acting_pace: float = 0.3
+
+    def build(self, sizes: Sizes) -> Agent:
+        """See Options."""
+        if self.n_step != 1:
+            raise ValueError(f"n_step is {self.n_step}; a world model learns from single steps, horizon of them a time")
+        start, shape = self.start(), replace(self.plain(), norm="rms", activation="silu")
+        world, prices = self.remembered(sizes, start), self.prices()
+        actor = BoundedActor(world.size, sizes.action, self.hidden, start, shape)
+        critic = Critic(world.size, 0, self.hidden, 1, self.head(), start, shape, final_scale=0.0)
+        actor.net.pace = critic.net.pace = self.acting_pace
+        slow, spread = copy.deepcopy(critic), Spread(0.01)
+        lessons: list[Lesson] = [
+            Recall(world, prices, self.horizon, self.free),
+            Imagine(world, actor, critic, spread, self.horizon, self.imagined, self.discount, self.share, self.entropy,
+                    self.imitation),
+            ImaginedValue(critic, slow, self.slowly),
+        ]
+        parts = {"critic": critic, "slow": slow, "spread": spread, "prices": prices}
+        return self.agent(world, actor, lessons, start, parts, targets=[Target(slow, critic, self.tau)],
+                          execution=Remember(world.cell, sizes.action))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cqn(Values, Headed):
     """Coarse-to-fine Q-network (method 284): no actor; the critic's best interval, cut again, level by level.
 
@@ -496,6 +538,10 @@ RECIPES = {
     "fowm": Recipe(Fowm, "FOWM: a world model of logs and a planner that keeps to what they know (method 65)",
                    {}),
     "tcrl": Recipe(Tcrl, "TCRL: values of latents that a world model trains, without planning (method 33)", {}),
+    "dreamer": Recipe(Dreamer, "DreamerV3: acts by what it imagines with a recurrent world model, 12M parameters", {}),
+    "dreamer_tiny": Recipe(
+        Dreamer, "the same with half a million parameters",
+        {"width": 256, "groups": 8, "classes": 8, "hidden": (128, 128), "horizon": 32, "categories": 101}),
 }
 
 

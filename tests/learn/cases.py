@@ -20,7 +20,7 @@ OBS, ACTION = 3, 2
 SMALL: dict[str, Any] = {
     "hidden": (32, 32), "critic_hidden": (32, 32), "width": 32, "target_period": 5, "quantiles": 7, "batch": 64,
     "updates_per_step": 2, "actor_period": 2, "encoder_hidden": (32,), "samples": 24, "proposals": 4, "elites": 6,
-    "iterations": 2, "compile": False, "replan_rows": 8,
+    "iterations": 2, "groups": 4, "classes": 4, "imagined": 3, "compile": False, "replan_rows": 8,
 }
 
 
@@ -28,6 +28,7 @@ def small(recipe: str, frames: tuple[int, int, int] | None = None, **configurati
     """An agent that learns quickly, uncompiled unless asked otherwise."""
     known = recipes.options(recipe)
     sizes = {name: value for name, value in SMALL.items() if name in known}
+    sizes |= {"horizon": 5} if "imagined" in known else {}
     return recipes.make(recipe, OBS, ACTION, frames, **sizes | configuration)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robot_rl.learn import agent as agent_module
-from robot_rl.learn import recipes, world
+from robot_rl.learn import dreams, recipes, world
 from robot_rl.learn.agent import Agent
 from robot_rl.learn.backups import Tensors
 from robot_rl.learn.objectives import Temperature
@@ -19,6 +19,11 @@ from robot_rl.replay import Batch, Replay
 from tests.learn.cases import Corridor, mean_cost, train
 
 GOOD, STEPS = 9.0, 500
+
+
+DREAMS: dict[str, Any] = {"groups": 4, "classes": 4, "horizon": 5, "imagined": 4, "batch": 16, "acting_pace": 1.0,
+                          "entropy": 0.03, "updates_per_step": 1, "categories": 101, "bound": 10.0, "lr": 5e-3,
+                          "tau": 0.1, "slowly": 0.3}
 
 
 def learner(recipe: str, seed: int) -> Agent:
@@ -34,6 +39,8 @@ def learner(recipe: str, seed: int) -> Agent:
         configuration["average"] = 0.02
     if recipe == "cqn_as":
         configuration["categories"] = 0
+    if recipe.startswith("dreamer"):
+        configuration |= DREAMS
     known = recipes.options(recipe)
     chosen = {name: value for name, value in configuration.items() if name in known}
     return recipes.make(recipe, Corridor.obs_size, Corridor.action_size, seed=seed, compile=False, **chosen)
@@ -48,7 +55,7 @@ def entropy(agent: Agent) -> float:
 
 
 # models that learn before the critics do; categories that are sorted out first
-SLOW = ("mrq", "default", "tdmpc2", "tdmpc2_small", "bmpc", "fowm", "tcrl")
+SLOW = ("mrq", "default", "tdmpc2", "tdmpc2_small", "bmpc", "fowm", "tcrl", "dreamer", "dreamer_tiny")
 QUICK = ("sac", "rlpd", "mrq", "default")
 
 
@@ -132,3 +139,37 @@ def test_a_broken_world_model_does_not(broken: Callable[[pytest.MonkeyPatch], No
     agent = learner("tdmpc2", seed=0)
     train(agent, 2 * STEPS)
     assert mean_cost(agent) > GOOD
+
+
+def nothing_expected(patch: pytest.MonkeyPatch) -> None:
+    """What is to follow is not learned: the prior and the posterior never meet."""
+    right = dreams.told
+
+    def told(*given: Any) -> Tensors:
+        return {name: 0.0 * loss if name in ("dynamics", "representation") else loss
+                for name, loss in right(*given).items()}
+
+    patch.setattr(dreams, "told", told)
+
+
+def whole(patch: pytest.MonkeyPatch) -> None:
+    """Nothing is broken."""
+
+
+def farthest(agent: Agent) -> float:
+    """What the critic says of the corridor's far end, where an episode begins; 15 steps from the mark, so -7.9."""
+    world, critic = agent.latent, agent.modules["critic"]
+    with torch.no_grad():
+        code = world(torch.tensor([[-1.0, 1.0]]))
+        return float(dreams.worth(critic, world.cell.likeliest(torch.zeros(1, world.size), torch.zeros(1, 1), code)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", [whole, nothing_expected, no_target, beyond_the_end, short_sighted])
+def test_dreamer_knows_the_corridor_unless_it_is_broken(broken: Callable[[pytest.MonkeyPatch], None],
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    broken(monkeypatch)
+    agent = learner("dreamer_tiny", seed=0)
+    train(agent, 2 * STEPS)
+    knows = mean_cost(agent) < GOOD and -9.5 < farthest(agent) < -6.0
+    assert knows == (broken is whole)

@@ -29,6 +29,8 @@ PARTS: dict[str, dict[str, Any]] = {
     "smoothness": {"smoothness": 0.5},
     "average": {"average": 0.2},
     "chain": {"chain": 3},
+    "harmony": {"harmony": True},
+    "imitation": {"imitation": 0.1},
     "rms": {"norm": "rms", "residual": True, "unit": True},
     "alike": {"norm": "rms", "residual": True, "actor_alike": True},
 }
@@ -214,7 +216,7 @@ def test_every_lesson_comes_at_its_period(recipe: str) -> None:
 
 @every_recipe
 def test_prior_data_and_several_steps(recipe: str) -> None:
-    single = issubclass(recipes.RECIPES[recipe].kind, recipes.Planned)  # refuses others
+    single = issubclass(recipes.RECIPES[recipe].kind, (recipes.Planned, recipes.Dreamer))  # refuse others
     agent = small(recipe, n_step=1 if single else 3, batch=10)
     metrics = agent.update(Mixture(random_replay(seed=1), random_replay(seed=2), 0.5))
     assert all(torch.isfinite(value) for value in metrics.values())
