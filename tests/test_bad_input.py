@@ -11,15 +11,23 @@ import random
 import struct
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hardware import messages
+from hardware.bus import SENSOR, Publisher, connect
+from hardware.either import BOOL, Switch, is_true
+from hardware.robot_io import RobotIO
 from robot_rl.mcap_reader import LARGEST_CHUNK
 from robot_rl.mcap_writer import CHUNK, MAGIC, compressor
+from robot_rl.spec import JOINT_STATE
 from tests.fuzz.targets import LENGTHS, TARGETS, Target
+from tests.robots import robot
 
 ROOT = Path(__file__).parents[1]
 EACH = {"onnx": 15, "metadata": 25, "robot": 30, "episode": 60, "contract": 60, "mcap": 100}
@@ -116,3 +124,32 @@ def test_small_inputs_that_ask_for_much() -> None:
     run = subprocess.run([sys.executable, "-c", BOMBS, "3072"], cwd=ROOT, capture_output=True, text=True, timeout=250)
     assert run.returncode == 0, run.stdout[-200:] + run.stderr[-2000:]
     assert run.stdout.splitlines()[-1] == "all 10"
+
+
+def test_garbage_on_the_wire_is_a_silent_sensor_and_a_pressed_stop(domain: int) -> None:
+    """From another publisher on the topics of a robot: nothing is raised in whoever reads them."""
+    body, garbage = robot(), b"\0\1\0\0\xff\xff\xff\xff"
+    with connect("dds", "reader", "bad", domain) as bus, connect("dds", "writer", "bad", domain) as other:
+        wire, stop = RobotIO(body, bus), Switch(bus, "stop")
+        deadman = Switch(bus, "deadman")
+        states = other.publisher("joint_states", JOINT_STATE, SENSOR)
+        switches = [other.publisher(name, BOOL, SENSOR) for name in ("stop", "deadman")]
+        state = messages.encode(messages.joint_state(1, body.names, [0.1, 0.2, 0.3]))
+
+        def heard(wanted: Callable[[], object], *telling: tuple[Publisher, bytes]) -> None:
+            end = time.monotonic() + 20.0
+            while not wanted():
+                assert time.monotonic() < end
+                for publisher, data in telling:
+                    publisher.publish(data)
+                time.sleep(0.02)
+
+        heard(lambda: "joints.position" in wire.read().values, (states, state))
+        heard(lambda: "joints" in (wire.read(), wire.refused)[1], (states, garbage))
+        assert "sensor 'joints' on joint_states: 8 bytes are no sensor_msgs/msg/JointState" in wire.refused["joints"]
+        assert "joints.position" not in wire.read().values, "what was heard before is not told of as if it were new"
+        heard(lambda: "joints.position" in wire.read().values, (states, state))
+        assert not wire.refused
+        assert not stop.on() and not deadman.samples()
+        heard(lambda: stop.on() and deadman.samples(), *((switch, b"\0\1\0\0") for switch in switches))
+        assert not is_true(deadman.samples()[0], otherwise=False)

@@ -191,7 +191,7 @@ def _read(bag: Path, chosen: Iterable[tuple[str, str]], zero: int) -> dict[tuple
                 continue
             try:
                 numbers = _numbers(message, key[1])
-            except (ValueError, KeyError) as error:
+            except (ValueError, KeyError, RecursionError) as error:
                 raise SpecError(f"{bag}: {message.topic}: {error}") from error
             for name, value in numbers.items():
                 stamps, values = rows[key].setdefault(name, ([], []))
