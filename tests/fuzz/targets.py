@@ -247,7 +247,9 @@ def _records() -> dict[int, bytes]:
     one, two = np.ones(1), np.ones(2)
     step = steplog.StepRecord(one, one, two, two, np.ones(7), one, np.zeros(4), one, two, two, two, one, one, one)
     event = {"event": "start", "episode": 1, "goal": [0.1, 0.2, 0.3], "continuous": False}
-    info = {"policy": "p.onnx", "sha256": "ab", "contract": json.loads(_contracts()[0])}
+    contract = json.loads(_contracts()[0])
+    contract["robot"]["supervised"] = True
+    info = {"policy": "p.onnx", "sha256": "ab", "contract": contract}
     return {0: step.encode(), 1: steplog.SentRecord(two, two, two, two, one).encode(),
             2: messages.encode(messages.string(json.dumps(event))),
             3: messages.encode(messages.string(json.dumps(info)))}
