@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from robot_rl.bag_info import describe
 from tests.robots import CAMERAS, robot
 
 MODELS = Path(spec.__file__).parents[1] / "models"
-FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-", dir=tempfile.tempdir or next(filter(os.path.isdir, ["/dev/shm"]), None)))
 atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 MATRIX = "{rows: 3, cols: %d, data: [500, 0, 320, %s0, 500, 240, %s0, 0, 1%s]}"
 CAMERA = f"""image_width: 640
