@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from robot_rl import rosbag2
-from robot_rl.bag import LOST, info, read, recover
+from robot_rl.bag import LOST, Info, info, read, recover
 from robot_rl.steplog import EPISODE_TOPIC, outcome, read_event, read_info
 
 GAP = 2.5  # usual spans between two messages of a topic, from which on one counts as a gap
@@ -36,7 +36,8 @@ def describe(path: Path) -> dict[str, Any]:
               for name, topic in found.topics.items()}
     return {
         "bag": str(path), "files": len(found.files), "bytes": found.size, "messages": found.messages,
-        "seconds": (found.end_ns - found.start_ns) * 1e-9, "index": "; ".join(_faults(path, metadata)) or "complete",
+        "seconds": (found.end_ns - found.start_ns) * 1e-9,
+        "index": "; ".join(_faults(found, metadata, sum(map(len, stamps.values())))) or "complete",
         "dropped_bytes": found.dropped, "metadata_version": metadata.get("version"),
         "ros_distro": metadata.get("ros_distro"), "policies": list(policies),
         "episodes": [{"episode": number, "outcome": outcome(event)} for number, event in episodes.items()],
@@ -78,11 +79,12 @@ def _pace(stamps: np.ndarray) -> dict[str, Any]:
     return told
 
 
-def _faults(path: Path, metadata: dict[str, Any]) -> list[str]:
-    """What keeps a bag from being whole."""
-    found = info(path)
+def _faults(found: Info, metadata: dict[str, Any], read: int) -> list[str]:
+    """What keeps a bag of which so many messages could be read from being whole."""
     said = [] if found.closed else ["no summary at the end of a file: its writer did not finish it"]
-    if path.is_dir():
+    if read != found.messages:
+        said.append(f"{read} of {found.messages} messages can be read")
+    if found.path.is_dir():
         listed, there = metadata.get("relative_file_paths"), [file.name for file in found.files]
         if not metadata:
             said.append("metadata.yaml is missing or makes no sense")

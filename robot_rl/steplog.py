@@ -247,7 +247,7 @@ def read_episode(folder: str | Path) -> EpisodeLog:
                     start, end = (event, end) if event["event"] == "start" else (start, event)
             else:
                 raw.setdefault(message.topic, {})[message.publish_ns] = message.data
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:  # a time that is infinite is the latter
             raise SpecError(f"{folder}: {message.topic} at {message.log_ns} ns: {error}") from error
     if "contract" not in info:
         raise SpecError(f"{folder}: no contract on ~/policy_info: this bag was not recorded by `robot-rl deploy`")
@@ -256,8 +256,12 @@ def read_episode(folder: str | Path) -> EpisodeLog:
                 for s in spec.inputs}
     if spec.robot is not None and spec.robot.supervised:
         places = on_the_wire(spec.robot)
-        sent = {stamp: replace(one, sent=one.sent[np.argsort(places)]) for stamp, one in sent.items()}
-        steps = list(let_through(steps, sent))
+        try:
+            sent = {stamp: replace(one, sent=one.sent[np.argsort(places)]) for stamp, one in sent.items()}
+            steps = list(let_through(steps, sent))
+        except (ValueError, IndexError, OverflowError) as error:
+            raise SpecError(f"{folder}: {SENT_TOPIC} and {STEP_TOPIC} do not fit robot {spec.robot.robot}: {error}"
+                            ) from error
     records = [r for _, r in steps if not start or r.episode[0] == start.get("episode")]
     return EpisodeLog(str(folder), spec, info, start, end, records, readings, goals)
 

@@ -11,15 +11,23 @@ import random
 import struct
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hardware import messages
+from hardware.bus import SENSOR, connect
+from hardware.either import BOOL, Switch, is_true
+from hardware.robot_io import RobotIO
 from robot_rl.mcap_reader import LARGEST_CHUNK
 from robot_rl.mcap_writer import CHUNK, MAGIC, compressor
+from robot_rl.spec import JOINT_STATE
 from tests.fuzz.targets import LENGTHS, TARGETS, Target
+from tests.robots import robot
 
 ROOT = Path(__file__).parents[1]
 EACH = {"onnx": 15, "metadata": 25, "robot": 30, "episode": 60, "contract": 60, "mcap": 100}
@@ -116,3 +124,36 @@ def test_small_inputs_that_ask_for_much() -> None:
     run = subprocess.run([sys.executable, "-c", BOMBS, "3072"], cwd=ROOT, capture_output=True, text=True, timeout=250)
     assert run.returncode == 0, run.stdout[-200:] + run.stderr[-2000:]
     assert run.stdout.splitlines()[-1] == "all 10"
+
+
+def test_garbage_is_a_silent_sensor_and_a_pressed_stop(domain: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cyclone sends nothing that is no message, so the bytes are spoilt where a bus hands them over."""
+    body, garbage = robot(), b"\0\1\0\0"
+    with connect("dds", "reader", "bad", domain) as bus, connect("dds", "writer", "bad", domain) as other:
+        wire, stop = RobotIO(body, bus), Switch(bus, "stop")
+        states = other.publisher("joint_states", JOINT_STATE, SENSOR)
+        switch = other.publisher("stop", BOOL, SENSOR)
+        state = messages.encode(messages.joint_state(1, body.names, [0.1, 0.2, 0.3]))
+
+        def heard(wanted: Callable[[], object]) -> None:
+            end = time.monotonic() + 20.0
+            while not wanted():
+                assert time.monotonic() < end
+                states.publish(state)
+                switch.publish(messages.encode(messages.boolean(False)))
+                time.sleep(0.02)
+
+        heard(lambda: "joints.position" in wire.read().values and stop.samples())
+        assert not wire.refused and not stop.on()
+        with monkeypatch.context() as spoilt:
+            kind = type(wire._sensors[0][1])
+            newest = kind.newest
+            spoilt.setattr(kind, "newest", lambda self: (one := newest(self)) and one._replace(data=garbage))
+            heard(lambda: wire.read() and "joints" in wire.refused)
+            said = "sensor 'joints' on joint_states: 4 bytes are no sensor_msgs/msg/JointState"
+            assert said in wire.refused["joints"]
+            assert "joints.position" not in wire.read().values, "what was heard before is not told of as if it were new"
+            assert stop.on()
+            assert not is_true(stop.samples()[0], otherwise=False)
+        heard(lambda: "joints.position" in wire.read().values and not wire.refused)
+        assert not stop.on()

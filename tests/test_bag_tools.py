@@ -129,6 +129,7 @@ def test_recover_a_damaged_chunk_and_leave_what_is_whole(tmp_path: Path) -> None
 
     name = "ep_1.mcap"
     (tmp_path / "ep" / name).write_bytes(before[name][:300] + b"\xff" + before[name][301:])
+    assert f"of {count} messages can be read" in describe(tmp_path / "ep")["index"]
     told = repair(tmp_path / "ep", tmp_path / "mended")
     assert 0 < told["messages"] < count
     assert told["lost_bytes"] > 0 and not told["was_whole"]

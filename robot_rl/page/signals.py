@@ -53,7 +53,9 @@ def write_plot(bag: Path, out: Path, fields: Sequence[str]) -> dict[str, Any]:
             raise SpecError(f"{bag}: holds no joint states and no numbers; choose with --field TOPIC:FIELD among "
                             f"{', '.join(found.topics)}")
         drawn = _read(bag, chosen, zero)
-        parts = [(f"field{i}", f"{field} of {topic}", _grid({name: {"only": signal} for name, signal in of.items()}))
+        window = 0.0, (found.end_ns - zero) * 1e-9
+        parts = [(f"field{i}", f"{field} of {topic}",
+                  _grid({name: {"only": signal} for name, signal in of.items()}, window=window))
                  for i, ((topic, field), of) in enumerate(drawn.items())]
     shown = [part for part in parts if part[2]]
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -150,14 +152,15 @@ def _spans(begin: np.ndarray, end: np.ndarray, holds: Sequence[bool]) -> list[tu
     return out
 
 
-def _grid(every: Mapping[str, Signals], unit: str = "") -> str:
-    """A chart for each name, of its lines by series; all over the same time."""
+def _grid(every: Mapping[str, Signals], unit: str = "", window: tuple[float, float] | None = None) -> str:
+    """A chart for each name, of its lines by series; all over the same time, `window` in s or that of the lines."""
     known = {name: lines for name, lines in every.items() if any(np.isfinite(y).any() for _, y in lines.values())}
     if not known:
         return ""
     shown = dict(list(known.items())[:MOST])
     times = [x for lines in shown.values() for x, _ in lines.values() if len(x)]
-    axis = Axis(min(float(x.min()) for x in times), max(max(float(x.max()) for x in times), 1e-9), "time, s")
+    begin, end = window or (min(float(x.min()) for x in times), max(float(x.max()) for x in times))
+    axis = Axis(begin, max(end, begin + 1e-3), "time, s")
     figures = []
     for name, lines in shown.items():
         low, high = span(*(y for _, y in lines.values()))
@@ -191,7 +194,7 @@ def _read(bag: Path, chosen: Iterable[tuple[str, str]], zero: int) -> dict[tuple
                 continue
             try:
                 numbers = _numbers(message, key[1])
-            except (ValueError, KeyError) as error:
+            except (ValueError, KeyError, RecursionError) as error:
                 raise SpecError(f"{bag}: {message.topic}: {error}") from error
             for name, value in numbers.items():
                 stamps, values = rows[key].setdefault(name, ([], []))
@@ -227,7 +230,8 @@ def _flat(value: Any, name: str, joints: Sequence[str]) -> dict[str, float]:
     if isinstance(value, (list, tuple, np.ndarray)):
         if len(value) > 4 * MOST:
             raise ValueError(f"{name} has {len(value)} numbers, too many to draw")
-        labels = joints if len(joints) == len(value) else [f"{name}[{i}]" for i in range(len(value))]
+        labels = [name] if len(value) == 1 else [f"{name}[{i}]" for i in range(len(value))]
+        labels = list(joints) if len(joints) == len(value) else labels
         return {k: v for label, one in zip(labels, value, strict=True) for k, v in _flat(one, label, ()).items()}
     parts = [part for part in getattr(value, "__dataclass_fields__", {}) if not part.startswith("_")]
     if not parts:

@@ -13,14 +13,23 @@ import argparse
 import contextlib
 import hashlib
 import logging
+import os
 import resource
+import shutil
 import sys
 import tempfile
 from pathlib import Path
 
-import atheris
+folder = tempfile.mkdtemp(prefix="fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
+if child := os.fork():  # libFuzzer ends its process as it stands, so that another one has to tidy up
+    _, status = os.waitpid(child, 0)
+    shutil.rmtree(folder, ignore_errors=True)
+    sys.exit(os.waitstatus_to_exitcode(status))
+tempfile.tempdir = folder
 
-READERS = {"robot": "yaml", "camera": "yaml", "arm": "yaml", "metadata": "yaml", "cdr": "rosbags", "readings": "rosbags"}
+import atheris  # noqa: E402
+
+READERS = dict.fromkeys(("robot", "camera", "arm", "metadata"), "yaml") | dict.fromkeys(("cdr", "readings"), "rosbags")
 """What is guided by too where it is all that happens; elsewhere it would only make each try slower."""
 
 with atheris.instrument_imports(include=["robot_rl", "hardware", *(READERS[w] for w in sys.argv if w in READERS)]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from robot_rl.bag_info import describe
 from tests.robots import CAMERAS, robot
 
 MODELS = Path(spec.__file__).parents[1] / "models"
-FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-", dir=tempfile.tempdir or next(filter(os.path.isdir, ["/dev/shm"]), None)))
 atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 MATRIX = "{rows: 3, cols: %d, data: [500, 0, 320, %s0, 500, 240, %s0, 0, 1%s]}"
 CAMERA = f"""image_width: 640
@@ -247,7 +248,9 @@ def _records() -> dict[int, bytes]:
     one, two = np.ones(1), np.ones(2)
     step = steplog.StepRecord(one, one, two, two, np.ones(7), one, np.zeros(4), one, two, two, two, one, one, one)
     event = {"event": "start", "episode": 1, "goal": [0.1, 0.2, 0.3], "continuous": False}
-    info = {"policy": "p.onnx", "sha256": "ab", "contract": json.loads(_contracts()[0])}
+    contract = json.loads(_contracts()[0])
+    contract["robot"]["supervised"] = True
+    info = {"policy": "p.onnx", "sha256": "ab", "contract": contract}
     return {0: step.encode(), 1: steplog.SentRecord(two, two, two, two, one).encode(),
             2: messages.encode(messages.string(json.dumps(event))),
             3: messages.encode(messages.string(json.dumps(info)))}

@@ -113,7 +113,7 @@ def test_a_file_that_makes_no_sense_is_refused(arm: SimServos, tmp_path: Path, s
 
 
 def test_no_file_and_no_yaml_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"none.yaml: No such file.*robot-rl calibrate"):
+    with pytest.raises(SpecError, match=r"none.yaml: cannot be read: No such file.*robot-rl calibrate"):
         load_calibration(tmp_path / "none.yaml", load_robot("so101"))
     (tmp_path / "bad.yaml").write_text("joints: [")
     with pytest.raises(SpecError, match=r"bad.yaml"):
