@@ -21,9 +21,9 @@ from tests.learn.cases import Corridor, mean_cost, train
 GOOD, STEPS = 9.0, 500
 
 
-DREAMS: dict[str, Any] = {"groups": 4, "classes": 4, "horizon": 5, "imagined": 4, "batch": 16, "acting_pace": 1.0,
+DREAMS: dict[str, Any] = {"groups": 4, "classes": 4, "horizon": 5, "imagined": 4, "batch": 16, "actor_pace": 0.15,
                           "entropy": 0.03, "updates_per_step": 1, "categories": 101, "bound": 10.0, "lr": 5e-3,
-                          "tau": 0.1, "slowly": 0.3}
+                          "tau": 0.1, "slowly": 0.3, "critic_pace": 1.0}
 
 
 def learner(recipe: str, seed: int) -> Agent:
