@@ -407,9 +407,10 @@ class Planned(Smoothed, Modelled):
 class Remembering(Smoothed, Headed):
     """Of a recurrent world model: a state of `width` numbers in `blocks`, and `groups` of so many `classes`.
 
-    It learns along `horizon` steps. `harmony` learns what its losses count (HarmonyDream, method 14); else what is seen
-    and earned counts 1, and `dynamics_price` and `representation_price` weigh how far the posterior is from the prior,
-    of which `free` nats cost nothing. It is not compiled unless asked for: a graph of all these steps takes long to.
+    It learns along `horizon` steps. What is earned counts 1, what is seen `seen_price`, and `dynamics_price` and
+    `representation_price` weigh how far the posterior is from the prior, of which `free` nats cost nothing; `harmony`
+    learns what these losses count beside (HarmonyDream, method 14). It is not compiled unless asked for: a graph of all
+    these steps takes long to.
     """
 
     width: int = 2048
@@ -418,6 +419,7 @@ class Remembering(Smoothed, Headed):
     classes: int = 16
     hidden: Sequence[int] = (256, 256, 256)
     horizon: int = 64
+    seen_price: float = 1.0
     dynamics_price: float = 1.0
     representation_price: float = 0.1
     free: float = 1.0
@@ -445,7 +447,7 @@ class Remembering(Smoothed, Headed):
     def prices(self) -> Prices:
         """What the model's losses count."""
         kind = Harmony if self.harmony else Prices
-        return kind(state=1.0, frames=1.0, reward=1.0, end=1.0, dynamics=self.dynamics_price,
+        return kind(state=self.seen_price, frames=self.seen_price, reward=1.0, end=1.0, dynamics=self.dynamics_price,
                     representation=self.representation_price)
 
 

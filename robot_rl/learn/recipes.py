@@ -403,7 +403,8 @@ class Dreamer(Remembering):
 
     `imagined` steps follow each state of a batch, `share` is lambda of their returns, `entropy` the price of the
     actor's, `imitation` that of acting as the data's actions do (as in MOTO, method 38). The critic's slow copy follows
-    by `tau` and is to be kept to at the price `slowly`; both actor and critic learn at the share `acting_pace` of `lr`.
+    by `tau` and is to be kept to at the price `slowly`. Actor and critic learn at the shares `actor_pace` and
+    `critic_pace` of `lr`.
     """
 
     imagined: int = 15
@@ -413,7 +414,8 @@ class Dreamer(Remembering):
     imitation: float = 0.0
     tau: float = 0.02
     slowly: float = 1.0
-    acting_pace: float = 0.3
+    actor_pace: float = 0.3
+    critic_pace: float = 0.3
 
     def build(self, sizes: Sizes) -> Agent:
         """See Options."""
@@ -423,7 +425,7 @@ class Dreamer(Remembering):
         world, prices = self.remembered(sizes, start), self.prices()
         actor = BoundedActor(world.size, sizes.action, self.hidden, start, shape)
         critic = Critic(world.size, 0, self.hidden, 1, self.head(), start, shape, final_scale=0.0)
-        actor.net.pace = critic.net.pace = self.acting_pace
+        actor.net.pace, critic.net.pace = self.actor_pace, self.critic_pace
         slow, spread = copy.deepcopy(critic), Spread(0.01)
         lessons: list[Lesson] = [
             Recall(world, prices, self.horizon, self.free),
