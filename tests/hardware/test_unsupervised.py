@@ -132,6 +132,7 @@ def test_a_policy_whose_supervisor_is_gone_stops_within_a_second(
         watch.forwarded()
         supervisor.send_signal(how)
         silent, last = watch.end()
+        print(f"{how.name}, policy on {kind}: {silent:.2f} s after the supervisor's last word")
         assert 0.5 < silent < 1.0 + last.lateness[0]
         state = until(lambda: (s := json.loads(bus.call("policy/status", PATIENCE_S)[1]))["state"] == "inactive" and s)
         assert re.match(r"unsupervised, supervisor on /supervisor/stopped \(std_msgs/msg/Bool\) silent for .* s, at "
