@@ -108,10 +108,14 @@ class Watch:
         until(lambda: len(self.look()) > STEPS)
 
     def end(self) -> tuple[float, StepRecord]:
-        """The step by which a policy ended for want of a supervisor, and how long after that one's last word, s."""
+        """The step by which a policy ended for want of a supervisor, and how long after that one's last word, s.
+
+        From the beginning of its episode, where the word came before.
+        """
         stamp, last = until(lambda: next(
             (s for s in self.look() if int(s[1].faults[0]) & Reason.UNSUPERVISED), None))
-        return (stamp - self.heard_ns) * 1e-9, last
+        began = min(at for at, record in self.steps if record.episode[0] == last.episode[0])
+        return (stamp - max(began, self.heard_ns)) * 1e-9, last
 
 
 @pytest.mark.parametrize(("kind", "how"), [
