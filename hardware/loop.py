@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import gc
 import os
@@ -199,6 +200,8 @@ def interrupted() -> Callable[[], bool]:
 
     def note(signum: int, frame: FrameType | None) -> None:
         event.set()
-    signal.signal(signal.SIGTERM, note)
-    signal.signal(signal.SIGINT, note)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, note)
+        # Python lets go of its handlers as it ends, and one more signal would kill what has ended in order
+        atexit.register(signal.signal, number, signal.SIG_IGN)
     return event.is_set

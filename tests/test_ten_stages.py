@@ -128,7 +128,7 @@ def test_ten_stages(running: tuple[int, RobotSpec], tmp_path: Path) -> None:
         assert io.read().values["joints.effort"][0] == pytest.approx(0.15)
 
         # 7: whole episodes by the policy process's own loop, recorded by the recorder process
-        node = PolicyNode(policy, body, bus)
+        node = PolicyNode(policy, body, bus, acknowledged=True)
         bags = bus.reader("recorder/bag", TEXT_TYPE, EVENTS)
         with Recorder(tmp_path / "bags", spec, body, where, cameras=False, bus=bus), \
                 Administration(bus, {"policy/reload": node.reload}, lambda: None):

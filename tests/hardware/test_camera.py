@@ -19,8 +19,8 @@ import pytest
 import yaml
 
 import sim
-from hardware import messages
-from hardware.bus import SENSOR, Bus, connect
+from hardware import diagnostics, messages
+from hardware.bus import SENSOR, Bus, Reader, connect
 from hardware.camera_calibration import load_calibration
 from hardware.robot_io import RobotIO
 from robot_rl import image
@@ -362,6 +362,13 @@ def fault(process: subprocess.Popen, bags: Path) -> str:
     return str(log.end["faults"])
 
 
+def told(health: Reader) -> dict[str, str]:
+    """What the newest diagnostics of the policy say."""
+    sample = health.newest()
+    status = messages.decode(sample.data, diagnostics.TYPE).status[0] if sample else None
+    return {pair.key: pair.value for pair in status.values} if status and "policy" in status.name else {}
+
+
 def running(bus: Bus) -> Callable[[], bool]:
     events = bus.reader("policy/step", "std_msgs/msg/Float64MultiArray", SENSOR)
     return lambda: events.newest() is not None
@@ -373,8 +380,12 @@ def test_a_camera_that_stands_still_stops_the_episode(arm, video: Path, domain: 
             Filming(file, "--source", f"front={video}", "--loop", "--bus", "dds") as camera:
         started, images = running(bus), bus.reader("front/image_raw/compressed", COMPRESSED, SENSOR)
         process = start("deploy", policy, "--robot", file, "--bus", "dds", "--record", tmp_path / "bags")
+        health = bus.reader(diagnostics.TOPIC, diagnostics.TYPE, SENSOR)
         until(lambda: started() or process.poll() is not None)
-        time.sleep(0.5)
+        shown: dict[str, str] = {}
+        until(lambda: shown.update(told(health)) or float(shown.get("ticks", 0)) > 0 or process.poll() is not None)
+        assert abs(float(shown["behind_s front"])) < 1.0
+        assert 0.0 <= float(shown["age_s front"]) <= 1.0
         camera.send_signal(signal.SIGSTOP)
         stopped = time.time_ns()
         assert fault(process, tmp_path / "bags") == "stale"

@@ -7,6 +7,9 @@ import importlib.util
 import itertools
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 
 import msgspec
@@ -145,3 +148,16 @@ def test_bad_contests_are_refused() -> None:
         bench([50.0, 0.0], 1.0, "furuta-swingup", ["ours"])
     with pytest.raises(SpecError, match=r"policy .nowhere.: no file"):
         bench([50.0], 1.0, "nowhere", ["ours"])
+
+
+def test_a_process_that_is_interrupted_again_and_again_ends_in_order() -> None:
+    """As by a launch that signals everybody in its group, and each once more."""
+    code = ("import time; from hardware.loop import interrupted; over = interrupted(); print('ready', flush=True)\n"
+            "while not over(): time.sleep(0.01)")
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "ready" in process.stdout.readline()
+        while process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.0005)
+    assert process.returncode == 0

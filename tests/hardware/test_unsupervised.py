@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-import yaml
 
 from hardware import messages
 from hardware.bus import EVENTS, LATCHED, connect
@@ -26,13 +22,13 @@ from hardware.managed import ManagedPolicy, Settings
 from hardware.policy_node import PolicyNode
 from robot_rl.policy import Policy
 from robot_rl.safety import Reason
-from robot_rl.spec import POSE, SUPERVISOR_STOPPED, RobotSpec, SpecError, Watchdog, load_robot, mjcf_file, policy_file
+from robot_rl.spec import POSE, SUPERVISOR_STOPPED, SpecError, Watchdog, load_robot, policy_file
 from robot_rl.steplog import STEP_TOPIC, STEP_TYPE, StepRecord
 from robot_rl.stop import DEFAULTS, Flag, objections
+from tests.hardware.processes import PATIENCE_S, patient, process, ready, until, written
 
 NO_ROS = pytest.mark.skipif(importlib.util.find_spec("rclpy") is None,
                             reason="rclpy is not installed: it comes with a ROS 2 install, not from a package index")
-PATIENCE_S = 120.0
 STEPS = 20
 (WORDS,) = objections(Flag.WATCHDOG, DEFAULTS)
 
@@ -73,18 +69,10 @@ def test_a_managed_policy_asks_for_a_watchdog_too(domain: int, tmp_path: Path) -
             managed.cleanup()
 
 
-def written(robot: RobotSpec, folder: Path, **changes: Any) -> Path:
-    """A robot's file with changes, beside its MJCF."""
-    (folder / robot.mjcf).write_bytes(mjcf_file(robot.robot).read_bytes())
-    (folder / "robot.yaml").write_text(yaml.safe_dump(msgspec.to_builtins(robot) | changes))
-    return folder / "robot.yaml"
-
-
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     """An SO-101 whose sensors and whose policy may be late: a busy machine is no fault here."""
-    sensors = [sensor | {"stale_after_s": 5.0} for sensor in msgspec.to_builtins(load_robot("so101").sensors)]
-    return written(load_robot("so101"), tmp_path, sensors=sensors, supervisor={"heartbeat_s": 10.0})
+    return patient(tmp_path)
 
 
 @pytest.fixture
@@ -93,31 +81,6 @@ def robot(domain: int, file: Path) -> Iterator[subprocess.Popen[str]]:
     with process("sim-robot", file, "--no-cameras", bus="dds") as one:
         ready(one)
         yield one
-
-
-@contextmanager
-def process(*words: object, bus: str) -> Iterator[subprocess.Popen[str]]:
-    """One of our processes, killed at the end."""
-    with subprocess.Popen([sys.executable, "-m", "robot_rl.cli", *map(str, words), f"--bus={bus}"],
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                          env=os.environ | {"ROBOT_RL_INTERFACE": "lo"}) as one:
-        try:
-            yield one
-        finally:
-            one.kill()
-
-
-def ready(one: subprocess.Popen[str]) -> None:
-    assert one.stdout is not None
-    assert "ready" in one.stdout.readline()
-
-
-def until(condition: Callable[[], Any]) -> Any:
-    end = time.monotonic() + PATIENCE_S
-    while not (found := condition()):
-        assert time.monotonic() < end, "timed out"
-        time.sleep(0.01)
-    return found
 
 
 class Watch:
@@ -145,10 +108,14 @@ class Watch:
         until(lambda: len(self.look()) > STEPS)
 
     def end(self) -> tuple[float, StepRecord]:
-        """The step by which a policy ended for want of a supervisor, and how long after that one's last word, s."""
+        """The step by which a policy ended for want of a supervisor, and how long after that one's last word, s.
+
+        From the beginning of its episode, where the word came before.
+        """
         stamp, last = until(lambda: next(
             (s for s in self.look() if int(s[1].faults[0]) & Reason.UNSUPERVISED), None))
-        return (stamp - self.heard_ns) * 1e-9, last
+        began = min(at for at, record in self.steps if record.episode[0] == last.episode[0])
+        return (stamp - max(began, self.heard_ns)) * 1e-9, last
 
 
 @pytest.mark.parametrize(("kind", "how"), [
@@ -169,6 +136,7 @@ def test_a_policy_whose_supervisor_is_gone_stops_within_a_second(
         watch.forwarded()
         supervisor.send_signal(how)
         silent, last = watch.end()
+        print(f"{how.name}, policy on {kind}: {silent:.2f} s after the supervisor's last word")
         assert 0.5 < silent < 1.0 + last.lateness[0]
         state = until(lambda: (s := json.loads(bus.call("policy/status", PATIENCE_S)[1]))["state"] == "inactive" and s)
         assert re.match(r"unsupervised, supervisor on /supervisor/stopped \(std_msgs/msg/Bool\) silent for .* s, at "
