@@ -472,6 +472,7 @@ def deployed(world: World, *more: object, **options: Any) -> Iterator[tuple[subp
 def frozen_in_an_episode(world: World) -> None:
     with deployed(world, "--episodes", 1) as (robot, running, bags):
         wait_for(lambda: list(bags.rglob("*.mcap")))
+        time.sleep(0.5)
         freeze(robot)
         assert figures(running)["success_rate"] == 0
         (bag,) = bags_in(bags)
