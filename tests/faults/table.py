@@ -28,7 +28,7 @@ from robot_rl.bag import info, read
 from robot_rl.finetune import bags_in
 from robot_rl.safety import CLAMPS, Reason
 from robot_rl.spec import policy_file
-from robot_rl.steplog import read_episode
+from robot_rl.steplog import join_ns, read_episode
 from sim.offscreen import RenderError, backend
 from tests.conftest import claimed
 from tests.faults.cell import Cell, freeze, go_on
@@ -210,12 +210,16 @@ def supervisor_ended(world: World) -> float:
     cell.process.terminate()
     assert cell.process.wait(60) == 0
     assert "left inactive" in cell.log("supervisor")
-    assert cell.stopped_ns(0) > since
+    cell.stopped_ns(0)
     count = len(cell.sent)
     time.sleep(0.5)
     cell.look()
     assert len(cell.sent) == count
-    return (cell.stopped_ns(0) - since) * 1e-6
+    last = cell.sent[-1]
+    took = (join_ns(*last.stamp) - since) * 1e-6
+    assert not last.command.any()
+    assert 0 <= took <= 2500.0
+    return took
 
 
 @fault("supervisor killed", "SIGKILL", "the robot's own watchdog holds it after 500 ms; the policy is not told", 1500.0)
