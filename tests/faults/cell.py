@@ -39,11 +39,11 @@ class Cell(Supervised):
         self._folder, self._supervised, self._cameras = folder, supervised, cameras
         self.model = folder / "policy.onnx"
         shutil.copy(policy or policy_file("so101-reach"), self.model)
-        data = yaml.safe_load(robot_file(robot).read_text()) | {"supervised": supervised}
+        data = yaml.safe_load(robot_file(robot).read_text()) | {
+            "supervised": supervised, "mjcf": str(mjcf_file(robot))}
         data["supervisor"]["heartbeat_s"] = patience_s or HEARTBEAT_S
         for one in [*data["sensors"], *data["cameras"]] if patience_s else []:
             one["stale_after_s"] = patience_s
-        shutil.copy(mjcf_file(robot), folder / data["mjcf"])
         self.file = folder / "robot.yaml"
         self.file.write_text(yaml.safe_dump(data))
         self._turn_s, self._turn = 0.0, 0
@@ -100,26 +100,26 @@ class Cell(Supervised):
         self._goals.publish(messages.encode(messages.pose_stamped(time.time_ns(), "base_link", goal, (0, 0, 0, 1))))
 
     def arm(self) -> None:
-        """Have the robot steered by the policy, whatever was before."""
-        if self._supervised:
-            super().arm()
-        self.begin()
+        """Have the robot steered by the policy, whatever was before; a supervisor may stop it again on the way."""
+        end = time.monotonic() + 2 * PATIENCE_S
+        while time.monotonic() < end:
+            if self._supervised:
+                super().arm()
+            self.look()
+            if self._started():
+                return
+        raise AssertionError(f"the policy does not start: {self.log('policy')[-500:]}")
 
-    def begin(self) -> None:
-        """Start the policy, unless it is active."""
-        wait_for(lambda: self.look() or self.started(), PATIENCE_S)
-
-    def started(self) -> bool:
+    def _started(self) -> bool:
         """Whether the policy is active; one that was killed answers no more, the one in its place does."""
         try:
-            done, said = self.bus.call("policy/start", ANSWER_S)
+            return self.status()["state"] == "active" or self.bus.call("policy/start", ANSWER_S)[0]
         except TimeoutError:
             return False
-        return done or "it is active" in said
 
     def moving(self, steps: int = 10) -> None:
-        """Begin, without a supervisor, and wait for so many steps of the policy."""
-        self.begin()
+        """Have it steered by the policy, and wait for so many of its steps."""
+        self.arm()
         self.steps.clear()
         wait_for(lambda: self.look() or len(self.steps) >= steps, PATIENCE_S)
 
@@ -130,7 +130,7 @@ class Cell(Supervised):
 
     def status(self) -> dict[str, Any]:
         """State, policy and last error of the policy process."""
-        return dict(json.loads(self.bus.call("policy/status", PATIENCE_S)[1]))
+        return dict(json.loads(self.bus.call("policy/status", ANSWER_S)[1]))
 
     def joint_states(self, count: int) -> list[tuple[int, Any]]:
         """So many joint states as they come from now on, each with its source stamp, ns since the Unix epoch."""

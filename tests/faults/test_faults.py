@@ -6,11 +6,15 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from hardware.bus import connect
+from robot_rl.spec import SpecError, load_robot
+from sim.faults import Injector, check
 from tests.faults.table import FAULTS, Fault, World
 
 DOC = Path(__file__).parents[2] / "docs" / "safety.md"
@@ -42,7 +46,7 @@ def test_what_a_robot_does(fault: Fault, world: World, measured: dict[str, str])
     took = fault.run(world)
     assert (took is None) == (fault.within_ms is None)
     measured[fault.name] = "" if took is None else f"{took:.0f} ms"
-    print(f"{fault.name}: {measured[fault.name] or 'goes on'}")
+    print(f"{fault.name}: {measured[fault.name] or fault.does}")
 
 
 def test_the_page_has_every_fault_as_it_is_tried() -> None:
@@ -51,6 +55,28 @@ def test_the_page_has_every_fault_as_it_is_tried() -> None:
     ours = [fault.row("") for fault in FAULTS]
     theirs = ["| " + " | ".join([*cells[:3], "", cells[4]]) + " |" for cells in _rows().values()]
     assert theirs == ours, "write it anew: ROBOT_RL_WRITE_TABLE=1 pytest tests/faults"
+
+
+@pytest.mark.parametrize(("name", "what", "words"), [
+    ("jonts", "silent", "fault of 'jonts': robot 'so101' has joints, tip, front, wrist"),
+    ("joints", "broken", "fault 'broken' of 'joints': it can be silent, frozen, jumping, nonfinite, reordered, missing,"
+     " clock, delayed, duplicated, lossy, mistyped, ok"),
+    ("tip", "missing", "fault 'missing' of 'tip': it can be silent, frozen, jumping, nonfinite, clock,"),
+    ("front", "nonfinite", "fault 'nonfinite' of 'front': it can be silent, frozen, jumping, clock,")])
+def test_what_cannot_be_injected_is_refused_with_the_choices(name: str, what: str, words: str) -> None:
+    spec = load_robot("so101")
+    with pytest.raises(SpecError, match=re.escape(words)):
+        check((*spec.sensors, *spec.cameras), spec, name, what)
+
+
+def test_where_nobody_takes_faults_it_is_said(domain: int) -> None:
+    with connect("dds", "operator", "", domain) as bus, pytest.raises(TimeoutError, match="only sim-robot does"):
+        Injector(bus).inject("joints", "silent", 0.3)
+
+
+def test_a_robot_without_cameras_refuses_a_fault_of_one(world: World) -> None:
+    with pytest.raises(SpecError, match=r"has joints, tip$"):
+        world.cell().inject("front", "silent")
 
 
 def _rows() -> dict[str, list[str]]:

@@ -137,7 +137,7 @@ def test_a_deadman_switch_is_held(domain: int, tmp_path: Path) -> None:
 
 def test_how_long_a_command_takes_with_and_without_it(domain: int, tmp_path: Path) -> None:
     """From a policy's publish to a reader on the robot's command topic, in another process."""
-    with Scene(tmp_path, domain) as scene:
+    with Scene(tmp_path, domain, supervisor={"heartbeat_s": 5.0}) as scene:
         ends = scene.bus.reader(scene.spec.command.topic, scene.spec.command.type, Qos(reliable=True, depth=10))
         direct = scene.commander(direct=True)
         alone = [sample[1] - sample[0] for sample in arrivals(ends, 100)]

@@ -119,7 +119,10 @@ class Wire:
         return SimpleNamespace(publish=lambda data: self.said.update({topic: data}))
 
     def reader(self, topic: str, *_: object) -> Any:
-        return SimpleNamespace(newest=self._newest if topic.endswith("commands") else lambda: None)
+        return SimpleNamespace(newest=self._newest if topic.endswith("commands") else lambda: None, take=list)
+
+    def resolve(self, name: str) -> str:
+        return name
 
     def service(self, _: str) -> Any:
         return SimpleNamespace(take=self._request)
