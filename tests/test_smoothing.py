@@ -36,7 +36,8 @@ def test_nothing_is_lost_at_the_ends_nor_in_a_short_segment(text: str) -> None:
     assert smoothed("ema:0.5", 0, 0, 4) == [0, 0, 4] and smoothed("uniform:3", 0, 0, 3) == [0, 1.5, 1.5]
 
 
-@pytest.mark.parametrize("text", ["gaussian", "gaussian:0", "gaussian:nan", "uniform:4", "uniform:2.5", "ema:1", "box:3"])
+@pytest.mark.parametrize("text", ["gaussian", "gaussian:0", "gaussian:nan", "uniform:4", "uniform:2.5", "ema:1",
+                                  "box:3"])
 def test_what_makes_no_sense_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=f"smoothing is '{text}'; .*gaussian:STD.*uniform:WIDTH.*ema:SHARE"):
         Smoothing.parse(text)

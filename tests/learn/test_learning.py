@@ -76,24 +76,6 @@ def test_an_actor_that_imitates_its_planner_learns_the_corridor_too() -> None:
     assert mean_cost(agent) < GOOD
 
 
-@pytest.mark.slow
-def test_logs_of_chance_are_enough_to_learn_the_corridor() -> None:
-    agent, task, random = learner("fowm", seed=0), Corridor(1), np.random.default_rng(1)
-    logs = Replay(2_000, task.obs_size, task.action_size)
-    for _ in range(40):
-        logs.begin(task.reset())
-        ended = False
-        while not ended:
-            action = random.uniform(-1, 1, 1)
-            obs, reward, terminated, truncated = task.step(float(action[0]))
-            logs.step(action, reward, obs, terminated, truncated)
-            ended = terminated or truncated
-    assert mean_cost(agent) > GOOD
-    for _ in range(STEPS):
-        agent.update(logs)
-    assert mean_cost(agent) < GOOD
-
-
 def no_target(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(agent_module, "follow", lambda target, source, tau: None)
 

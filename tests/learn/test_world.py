@@ -470,8 +470,8 @@ def test_planners_and_models_that_make_no_sense_are_refused(chosen: dict[str, An
         small("tdmpc2", **chosen)
 
 
-def learned(updates: int = 20, **chosen: Any) -> Agent:
-    agent, replay = small("tdmpc2", **chosen), random_replay()
+def learned(updates: int = 20, recipe: str = "tdmpc2", **chosen: Any) -> Agent:
+    agent, replay = small(recipe, **chosen), random_replay()
     for _ in range(updates):
         agent.update(replay)
     return agent
@@ -497,9 +497,11 @@ def test_without_a_plan_the_actor_acts_and_there_is_no_planner_to_export() -> No
         agent.policy(planner=True)
 
 
-def test_the_planners_file_plans_as_torch_does_and_carries_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-                                                                    ) -> None:
-    agent, path, random = learned(horizon=2, critics=2), tmp_path / "planner.onnx", np.random.default_rng(0)
+@pytest.mark.parametrize("recipe", ["tdmpc2", "bmpc", "fowm"])
+def test_the_planners_file_plans_as_torch_does_and_carries_the_plan(recipe: str, tmp_path: Path,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    agent, path = learned(recipe=recipe, horizon=2, critics=2), tmp_path / "planner.onnx"
+    random = np.random.default_rng(0)
     policy = agent.policy(planner=True)
     assert export(policy, OBS, policy.noise_size, CONTRACT.to_json(), path, carry=policy.carry) <= SEEING_TOLERANCE
     loaded = Policy(path)
