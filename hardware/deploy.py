@@ -22,6 +22,7 @@ from hardware.policy_node import INFO, EpisodeResult, PolicyNode
 from hardware.robot_io import heard_on
 from robot_rl.evaluate import summary
 from robot_rl.log import progress, write_atomic
+from robot_rl.mcap_writer import COMPRESSIONS
 from robot_rl.policy import Policy
 from robot_rl.spec import POSE, PolicySpec, RobotSpec, SpecError, load_robot
 from robot_rl.steplog import EPISODE_TOPIC, STEP_TOPIC, STEP_TYPE, TEXT_TYPE, supervisor_topics
@@ -98,6 +99,8 @@ def deploy(policy: Path, robot: str, *, episodes: int, record: Path | None, wher
            compression: str = "none", acknowledged: bool = False,
            stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
     """Run episodes on the robot and return their figures. Raises SpecError or TimeoutError before anything moves."""
+    if compression not in ("none", *COMPRESSIONS):
+        raise SpecError(f"--compression {compression}: known are none, {', '.join(COMPRESSIONS)}")
     spec = load_robot(robot)
     spec = msgspec.structs.replace(spec, supervised=spec.supervised or supervised)
     loaded = Policy(policy)
@@ -133,7 +136,7 @@ def _count(node: PolicyNode, episodes: int, stop: Callable[[], bool]) -> list[Ep
     """So many episodes, once the supervisor is armed where there is one; a latched stop ends the run."""
     results: list[EpisodeResult] = []
     if node.robot.supervised and (reason := node.stopped()):
-        print(f"deploy: waits for the supervisor to be armed: {node.explain(reason)}", file=sys.stderr, flush=True)
+        print(f"deploy: waits: {node.explain(reason)}", file=sys.stderr, flush=True)
         while node.stopped() and not stop():
             time.sleep(0.02)
     bar = progress("deploy", unit="episode", items=range(episodes))

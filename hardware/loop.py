@@ -93,6 +93,9 @@ class Alarm:
         """Ring at `due`, s of `time.perf_counter`; never for None. Once this returns, no older time rings."""
         with self._changed:
             self._due = due
+            if due is not None and due <= time.perf_counter():  # the thread might come too late to be of use
+                self._due = None
+                self._ring()
             self._changed.notify()
 
     def close(self) -> None:

@@ -74,12 +74,13 @@ class PolicyNode:
         _demand_watchdog(robot, acknowledged)
         self.bus, self.explore, self._endless = bus, explore, endless
         self.robot = robot
+        prepared = self._prepare(policy)
         self._stops = [Switch(bus, topic) for topic in robot.stop_topics]
         self._supervisor = self._stops[-1] if robot.supervised else None
         self._steps = bus.publisher(STEP_TOPIC, STEP_TYPE, EVENTS)
         self._events = bus.publisher(EPISODE_TOPIC, TEXT_TYPE, EVENTS)
         self._info = bus.publisher(INFO, TEXT_TYPE, LATCHED)
-        self.policy, self.spec = self._use(*self._prepare(policy))
+        self.policy, self.spec = self._use(*prepared)
         assert self.spec.robot is not None  # with the joints in the policy's order
         self._io = RobotIO(self.spec.robot, bus, self.spec.cameras, self.spec.steering)
         goal = self.spec.goal

@@ -12,7 +12,6 @@ complete, `recorder/bag` says so: {"bag": path, "episode": 3, "messages": n, "dr
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -20,6 +19,8 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+import msgspec
 
 from hardware import messages
 from hardware.bag_thread import BagThread, say
@@ -95,11 +96,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _wanted(args: argparse.Namespace) -> Sequence[Sequence[str]]:
     if args.robot:
-        return robot_topics(load_robot(args.robot), not args.no_cameras)
+        robot = load_robot(args.robot)
+        robot = msgspec.structs.replace(robot, supervised=robot.supervised or args.supervised == "true")
+        return robot_topics(robot, not args.no_cameras)
     text = sys.stdin.read() if args.topics == "-" else Path(args.topics).read_text()
     try:
-        return list(json.loads(text))
-    except ValueError as error:
+        return msgspec.json.decode(text, type=list[tuple[str, str, str]])
+    except msgspec.DecodeError as error:
         raise ValueError(f"--topics {args.topics}: no JSON list of [topic, type, kind]: {error}") from None
 
 
@@ -132,6 +135,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--robot", help="record the topics of this robot, instead of --topics: a name or the path of a robot.yaml")
     add("--topics", default="-", help="file with a JSON list of [topic, type, kind]; - reads stdin (default)")
     add("--no-cameras", action="store_true", help="with --robot: not its cameras")
+    add("--supervised", choices=("true", "false"), default="false",
+        help="with --robot: what its supervisor tells too, as `supervised: true` in its file says")
     add("--preroll", type=float, default=0.5, metavar="S", help="what a bag holds from before its episode, s (0.5)")
     add("--tail", type=float, default=0.1, metavar="S", help="what a bag holds from after its episode, s (0.1)")
     add("--flush", type=float, default=0.5, metavar="S", help="what is older than this survives a kill, s (0.5)")

@@ -89,13 +89,13 @@ class RobotIO:
         if self._steering is None or (sample := self._steering[1].newest()) is None:
             return
         steering, age = self._steering[0], (time.monotonic_ns() - sample.arrival_ns) * 1e-9
+        self.refused.pop(steering.name, None)
         if age <= steering.stale_after_s:
             try:
                 readings.values |= decode(steering, sample.data, self.robot)
             except SpecError as error:
                 self.refused[steering.name] = str(error)
                 return
-            self.refused.pop(steering.name, None)
             readings.stamps[steering.name], readings.ages[steering.name] = sample.stamp_ns, age
 
     def send(self, command: np.ndarray) -> int:

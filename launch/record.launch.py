@@ -19,7 +19,8 @@ def generate_launch_description() -> LaunchDescription:
         cmd=["python3", "-m", "hardware.recorder",  # one word each: launch drops empty words
              ["--robot=", LaunchConfiguration("robot")], ["--out=", LaunchConfiguration("record")],
              ["--continuous=", LaunchConfiguration("name")], ["--namespace=", LaunchConfiguration("namespace")],
-             ["--bus=", LaunchConfiguration("bus")]],
+             ["--bus=", LaunchConfiguration("bus")],
+             ["--supervised=", LaunchConfiguration("supervised")]],
         name="recorder", output="both", on_exit=Shutdown(reason="the recorder has ended"))
     return LaunchDescription([
         DeclareLaunchArgument("robot", default_value="so101", description="Robot name, or path of a robot.yaml."),
@@ -29,6 +30,8 @@ def generate_launch_description() -> LaunchDescription:
                               description="Namespace of the robot's topics."),
         DeclareLaunchArgument("bus", default_value="auto", choices=["auto", "dds", "ros"],
                               description="rclpy (ros), the built-in DDS (dds), or rclpy where it is found (auto)."),
+        DeclareLaunchArgument("supervised", default_value="false", choices=["true", "false"],
+                              description="The policy's commands go through the supervisor: record what it tells."),
         DeclareLaunchArgument("camera_sources", default_value="", description="Real cameras to publish: NAME=SOURCE "
                               "with spaces between them, as camera.launch.py's `sources` [default: none]."),
         IncludeLaunchDescription(

@@ -67,6 +67,11 @@ def _ros(given: dict[str, str]) -> list[str]:
     return ["--ros-args", *words] if words else []
 
 
+def _remaps(given: dict[str, str]) -> list[str]:
+    """The ROS arguments of what stands beside the policy and has to find the same topics."""
+    return ["--ros-args", *given["ros_args"].split()] if given.get("ros_args") else []
+
+
 def _episodes(policy_path: str, given: dict[str, str]) -> list[str]:
     """The command that runs episodes and ends."""
     command = [*PROGRAM, "deploy", policy_path, f"--robot={given['robot']}", f"--episodes={given['episodes']}",
@@ -81,16 +86,17 @@ def _supervisor(given: dict[str, str]) -> list[Action]:
     command = [*PROGRAM, "supervisor", given["robot"], f"--bus={given['bus']}"]
     command += [f"--namespace={given['namespace']}"] if "namespace" in given else []
     command += ["--acknowledge-no-watchdog"] * (given["acknowledge_no_watchdog"] == "true")
-    return [ExecuteProcess(cmd=command, name="supervisor", output="both",
+    return [ExecuteProcess(cmd=command + _remaps(given), name="supervisor", output="both",
                            on_exit=Shutdown(reason="the supervisor has ended"))]
 
 
 def _recorder(given: dict[str, str]) -> list[Action]:
     """A recorder beside the managed policy: one bag each time that it is active."""
     command = ["python3", "-m", "hardware.recorder", f"--robot={given['robot']}", f"--out={given['record']}",
-               f"--bus={given['bus']}", *["--no-cameras"] * (given["cameras"] == "false")]
+               f"--bus={given['bus']}", *["--no-cameras"] * (given["cameras"] == "false"),
+               f"--supervised={given['supervised']}"]
     command += [f"--namespace={given['namespace']}"] if "namespace" in given else []
-    return [ExecuteProcess(cmd=command, name="recorder", output="both")]
+    return [ExecuteProcess(cmd=command + _remaps(given), name="recorder", output="both")]
 
 
 def generate_launch_description() -> LaunchDescription:

@@ -231,7 +231,12 @@ def recover(path: str | Path, out: str | Path | None = None) -> Info:
         except FileExistsError:
             raise BagError(f"{folder}: exists already, a bag is never written over") from None
     whole = [file if out is None else folder / file.name for file in files]
-    lost = [loss for loss in map(_rewrite, files, whole) if loss is not None]
+    try:
+        lost = [loss for loss in map(_rewrite, files, whole) if loss is not None]
+    except BaseException:
+        if out is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     if folder.is_dir() and (lost or rosbag2.read(folder).get("message_count") != str(info(folder).messages)):
         facts = []
         for file in whole:

@@ -31,7 +31,7 @@ Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 RobotOption = Annotated[str | None, typer.Option("--robot", help="Robot name, or path of a robot.yaml.")]
 BusOption = Annotated[str, typer.Option("--bus", help="auto (ros where rclpy is found, else dds), dds or ros.")]
 Namespace = Annotated[str, typer.Option(help="ROS namespace of the robot's topics.")]
-Domain = Annotated[int | None, typer.Option(help="DDS domain [default: ROS_DOMAIN_ID, else 0].")]
+Domain = Annotated[int | None, typer.Option(help="DDS domain \\[default: ROS_DOMAIN_ID, else 0].")]
 Supervised = Annotated[bool, typer.Option("--supervised", help="Send commands to `robot-rl supervisor`, as "
                                           "`supervised: true` in robot.yaml says too.")]
 Acknowledged = Annotated[bool, typer.Option("--acknowledge-no-watchdog", help="Command positions though nobody "
@@ -51,7 +51,7 @@ def train(
     recipe: Annotated[str, typer.Option(help="Which learner; `inspect --recipe list` names them.")] = "default",
     robot: RobotOption = None,
     steps: Annotated[int, typer.Option(help="Decisions to take in the environment.")] = 100_000,
-    out: Annotated[Path | None, typer.Option(help="Run folder [default: runs/<task>-<recipe>-<seed>].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder \\[default: runs/<task>-<recipe>-<seed>].")] = None,
     seed: Seed = 0,
     set_: Options = None,
     resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder, exactly.")] = None,
@@ -157,7 +157,7 @@ def bag_info(path: Bag, as_json: Json = False) -> None:
 @bag.command(name="recover")
 def bag_recover(
     path: Bag,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="New folder [default: BAG-recovered].")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="New folder \\[default: BAG-recovered].")] = None,
     in_place: Annotated[bool, typer.Option("--in-place", help="Replace the damaged files instead.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -165,13 +165,13 @@ def bag_recover(
     from robot_rl.bag_info import repair
     if in_place and out is not None:
         raise SpecError(f"--out {out} and --in-place: give one")
-    _finish(repair(path, None if in_place else out or path.with_name(path.stem + "-recovered")), as_json)
+    _finish(repair(path, None if in_place else out or path.with_name((path.name if path.is_dir() else path.stem) + "-recovered")), as_json)
 
 
 @bag.command(name="plot")
 def bag_plot(
     path: Bag,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The page [default: BAG/plot.html].")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The page \\[default: BAG/plot.html].")] = None,
     field: Annotated[list[str] | None, typer.Option(metavar="TOPIC:FIELD", help="Only these, repeatable, e.g. "
                                                     "joint_states:velocity, tip_pose:pose.position or "
                                                     "policy/step:reward.")] = None,
@@ -192,7 +192,7 @@ def sim_robot(
     latency: LatencyOption = None,
     bus: BusOption = "auto", namespace: Namespace = "", domain: Domain = None, seed: Seed = 0,
     cameras: Annotated[bool, typer.Option(help="Render and publish the cameras.")] = True,
-    seconds: Annotated[float | None, typer.Option(help="Stop after so many seconds [default: never].")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Stop after so many seconds \\[default: never].")] = None,
 ) -> None:
     """Be the robot: MuJoCo in real time behind the robot's own topics."""
     from hardware.deploy import BusOptions
@@ -239,7 +239,7 @@ def camera(
     loop: Annotated[bool, typer.Option("--loop", help="Begin a file anew at its end.")] = False,
     quality: Annotated[int, typer.Option(min=1, max=100, help="Of the JPEG images.")] = 90,
     bus: BusOption = "auto", namespace: Namespace = "", domain: Domain = None,
-    seconds: Annotated[float | None, typer.Option(help="Stop after so many seconds [default: never].")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Stop after so many seconds \\[default: never].")] = None,
     as_json: Json = False,
 ) -> None:
     """Publish real cameras, video files or network streams as a robot's cameras, raw and as JPEG."""
@@ -357,7 +357,7 @@ def finetune(
     episodes: Annotated[int, typer.Option(help="Episodes to run on the robot; 0 learns from the bags only.")] = 40,
     minutes: Annotated[float, typer.Option(help="At most so many minutes of robot time, resets included.")] = 60.0,
     out: Annotated[Path | None, typer.Option(help="Folder of the fine-tuned run; continues when it exists "
-                                             "[default: RUN-finetuned].")] = None,
+                                             "\\[default: RUN-finetuned].")] = None,
     repeats: Annotated[int, typer.Option(help="Times the recipe's update budget for each robot step.")] = 2,
     warm_updates: Annotated[int, typer.Option(help="Updates on the bags before the robot moves.")] = 1_000,
     ratio: Annotated[float, typer.Option(help="Share of each batch that comes from the bags.")] = 0.5,
@@ -392,7 +392,7 @@ def latency_(
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="A demo, run or bag folder.")],
-    out: Annotated[Path | None, typer.Option(help="The page [default: FOLDER/report.html].")] = None,
+    out: Annotated[Path | None, typer.Option(help="The page \\[default: FOLDER/report.html].")] = None,
     as_json: Json = False,
 ) -> None:
     """Write one self-contained HTML page: curves, paths, timing, pictures."""
@@ -439,11 +439,11 @@ def calibrate(
     robot: Annotated[str, typer.Argument(help="Robot name, or path of a robot.yaml.")],
     port: Annotated[str, typer.Option(help="Serial port of its servos, e.g. /dev/ttyACM0.")],
     out: Annotated[Path | None, typer.Option(help="The calibration file.")] = None,
-    arm: Annotated[str, typer.Option(help="Name of the arm [default: serial number of its adapter].")] = "",
-    ids: Annotated[str, typer.Option(help="Servo ids in the order of the joints [default: 1,2,...].")] = "",
+    arm: Annotated[str, typer.Option(help="Name of the arm \\[default: serial number of its adapter].")] = "",
+    ids: Annotated[str, typer.Option(help="Servo ids in the order of the joints \\[default: 1,2,...].")] = "",
     torque_limit: Annotated[list[str] | None, typer.Option(metavar="JOINT=SHARE", help="Share of the motor's torque "
                                                            "that a joint may use, repeatable.")] = None,
-    gains: Annotated[str, typer.Option(help="P,I,D of the servos' own loop [default: as they are].")] = "",
+    gains: Annotated[str, typer.Option(help="P,I,D of the servos' own loop \\[default: as they are].")] = "",
     new_id: Annotated[int | None, typer.Option(help="Only give the one servo that is connected this id.")] = None,
 ) -> None:
     """Find out, from the arm itself, what its servos' ticks mean; nothing is driven, the operator moves the arm."""
@@ -584,11 +584,11 @@ def suite_run(
 def suite_report(
     out: Annotated[Path, typer.Argument(help="The folder of a suite, or a table like its returns.csv: then only "
                                         "learning curves are drawn.")],
-    curves: Annotated[Path | None, typer.Option(help="CSV file of public learners [default: "
+    curves: Annotated[Path | None, typer.Option(help="CSV file of public learners \\[default: "
                                                 "docs/results/public_curves.csv in a checkout].")] = None,
     baseline: Annotated[str | None, typer.Option(help="Recipe that the others are compared with "
-                                                 "[default: the first].")] = None,
-    page: Annotated[Path | None, typer.Option(help="The page [default: OUT/report.html].")] = None,
+                                                 "\\[default: the first].")] = None,
+    page: Annotated[Path | None, typer.Option(help="The page \\[default: OUT/report.html].")] = None,
     as_json: Json = False,
 ) -> None:
     """Write one self-contained HTML page and PNG figures: curves beside public learners, scores with intervals."""

@@ -54,7 +54,7 @@ class Plausible:
         if stamp is None or stamp == self._stamp:
             return False, False
         told = tuple(readings.values[key] for key in sorted(readings.values) if key.startswith(f"{self._name}."))
-        arrival, acquired = now - readings.ages[self._name], readings.acquired.get(self._name, 0)
+        arrival, acquired = now - readings.ages[self._name], readings.acquired.get(self._name, 0) or stamp
         jumps = bool(self._told) and self._jumps(readings.values[f"{self._name}.position"], arrival, acquired)
         same = len(told) == len(self._told) and all(map(np.array_equal, told, self._told))
         self._stamp, self._arrival, self._acquired, self._told = stamp, arrival, acquired, told

@@ -52,13 +52,14 @@ def goes_on(cell: Cell, do: Callable[[], object], undo: Callable[[], object] = n
         do()
         seen()
         cell.sent.clear()
-        while len(cell.theirs()) < STEPS and len(cell.said) == told:
+        end = time.monotonic() + 60.0
+        while len(cell.theirs()) < STEPS and len(cell.said) == told and time.monotonic() < end:
             cell.look()
             time.sleep(0.01)
         undo()
-        if len(cell.said) == told:
+        if len(cell.said) == told and len(cell.theirs()) >= STEPS:
             return
-        tried.append("+".join(cell.said[told]["cause"]))
+        tried.append("+".join(cell.said[told]["cause"]) if len(cell.said) > told else cell.status()["last_error"])
     raise AssertionError(f"it is stopped: {tried}")
 
 

@@ -42,6 +42,8 @@ GOLDEN = {
         f"writer rt/arm/tip_pose {POSE} reliable volatile",
         f"reader rt/arm/{COMMANDS} {FLOATS} reliable volatile",
         f"reader rt/arm/goal {POSE} reliable latched",
+        f"reader rt/arm/robot/fault {TEXT} reliable volatile",
+        f"writer rt/arm/robot/faults {TEXT} reliable latched",
     } | trigger("reset"),
     "supervisor": {
         f"reader rt/arm/joint_states {STATE} best-effort volatile",

@@ -156,7 +156,7 @@ def test_episodes_begin_when_the_supervisor_is_armed_and_end_when_it_is_gone(dom
         ready(supervisor)
         assert policy.stderr is not None
         line = policy.stderr.readline()
-        assert "waits for the supervisor to be armed: stop, pressed on /supervisor/stopped" in line
+        assert "deploy: waits: stop, pressed on /supervisor/stopped" in line
         watch = Watch(bus)
         watch.arm()
         watch.forwarded()
