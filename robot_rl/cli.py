@@ -165,7 +165,8 @@ def bag_recover(
     from robot_rl.bag_info import repair
     if in_place and out is not None:
         raise SpecError(f"--out {out} and --in-place: give one")
-    _finish(repair(path, None if in_place else out or path.with_name((path.name if path.is_dir() else path.stem) + "-recovered")), as_json)
+    name = path.name if path.is_dir() else path.stem
+    _finish(repair(path, None if in_place else out or path.with_name(f"{name}-recovered")), as_json)
 
 
 @bag.command(name="plot")
@@ -214,8 +215,8 @@ def sim_robot(
 def fault(
     robot: Annotated[str, typer.Argument(help="Robot name, or path of a robot.yaml.")],
     name: Annotated[str, typer.Argument(help="One of its sensors or cameras.")],
-    what: Annotated[str, typer.Argument(help="silent, frozen, lossy, …, or ok; any other word is answered by the "
-                                             "choices.")],
+    what: Annotated[str, typer.Argument(help="silent, frozen, jumping, nonfinite, reordered, missing, clock, delayed, "
+                                             "duplicated, lossy or mistyped; ok: well again.")],
     bus: BusOption = "auto", namespace: Namespace = "", domain: Domain = None, as_json: Json = False,
 ) -> None:
     """Inject a fault into a sensor or camera of a running sim-robot, or make it well; no real robot takes it."""
