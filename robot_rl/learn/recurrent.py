@@ -262,7 +262,7 @@ class Remember(nn.Module):
     Acting takes the likeliest classes of the posterior, so that it is a function of what was seen and done.
     """
 
-    length = 1
+    length, plan_size = 1, 0
 
     def __init__(self, cell: Cell, action_size: int):
         super().__init__()

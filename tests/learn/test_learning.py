@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robot_rl.learn import agent as agent_module
-from robot_rl.learn import dreams, recipes, world
+from robot_rl.learn import recipes, world
 from robot_rl.learn.agent import Agent
 from robot_rl.learn.backups import Tensors
 from robot_rl.learn.objectives import Temperature
@@ -21,9 +21,11 @@ from tests.learn.cases import Corridor, mean_cost, train
 GOOD, STEPS = 9.0, 500
 
 
-DREAMS: dict[str, Any] = {"groups": 4, "classes": 4, "horizon": 5, "imagined": 4, "batch": 16, "actor_pace": 0.15,
-                          "entropy": 0.03, "updates_per_step": 1, "categories": 101, "bound": 10.0, "lr": 5e-3,
-                          "tau": 0.1, "slowly": 0.3, "critic_pace": 1.0}
+# an actor as quick as its model settles on the side that most starts are on before the other is known, and a high price
+# of entropy drives its spread to where it is stuck
+DREAMS: dict[str, Any] = {"groups": 16, "classes": 4, "horizon": 3, "imagined": 5, "batch": 32, "actor_pace": 0.05,
+                          "entropy": 0.003, "updates_per_step": 1, "categories": 101, "bound": 10.0, "lr": 5e-3,
+                          "tau": 0.1, "slowly": 0.3, "critic_pace": 1.0, "seen_price": 10.0}
 
 
 def learner(recipe: str, seed: int) -> Agent:
@@ -39,7 +41,7 @@ def learner(recipe: str, seed: int) -> Agent:
         configuration["average"] = 0.02
     if recipe == "cqn_as":
         configuration["categories"] = 0
-    if recipe.startswith("dreamer"):
+    if recipe == "dreamer_tiny":
         configuration |= DREAMS
     known = recipes.options(recipe)
     chosen = {name: value for name, value in configuration.items() if name in known}
@@ -55,13 +57,13 @@ def entropy(agent: Agent) -> float:
 
 
 # models that learn before the critics do; categories that are sorted out first
-SLOW = ("mrq", "default", "tdmpc2", "tdmpc2_small", "bmpc", "fowm", "tcrl")
+SLOW = ("mrq", "default", "tdmpc2", "tdmpc2_small", "bmpc", "fowm", "tcrl", "dreamer_tiny")
 QUICK = ("sac", "rlpd", "mrq", "default")
 
 
 @pytest.mark.parametrize(
     "recipe", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in recipes.RECIPES
-               if not name.startswith("dreamer")])  # see below
+               if name != "dreamer"])  # dreamer_tiny in all but sizes, which the test chooses
 def test_learns_the_corridor(recipe: str) -> None:
     agent = learner(recipe, seed=0)
     train(agent, 2 * STEPS if recipe in SLOW else STEPS)
@@ -124,27 +126,9 @@ def test_a_broken_world_model_does_not(broken: Callable[[pytest.MonkeyPatch], No
     assert mean_cost(agent) > GOOD
 
 
-def whole(patch: pytest.MonkeyPatch) -> None:
-    """Nothing is broken."""
-
-
-def farthest(agent: Agent) -> float:
-    """What the critic says of the corridor's far end, where an episode begins; 15 steps from the mark, so -7.9."""
-    world, critic = agent.latent, agent.modules["critic"]
-    with torch.no_grad():
-        code = world(torch.tensor([[-1.0, 1.0]]))
-        return float(dreams.worth(critic, world.cell.likeliest(torch.zeros(1, world.size), torch.zeros(1, 1), code)))
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("broken", [whole, no_target, short_sighted])
-def test_dreamer_knows_the_corridors_long_side_unless_it_is_broken(
-    broken: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In 500 updates it learns to reach the mark from the left, where 14 of the 19 starts are, and what that costs; the
-    other side, 5 starts at the most cost each, takes longer."""
-    broken(monkeypatch)
+def test_a_short_sighted_dreamer_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    short_sighted(monkeypatch)
     agent = learner("dreamer_tiny", seed=0)
-    train(agent, STEPS + 100)
-    knows = mean_cost(agent) < 16.0 and -9.5 < farthest(agent) < -6.0
-    assert knows == (broken is whole)
+    train(agent, 2 * STEPS)
+    assert mean_cost(agent) > GOOD
