@@ -55,7 +55,7 @@ def entropy(agent: Agent) -> float:
 
 
 # models that learn before the critics do; categories that are sorted out first
-SLOW = ("mrq", "default", "tdmpc2", "tdmpc2_small", "bmpc", "fowm", "tcrl")
+SLOW = ("mrq", "default", "tdmpc2", "tdmpc2_small", "modem", "bmpc", "fowm", "tcrl")
 QUICK = ("sac", "rlpd", "mrq", "default")
 
 
