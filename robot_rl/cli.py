@@ -55,7 +55,8 @@ def train(
     seed: Seed = 0,
     set_: Options = None,
     resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder, exactly.")] = None,
-    learn_after: Annotated[int, typer.Option(help="Random decisions before the first update.")] = 1_000,
+    learn_after: Annotated[int, typer.Option(help="Decisions before the first update: random ones or, after offline "
+                                                  "updates, the policy's, made up for by as many updates.")] = 1_000,
     evaluate_every: Annotated[int, typer.Option(help="Decisions between evaluations.")] = 10_000,
     evaluation_episodes: Annotated[int, typer.Option(help="Episodes of each evaluation.")] = 10,
     checkpoint_every: Annotated[int, typer.Option(help="Decisions between checkpoints.")] = 10_000,

@@ -23,8 +23,8 @@ class Agent(Protocol):
     def act(self, obs: Observation, carry: Any = None, explore: bool = True) -> tuple[np.ndarray, Any]:
         """Observations (B, O) → actions (B, A), and the carry of the next call; None begins an episode."""
 
-    def update(self, data: Any) -> dict[str, Any]:
-        """Learn from `data.sample`."""
+    def update(self, data: Any, offline: bool = False) -> dict[str, Any]:
+        """Learn from `data.sample`; `offline` from prior data alone, before anything is collected."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue."""

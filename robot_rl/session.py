@@ -91,8 +91,9 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
         env.reset(seed=config.seed)  # the first picture, where there is one, may have nothing to draw it
         run.create(config, contract)  # once nothing of it can be refused any more
     remote = [RemoteEnv(make) for _ in range(config.envs if config.envs > 1 else 0)]
-    collector = (Parallel(remote, contract.action_size, agent, replay, config.seed, config.learn_after) if remote else
-                 Collector(env, agent, replay, config.seed, config.learn_after))
+    random = 0 if config.offline_updates else config.learn_after
+    collector = (Parallel(remote, contract.action_size, agent, replay, config.seed, random) if remote else
+                 Collector(env, agent, replay, config.seed, random))
     plan = Plan(config.steps, config.learn_after, config.evaluate_every, config.evaluation_episodes,
                 config.checkpoint_every, offline_updates=config.offline_updates)
     log = Log(run.folder, (state["collector"]["steps"] or state.get("offline", 0) - config.offline_updates)

@@ -28,13 +28,13 @@ class Plan:
 
     steps: int
     learn_after: int = 1_000
-    """Steps before the first update; they are taken with random actions."""
+    """Steps before the first update: random actions or, after offline updates, a seed by what these taught."""
     evaluate_every: int = 10_000
     evaluation_episodes: int = 10
     checkpoint_every: int = 10_000
     log_every: int = 1_000
     offline_updates: int = 0
-    """Calls of `update` on the prior alone, before the first step."""
+    """Calls of `update` on the prior alone, before the first step. The seed then is followed by one for each step."""
 
 
 def discount_for(steps: int) -> float:
@@ -87,7 +87,8 @@ class Training:
             step = collector.steps
             if ended:
                 self._ended.append(ended)
-            if step >= schedule.learn_after:
+            seeded = schedule.offline_updates > 0 and step == schedule.learn_after
+            for _ in range(step if seeded else int(step >= schedule.learn_after)):
                 self._metrics = self.agent.update(self._data)
             self.seconds = time.monotonic() - began
             if step % schedule.log_every == 0:
@@ -110,7 +111,7 @@ class Training:
         self._data, total = Watched(prior), self.schedule.offline_updates
         bar = progress("learn from the bags", total, "update", self._offline)
         while self._offline < total:
-            self._metrics = self.agent.update(self._data)
+            self._metrics = self.agent.update(self._data, offline=True)
             self._offline += 1
             self.seconds = time.monotonic() - began
             if self._offline % self.schedule.log_every == 0:

@@ -222,7 +222,7 @@ def test_launch_descriptions() -> None:
         "policy run so101-reach --robot=so101 --bus=dds --fade=1.0 --seed=0 --autostart --supervised --namespace=arm "
         "--ros-args -p use_sim_time:=true"]),
     ("robot", {"supervised": "true", "acknowledge_no_watchdog": "true", "episodes": "2", "ros_args": "-r a:=b"}, [
-        "supervisor so101 --bus=auto --acknowledge-no-watchdog",
+        "supervisor so101 --bus=auto --acknowledge-no-watchdog --ros-args -r a:=b",
         "deploy so101-reach --robot=so101 --episodes=2 --bus=auto --seed=0 --cameras --supervised "
         "--acknowledge-no-watchdog --ros-args -r a:=b"]),
     ("sim", {"robot": "furuta", "cameras": "false"}, [
@@ -230,7 +230,11 @@ def test_launch_descriptions() -> None:
         "deploy furuta-swingup --robot=furuta --episodes=3 --bus=auto --seed=0 --no-cameras"]),
     ("record", {"bus": "ros", "camera_sources": "front=0"}, [
         "camera so101 --bus=ros --source=front=0",
-        "hardware.recorder --robot=so101 --out=bags --continuous=drive --namespace= --bus=ros"]),
+        "hardware.recorder --robot=so101 --out=bags --continuous=drive --namespace= --bus=ros --supervised=false"]),
+    ("robot", {"supervised": "true", "record": "bags", "cameras": "false", "ros_args": "-r a:=b"}, [
+        "supervisor so101 --bus=auto --ros-args -r a:=b",
+        "hardware.recorder --robot=so101 --out=bags --bus=auto --no-cameras --supervised=true --ros-args -r a:=b",
+        "policy run so101-reach --robot=so101 --bus=auto --fade=1.0 --seed=0 --supervised --ros-args -r a:=b"]),
     ("camera", {}, []),
 ])
 def test_launch_files_run_what_is_asked_for(file: str, given: dict[str, str], wanted: list[str]) -> None:

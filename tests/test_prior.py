@@ -23,12 +23,14 @@ class Watching:
 
     def __init__(self) -> None:
         self.batches: list[dict[str, np.ndarray]] = []
+        self.offline = 0
 
     def act(self, obs: np.ndarray, carry: Any = None, explore: bool = True):
         return np.zeros((1, 1), np.float32), carry
 
-    def update(self, data: Any) -> dict[str, float]:
+    def update(self, data: Any, offline: bool = False) -> dict[str, float]:
         self.batches.append(data.sample(8))
+        self.offline += offline
         return {}
 
     def state_dict(self):
@@ -63,7 +65,8 @@ def test_updates_before_the_first_step_are_of_the_prior_alone(tmp_path: Path) ->
     agent = Watching()
     training(tmp_path, agent, 2 * LENGTH, offline=10).run()
     alone = [bool((batch["obs"][:, 0] == -1).all()) for batch in agent.batches]
-    assert alone == [True] * 10 + [False] * (len(alone) - 10) and len(alone) == 10 + LENGTH + 1
+    assert alone == [True] * 10 + [False] * (len(alone) - 10) and agent.offline == 10
+    assert len(alone) == 10 + 2 * LENGTH  # those of the seed are made up for
     steps = [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")]
     assert steps == [-6, -2, 0, 4, 8, 12, 14]  # at 0 and 14 evaluations
 
@@ -86,7 +89,7 @@ def test_the_prior_continues_with_the_run(tmp_path: Path) -> None:
             np.testing.assert_array_equal(value, theirs[key], key)
 
 
-@pytest.mark.parametrize("recipe, offline", [("rlpd", 0), ("fowm", 40), ("bmpc", 0)])
+@pytest.mark.parametrize("recipe, offline", [("rlpd", 0), ("fowm", 40), ("modem", 40), ("bmpc", 0)])
 def test_a_run_with_a_prior_continues_bit_for_bit_without_its_bags(recipe: str, offline: int, tmp_path: Path,
                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
@@ -125,6 +128,43 @@ def test_a_run_with_a_prior_continues_bit_for_bit_without_its_bags(recipe: str, 
         np.testing.assert_array_equal(states[0][memory]["rows"], states[1][memory]["rows"])
     if recipe == "bmpc":
         assert (states[0]["prior"]["rows"][:, -1] > 0).any() and (states[0]["replay"]["rows"][:, -1] > 0).any()  # plans
+
+
+def test_demonstrations_in_three_phases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    from robot_rl import session
+    from robot_rl.learn import checkpoint
+    from robot_rl.learn.agent import Agent
+    from sim.demos import demonstrate
+    demonstrate("so101-lift", None, 1, tmp_path / "bags", seed=0)
+    did, sent, act, update = list[str](), list[np.ndarray](), Agent.act, Agent.update
+
+    def acts(agent: Agent, obs: Any, carry: Any = None, explore: bool = True) -> tuple[np.ndarray, Any]:
+        action, carry = act(agent, obs, carry, explore)
+        if explore:
+            did.append("plan" if carry is not None else "act")
+            sent.append(action[0])
+        return action, carry
+
+    def updates(agent: Agent, data: Any, offline: bool = False) -> dict[str, Any]:
+        metrics = update(agent, data, offline)
+        did.append("model" if "model/consistency" in metrics else "clone")
+        return metrics
+
+    monkeypatch.setattr(Agent, "act", acts)
+    monkeypatch.setattr(Agent, "update", updates)
+    options = {"hidden": [16], "critics": 2, "batch": 16, "width": 16, "samples": 8, "elites": 2, "proposals": 2,
+               "iterations": 1, "horizon": 2, "compile": False}
+    config = RunConfig(task="so101-lift", recipe="modem", options=options, steps=90, learn_after=60, seed=1,
+                       prior=str(tmp_path / "bags"), prior_ratio="0.75:0.25:90", evaluate_every=1000,
+                       evaluation_episodes=1, checkpoint_every=1000, offline_updates=40)
+    session.train(Run(tmp_path / "run"), config, "cpu", 1, False)
+    assert did[:161] == ["clone"] * 40 + ["act"] * 60 + ["model"] * 60 + ["plan"]
+    assert did[160:] == ["plan", "model"] * (len(did[160:]) // 2)
+    rows = checkpoint.load(tmp_path / "run" / "checkpoint.pt")["replay"]["rows"]
+    size = Run(tmp_path / "run").contract.observation_size
+    kept = rows[rows[:, -1] > 0, size:-3]
+    assert np.isclose(kept[:60], np.array(sent[:60]), atol=1e-6).mean() > 0.8  # safety limits change some
 
 
 def test_a_prior_that_gives_nothing_is_an_error_and_makes_no_run(tmp_path: Path) -> None:

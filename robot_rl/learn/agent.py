@@ -106,6 +106,7 @@ class Agent:
         scale: Scale | None = None,
         noise: Noise | None = None,
         execution: Execution = Steps(),  # noqa: B008  # holds nothing
+        offline: Sequence[Lesson] = (),
         shown: Actor | None = None,
         device: str = "cpu",
         compile: bool | None = None,
@@ -114,21 +115,24 @@ class Agent:
         generator, which all later chance comes from. `target_latent` sees next observations where it is given;
         `scale` changes rewards before any lesson sees them, `noise` explores, `execution` is the way from the actor's
         output to the action of a step, `shown` the actor that is exported and acts without exploring, if it is another.
+        `offline` are the lessons of offline updates, where these have their own, that teach the actor but no model.
         """
         self.latent, self.actor, self.schedule, self.execution = latent, actor, schedule, execution
         self.shown = shown or actor
         self.target_latent, self.scale, self.noise = target_latent or latent, scale or NoScale(), noise or White()
         self.lessons, self.targets, self.events, self.studies = lessons, targets, events, studies
+        self.offline = offline
         self.modules = nn.ModuleDict(parts).to(device)
         for target in targets:
             target.copy.requires_grad_(False)
-        self._names = {id(part): name for name, part in parts.items()}
-        rates = {self._name(lesson.part): (lesson.part, schedule.lr) for lesson in lessons}
+        within = {id(part): name for name, part in self.modules.named_modules()}
+        self._names = within | {id(part): name for name, part in parts.items()}
+        rates = {self._name(lesson.part): (lesson.part, schedule.lr) for lesson in (*lessons, *offline)}
         rates |= {self._name(study.part): (study.part, study.lr) for study in studies}
         self.optimisers = {name: Adam(part, lr, schedule.clip) for name, (part, lr) in rates.items()}
         seed = int(torch.randint(2**62, (), generator=start))
         self.generator = torch.Generator(device).manual_seed(seed)
-        self.updates = 0
+        self.updates = self.prepared = 0
         self._mirror: tuple[LatentMirror, dict[bool, Execute]] | None = None
         self._pixels = Pixels(schedule.shift, device=device)
         self._device, self._compile = device, compile
@@ -148,19 +152,30 @@ class Agent:
             noise = self.noise.draw(shape, self.generator).cpu().numpy()
         if self._mirror is None:
             actors = {True: self.actor, False: self.shown}
-            self._mirror = self.latent.mirror(), {key: self.execution.mirror(actor) for key, actor in actors.items()}
+            execution = self.execution.bare if self.unmodelled else self.execution
+            self._mirror = self.latent.mirror(), {key: execution.mirror(actor) for key, actor in actors.items()}
         latent, execute = self._mirror
         return execute[explore](latent(*seen), noise, carry)
+
+    @property
+    def unmodelled(self) -> bool:
+        """Whether there were only updates by the `offline` lessons: no planner acts yet."""
+        return 0 < self.prepared == self.updates
 
     @property
     def horizon(self) -> int:
         """The longest sequence that a batch of single steps holds for it."""
         return max(self.schedule.horizon * self.execution.length, *(study.horizon for study in self.studies), 1)
 
-    def update(self, data: Data) -> Tensors:
-        """Learn from `updates_per_step` batches of `data`; returns the last one's metrics, () each, on the device."""
+    def update(self, data: Data, offline: bool = False) -> Tensors:
+        """Learn from `updates_per_step` batches of `data`; returns the last one's metrics, () each, on the device.
+
+        `offline` says that `data` is prior data alone, before anything is collected.
+        """
         metrics: Tensors = {}
-        plan = self.schedule
+        plan, before = self.schedule, self.unmodelled
+        apart, every = offline and bool(self.offline), (*self.lessons, *self.offline)
+        numbers = range(len(self.lessons), len(every)) if apart else range(len(self.lessons))
         for _ in range(plan.updates_per_step):
             for event in self.events:
                 if self.updates % event.period == 0:
@@ -170,15 +185,16 @@ class Agent:
                     sampled = data.sample(plan.batch, study.horizon, 1, plan.discount)
                     metrics |= step(self._tensors(sampled))
             self.updates += 1
+            self.prepared += apart
             length = plan.horizon * self.execution.length  # one of the two is 1
             sampled = self.execution.cut(data.sample(plan.batch, length, plan.n_step, plan.discount))
-            due = tuple(i for i, lesson in enumerate(self.lessons) if self.updates % lesson.period == 0)
-            draws = [self.lessons[i].draw(plan.batch, self.generator) for i in due]
+            due = tuple(i for i in numbers if self.updates % every[i].period == 0)
+            draws = [every[i].draw(plan.batch, self.generator) for i in due]
             metrics |= self._step(due)(self._tensors(sampled), draws)
             error = metrics.pop("error")
-            if plan.prioritized:
+            if plan.prioritized and not apart:
                 data.prioritise(sampled["index"], sampled["source"], error.cpu().numpy())
-        self._changed()
+        self._changed(before != self.unmodelled)
         return metrics
 
     def learn(self, due: tuple[int, ...], batch: Tensors, draws: list[Any]) -> Tensors:
@@ -194,7 +210,7 @@ class Agent:
             batch = self.scale(batch)
         batch = batch | {"latent": self.latent.look(batch), "next_latent": following}
         for i, draw in zip(due, draws, strict=True):
-            lesson = self.lessons[i]
+            lesson = (*self.lessons, *self.offline)[i]
             loss, said, found = lesson.loss(batch, draw)
             self.optimisers[self._name(lesson.part)].step(loss)
             metrics, batch = metrics | said, batch | found
@@ -239,9 +255,9 @@ class Agent:
             tensors |= self._pixels(sampled, self.generator)
         return tensors
 
-    def _changed(self) -> None:
-        """On the CPU what acts shares memory with what learns; from elsewhere it is copied before it next acts."""
-        if self.generator.device.type != "cpu":
+    def _changed(self, another: bool = False) -> None:
+        """On the CPU what acts shares memory with what learns, until `another` acts; from elsewhere it is copied."""
+        if another or self.generator.device.type != "cpu":
             self._mirror = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -253,6 +269,7 @@ class Agent:
             "device": self.generator.device.type,
             "noise": self.noise.state_dict(),
             "updates": self.updates,
+            "prepared": self.prepared,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -264,8 +281,8 @@ class Agent:
             self.generator.set_state(state["generator"].cpu())  # elsewhere chance goes on from the seed
         noise = state.get("noise", {})  # older checkpoints have none
         self.noise.load_state_dict({name: value.to(self.generator.device) for name, value in noise.items()})
-        self.updates = state["updates"]
-        self._changed()
+        self.updates, self.prepared = state["updates"], state.get("prepared", 0)
+        self._changed(another=True)
 
     def policy(self, planner: bool = False) -> Policy:
         """A frozen copy, on the CPU, of what acts without exploring: with its `planner`, or the actor alone.

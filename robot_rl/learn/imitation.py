@@ -1,4 +1,4 @@
-"""The actor learns to do what the planner does, and values are the actor's (BMPC, method 127).
+"""The actor learns to do what the planner does, and values are the actor's (BMPC, method 127); or what data does.
 
 Axes: B batch, T time (horizon), A action, Z latent.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from robot_rl.learn.actors import Actor, ClippedActor
+from robot_rl.learn.actors import Actor, ClippedActor, DeterministicActor
 from robot_rl.learn.backups import Draw, SoftBackup, Tensors
 from robot_rl.learn.critics import Critic, Reduction
 from robot_rl.learn.objectives import NoTemperature
@@ -68,6 +68,29 @@ class Imitation:
                    "actor/divergence": (far.detach() * known).sum() / known.sum().clamp(min=1),
                    "actor/planned": known.float().mean()}
         return loss, metrics, {}
+
+
+class Cloning:
+    """The actor, and what the world makes of observations, learn to do what was done (behaviour cloning, MoDem, 34).
+
+    The error is the squared distance to the action that was taken first in each sequence, summed over A.
+    """
+
+    period = 1
+
+    def __init__(self, actor: DeterministicActor, world: World):
+        self.part = nn.ModuleList([actor, world.inner, world.encoder, world.seen])
+        self.actor = actor
+
+    def draw(self, batch: int, generator: torch.Generator) -> None:
+        """Nothing is random here."""
+
+    def loss(self, batch: Tensors, draw: None) -> tuple[Tensor, Tensors, Tensors]:
+        """See Lesson."""
+        action = self.actor.raw(batch["latent"], training=True).tanh()
+        off = (action - batch["action"][:, 0]).square().sum(-1)
+        loss = (off * batch["weight"][:, 0]).mean()
+        return loss, {"actor/loss": loss.detach()}, {"error": torch.zeros_like(batch["reward"])}
 
 
 def divergence(mean: Tensor, log_std: Tensor, other: Tensor, other_std: Tensor) -> Tensor:

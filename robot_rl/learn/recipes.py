@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from robot_rl.learn.actors import BoundedActor, ClippedActor, CoarseActor, GaussianActor
+from robot_rl.learn.actors import Actor, BoundedActor, ClippedActor, CoarseActor, DeterministicActor, GaussianActor
 from robot_rl.learn.agent import Agent, Target
 from robot_rl.learn.backups import CuriousBackup, Disagreement, RewardScale, SoftBackup, TruncatedBackup
 from robot_rl.learn.critics import (
@@ -27,7 +27,7 @@ from robot_rl.learn.critics import (
     alone,
 )
 from robot_rl.learn.dreams import Imagine, ImaginedValue, Recall
-from robot_rl.learn.imitation import ImaginedBackup, Imitation
+from robot_rl.learn.imitation import Cloning, ImaginedBackup, Imitation
 from robot_rl.learn.insample import Expectile, InSampleBackup, Regression
 from robot_rl.learn.latents import Latent, ModelLatent, ModelStudy, Sync
 from robot_rl.learn.nets import Shape
@@ -271,7 +271,7 @@ class TdMpc2(Planned):
         """See Options."""
         start, subset = self.single(), min(2, self.critics)
         world = self.world(sizes, start)
-        actor = GaussianActor(self.width, sizes.action, self.hidden, start, self.modern(), 0.1 if self.plan else 1.0)
+        actor, offline = self.pupil(world, sizes, start)
         critic = Critic(self.width, sizes.action, self.hidden, self.critics, self.head(), start,
                         replace(self.modern(), dropout=self.dropout), final_scale=0.0)
         target, spread = copy.deepcopy(critic), Spread(self.tau)
@@ -282,7 +282,30 @@ class TdMpc2(Planned):
         ]
         parts = {"critic": critic, "target": target, "spread": spread}
         return self.agent(world, actor, lessons, start, parts, targets=[Target(target, critic, self.tau)],
-                          execution=self.acting(world, critic, sizes.action))
+                          execution=self.acting(world, critic, sizes.action), offline=offline)
+
+    def pupil(self, world: World, sizes: Sizes, start: torch.Generator) -> tuple[Actor, list[Lesson]]:
+        """The actor, and what offline updates teach it if not the same as others."""
+        last = 0.1 if self.plan else 1.0
+        return GaussianActor(self.width, sizes.action, self.hidden, start, self.modern(), last), []
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoDem(TdMpc2):
+    """MoDem (method 34): TD-MPC2 from a few demonstrations, which a deterministic actor learns to repeat at first.
+
+    That is what offline updates teach. With noise `explore` it collects the seed for the model, then the planner acts.
+    `entropy` counts for nothing.
+    """
+
+    explore: float = 0.1
+    entropy: float = 0.0
+
+    def pupil(self, world: World, sizes: Sizes, start: torch.Generator) -> tuple[Actor, list[Lesson]]:
+        """See TdMpc2."""
+        actor = DeterministicActor(self.width, sizes.action, self.hidden, start, self.modern(), self.explore,
+                                   smooth=self.explore, smooth_bound=2.0)  # the same noise wherever it is drawn
+        return actor, [Cloning(actor, world)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -535,6 +558,7 @@ RECIPES = {
     "tdmpc2_small": Recipe(
         TdMpc2, "the same with 1 million parameters in place of 5",
         {"width": 128, "hidden": (384, 384), "critics": 2, "dropout": 0.0}),
+    "modem": Recipe(MoDem, "MoDem: the same from a few demonstrations, in three phases (method 34)", {}),
     "bmpc": Recipe(Bmpc, "BMPC: the actor learns to do what the planner does, so it alone can be exported (method 127)",
                    {}),
     "fowm": Recipe(Fowm, "FOWM: a world model of logs and a planner that keeps to what they know (method 65)",

@@ -93,6 +93,14 @@ def test_saved_loaded_and_continued_equals_never_stopped(recipe: str) -> None:
     assert torch.equal(weights(straight.modules), weights(resumed.modules))
 
 
+def test_cloning_teaches_what_sees_the_frames() -> None:
+    agent, memory = seeing("modem"), replay()
+    encoder = agent.latent.inner.encoder
+    before = weights(encoder)
+    assert np.isfinite(float(agent.update(memory, offline=True)["actor/loss"]))
+    assert not torch.equal(weights(encoder), before)
+
+
 def test_without_a_state_the_frames_are_all() -> None:
     agent = recipes.make("sac", 0, ACTION, SHAPE, hidden=(16,), batch=16, features=8, channels=4, compile=False)
     learn(agent, 2, state=0)

@@ -57,7 +57,7 @@ def entropy(agent: Agent) -> float:
 
 
 # models that learn before the critics do; categories that are sorted out first
-SLOW = ("mrq", "default", "tdmpc2", "tdmpc2_small", "bmpc", "fowm", "tcrl", "dreamer_tiny")
+SLOW = ("mrq", "default", "tdmpc2", "tdmpc2_small", "modem", "bmpc", "fowm", "tcrl", "dreamer_tiny")
 QUICK = ("sac", "rlpd", "mrq", "default")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ from torch import Tensor, nn
 
 from robot_rl.learn import export as module
 from robot_rl.learn import recipes
-from robot_rl.learn.actors import ClippedActor, GaussianActor
+from robot_rl.learn.actors import ClippedActor, DeterministicActor, GaussianActor
 from robot_rl.learn.agent import Agent
 from robot_rl.learn.backups import Draw, SoftBackup
 from robot_rl.learn.critics import Chance, Mean, Minimum, PairCritic, Scalar, alone
 from robot_rl.learn.export import SEEING_TOLERANCE, ExportError, export
-from robot_rl.learn.imitation import ImaginedBackup, Imitation, divergence
+from robot_rl.learn.imitation import Cloning, ImaginedBackup, Imitation, divergence
 from robot_rl.learn.insample import Expectile, InSampleBackup, Regression
 from robot_rl.learn.latents import Identity
 from robot_rl.learn.nets import Adam, Mlp
@@ -175,6 +176,20 @@ def test_imitation_worked_out_by_hand(held: tuple[float, float]) -> None:
     loss, _, _ = Imitation(actor, Spread(0.1), 0.5, 0.1).loss(batch, None)
     loss.backward()  # nothing was planned, so nothing is learned
     assert float(loss.detach()) == 0 and not actor.net.flat.grad.any()
+
+
+def test_cloning_worked_out_by_hand() -> None:
+    # tanh(0.5) and tanh(-0.5) in place of 0.5 and 0.2, then of -1 and 0 which counts half; what follows does not count
+    actor = DeterministicActor(1, 2, (), generator())
+    actor.net.flat.data.copy_(torch.tensor([0.0, 0.0, 0.5, -0.5]))
+    action = torch.tensor([[[0.5, 0.2], [9.0, 9.0]], [[-1.0, 0.0], [9.0, 9.0]]])
+    batch = {"latent": torch.ones(2, 1), "action": action, "reward": torch.ones(2, 2),
+             "weight": torch.tensor([[1.0, 1.0], [0.5, 0.0]])}
+    loss, metrics, found = Cloning(actor, Line()).loss(batch, None)
+    a = math.tanh(0.5)
+    wanted = ((a - 0.5) ** 2 + (a + 0.2) ** 2 + ((a + 1) ** 2 + a**2) / 2) / 2
+    assert float(loss.detach()) == pytest.approx(wanted) == float(metrics["actor/loss"])
+    assert found["error"].shape == (2, 2)
 
 
 def test_an_imagined_target_worked_out_by_hand() -> None:
@@ -446,6 +461,34 @@ def test_the_actor_alone_comes_to_do_what_is_planned() -> None:
     np.testing.assert_allclose(log_std.exp().detach().numpy(), np.tile([0.1, 0.3], (20, 1)), atol=0.1)
 
 
+def test_offline_updates_teach_to_repeat_what_was_done_and_nothing_else() -> None:
+    agent, replay, random = small("modem", lr=1e-2, prioritized=0.6), Replay(600, OBS, ACTION, 0, 0.6), generator()
+    obs = torch.randn(501, OBS, generator=random).numpy()
+    replay.begin(obs[0])
+    for now, following in itertools.pairwise(obs):
+        replay.step(np.tanh(now[:ACTION]), float(following[0]), following, False, False)
+    rows = replay.sample(500)
+    before = {name: value.clone() for name, value in agent.modules.state_dict().items()}
+    for _ in range(100):
+        metrics = agent.update(replay, offline=True)
+    changed = {name.rsplit(".", 1)[0] for name, value in agent.modules.state_dict().items()
+               if not torch.equal(value, before[name])}
+    assert changed == {"latent.inner", "latent.encoder", "latent.seen", "actor.net"}
+    assert not any(name.startswith(("critic/loss", "model/")) for name in metrics)
+    obs = rows["obs"]
+    action, carry = agent.act(obs, explore=False)
+    assert carry is None and np.abs(action - rows["action"]).mean() < 0.1  # the actor acts, not the planner
+    np.testing.assert_allclose(action, first_action(agent.policy(), torch.as_tensor(obs)), atol=1e-5)
+    explored = agent.act(obs)[0] - action
+    assert 0.05 < explored[np.abs(action) < 0.5].std() < 0.15
+    again = small("modem", seed=5)
+    again.load_state_dict(agent.state_dict())
+    assert np.array_equal(again.act(obs, explore=False)[0], action)
+    assert "model/consistency" in agent.update(replay)
+    planned, carry = agent.act(obs, explore=False)
+    assert carry is not None and not np.allclose(planned, action, atol=1e-2)
+
+
 def test_values_of_data_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ValueError, match=r"expectile is 1\.0"):
         small("fowm", expectile=1.0)
@@ -497,7 +540,7 @@ def test_without_a_plan_the_actor_acts_and_there_is_no_planner_to_export() -> No
         agent.policy(planner=True)
 
 
-@pytest.mark.parametrize("recipe", ["tdmpc2", "bmpc", "fowm"])
+@pytest.mark.parametrize("recipe", ["tdmpc2", "modem", "bmpc", "fowm"])
 def test_the_planners_file_plans_as_torch_does_and_carries_the_plan(recipe: str, tmp_path: Path,
                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     agent, path = learned(recipe=recipe, horizon=2, critics=2), tmp_path / "planner.onnx"
