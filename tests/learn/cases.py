@@ -47,16 +47,16 @@ def random_replay(steps: int = 500, seed: int = 0, obs_size: int = OBS, action_s
 
     Two in three have a plan beside them.
     """
-    random = np.random.default_rng(seed)
+    random, planned = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     replay = Replay(10_000, obs_size, action_size, seed, prioritized, 2 * action_size)
     replay.begin(random.normal(size=obs_size))
     for step in range(steps):
         ends = step % 10 == 9
         terminated = ends and step % 20 == 19
         action = random.uniform(-1, 1, action_size)
-        plan = np.stack((random.uniform(-1, 1, action_size), random.uniform(0.2, 1, action_size))) if step % 3 else None
+        plan = np.stack((planned.uniform(-1, 1, action_size), planned.uniform(0.2, 1, action_size)))
         replay.step(action, float(random.normal()), random.normal(size=obs_size), terminated, ends and not terminated,
-                    plan)
+                    plan if step % 3 else None)
         if ends:
             replay.begin(random.normal(size=obs_size))
     return replay
