@@ -486,12 +486,12 @@ def frozen_in_an_episode(world: World) -> None:
 def recorder_killed(world: World) -> None:
     with deployed(world, "--episodes", 1) as (_, running, bags):
         wait_for(lambda: list(bags.rglob("*.mcap")))
-        time.sleep(1.5)
+        time.sleep(0.8)  # a flush is 0.5 s old at most; an episode may be over soon, since it ends where it succeeds
         children = subprocess.run(["pgrep", "-P", str(running.pid), "-f", "hardware.recorder"], capture_output=True,
                                   text=True, check=True).stdout.split()
         os.kill(int(children[0]), signal.SIGKILL)
         assert figures(running)["ticks"] >= 10
-        assert len(list(read(bags_in(bags)[0]))) > 50
+        assert len(list(read(bags_in(bags)[0]))) > 10
 
 
 @fault("disk full", "files of at most 100 kB (RLIMIT_FSIZE)", "the episode goes on to its end; the recorder tells, and "
