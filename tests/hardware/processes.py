@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,10 @@ import msgspec
 import yaml
 
 from robot_rl.spec import RobotSpec, load_robot, mjcf_file
+from tests.processes import start, wait_for
 
 PATIENCE_S = 120.0
+until = partial(wait_for, timeout_s=PATIENCE_S)
 
 
 def written(robot: RobotSpec, folder: Path, **changes: Any) -> Path:
@@ -35,9 +36,7 @@ def patient(folder: Path) -> Path:
 @contextmanager
 def process(*words: object, bus: str, more: Sequence[str] = ()) -> Iterator[subprocess.Popen[str]]:
     """One of our processes, killed at the end."""
-    with subprocess.Popen([sys.executable, "-m", "robot_rl.cli", *map(str, words), f"--bus={bus}", *more],
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                          env=os.environ | {"ROBOT_RL_INTERFACE": "lo"}) as one:
+    with start(*words, f"--bus={bus}", *more, env=os.environ | {"ROBOT_RL_INTERFACE": "lo"}) as one:
         try:
             yield one
         finally:
@@ -47,11 +46,3 @@ def process(*words: object, bus: str, more: Sequence[str] = ()) -> Iterator[subp
 def ready(one: subprocess.Popen[str]) -> None:
     assert one.stdout is not None
     assert "ready" in one.stdout.readline()
-
-
-def until(condition: Callable[[], Any]) -> Any:
-    end = time.monotonic() + PATIENCE_S
-    while not (found := condition()):
-        assert time.monotonic() < end, "timed out"
-        time.sleep(0.01)
-    return found

@@ -25,7 +25,8 @@ from hardware.either import BOOL
 from hardware.feetech import BusError
 from hardware.servo_driver import JUMP, Options, ServoDriver
 from robot_rl.spec import POSE, RobotSpec, SpecError, load_robot, mjcf_file
-from tests.hardware.servo_arm import SimServos, wait_for
+from tests.hardware.servo_arm import SimServos
+from tests.processes import wait_for
 
 COMMANDS, FLOATS = "forward_position_controller/commands", "std_msgs/msg/Float64MultiArray"
 HOME = np.array([0.0, -0.6, 0.6, 0.7, 0.0, 0.0])
