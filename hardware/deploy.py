@@ -11,21 +11,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from hardware.administration import Administration
 from hardware.bus import Bus, connect
 from hardware.diagnostics import Health
-from hardware.either import BOOL
 from hardware.policy_node import INFO, EpisodeResult, PolicyNode
-from hardware.robot_io import heard_on
 from robot_rl.evaluate import summary
 from robot_rl.log import progress, write_atomic
 from robot_rl.mcap_writer import COMPRESSIONS
 from robot_rl.policy import Policy
 from robot_rl.spec import POSE, PolicySpec, RobotSpec, SpecError, load_robot
-from robot_rl.steplog import EPISODE_TOPIC, STEP_TOPIC, STEP_TYPE, TEXT_TYPE, supervisor_topics
+from robot_rl.steplog import EPISODE_TOPIC, TEXT_TYPE, recorded_topics
 
 RUN_SERVICE = "policy/run"
 DETAILS = "deploy.json"  # beside the bags: the figures with every episode and the timing of every tick
@@ -81,17 +78,12 @@ class Recorder:
 
 def topics(spec: PolicySpec, robot: RobotSpec, cameras: bool) -> list[tuple[str, str, str]]:
     """What is recorded: (topic, type, QoS kind)."""
-    filmed = robot.cameras if cameras else ()
-    found = [(*heard_on(s), "sensor") for s in robot.sensors] + [(*heard_on(c), "sensor") for c in filmed]
-    found += [(c.info_topic, "sensor_msgs/msg/CameraInfo", "sensor") for c in filmed]
-    found += [(to.topic, to.type, "command") for to in robot.command_topics] + [(robot.stop_topic, BOOL, "latched")]
-    found += supervisor_topics(robot)
+    found = [*recorded_topics(robot, cameras), (EPISODE_TOPIC, TEXT_TYPE, "events"), (INFO, TEXT_TYPE, "latched")]
     if spec.goal:
         found.append((spec.goal.topic, POSE, "latched"))
     if spec.steering:
         found.append((spec.steering.topic, spec.steering.type, "sensor"))
-    return [*found, (STEP_TOPIC, STEP_TYPE, "events"), (EPISODE_TOPIC, TEXT_TYPE, "events"),
-            (INFO, TEXT_TYPE, "latched")]
+    return found
 
 
 def deploy(policy: Path, robot: str, *, episodes: int, record: Path | None, where: BusOptions, seed: int = 0,
@@ -101,8 +93,7 @@ def deploy(policy: Path, robot: str, *, episodes: int, record: Path | None, wher
     """Run episodes on the robot and return their figures. Raises SpecError or TimeoutError before anything moves."""
     if compression not in ("none", *COMPRESSIONS):
         raise SpecError(f"--compression {compression}: known are none, {', '.join(COMPRESSIONS)}")
-    spec = load_robot(robot)
-    spec = msgspec.structs.replace(spec, supervised=spec.supervised or supervised)
+    spec = load_robot(robot, supervised=supervised)
     loaded = Policy(policy)
     contract = loaded.spec.on(spec, f"policy {policy}")
     if record is not None and contract.cameras and not cameras:

@@ -14,9 +14,9 @@ from typing import NamedTuple
 from hardware import diagnostics, messages
 from hardware.bag_thread import BagThread, say
 from hardware.bus import COMMAND, EVENTS, Bus, Qos, resolve
+from robot_rl.steplog import EPISODE_TOPIC, TEXT_TYPE, read_info
 
-EPISODE_TOPIC, BAG_TOPIC = "policy/episode", "recorder/bag"
-TEXT = "std_msgs/msg/String"
+BAG_TOPIC = "recorder/bag"
 DEPTH, IMAGE_DEPTH = 1000, 16  # messages that wait in the bus between two polls; 16 VGA images are 15 MB
 
 
@@ -69,14 +69,14 @@ class Recorder:
     def __init__(self, bus: Bus, sources: Sequence[Source], disk: BagThread, *, episodes: bool = True,
                  preroll_s: float = 0.5, tail_s: float = 0.1, preroll_bytes: int = 64 << 20) -> None:
         """Make the readers. Without `episodes` only `open` starts a bag."""
-        events = Source("/" + resolve(EPISODE_TOPIC, bus.namespace), TEXT, EVENTS)
+        events = Source("/" + resolve(EPISODE_TOPIC, bus.namespace), TEXT_TYPE, EVENTS)
         self._sources = {source.topic: source for source in (*sources, events)}
         self._bus, self._disk, self._follow = bus, disk, episodes
         self._preroll_ns, self._tail_ns = round(preroll_s * 1e9), round(tail_s * 1e9)
         self._readers = {name: bus.reader(name, source.type, source.reader_qos)
                          for name, source in self._sources.items()}
         self._events = events.topic
-        self._told = bus.publisher(BAG_TOPIC, TEXT, EVENTS)
+        self._told = bus.publisher(BAG_TOPIC, TEXT_TYPE, EVENTS)
         self._diagnostics = bus.publisher(diagnostics.TOPIC, diagnostics.TYPE, COMMAND)
         self._ring: deque[_Entry] = deque()
         self._ring_bytes, self._ring_limit = 0, preroll_bytes
@@ -143,7 +143,7 @@ class Recorder:
 
     def _event(self, entry: _Entry) -> None:
         try:
-            event = json.loads(messages.decode(entry.data, TEXT).data)
+            event = read_info(entry.data)
             kind, number = event["event"], event.get("episode")
         except Exception as error:  # outside bytes: whatever the decoders make of them, it is no event
             say(f"recorder: not an episode event: {error!r}", sys.stderr)

@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import msgspec
-
 from hardware.administration import Administration, Answers
 from hardware.bus import Bus, chosen
 from hardware.deploy import BusOptions
@@ -59,8 +57,7 @@ class ManagedPolicy:
         for key in ("policy_path", "robot"):
             if not getattr(told, key):
                 raise SpecError(f"{key} is empty: say which")
-        robot, policy = load_robot(told.robot), Policy(policy_file(told.policy_path))
-        robot = msgspec.structs.replace(robot, supervised=robot.supervised or told.supervised)
+        robot, policy = load_robot(told.robot, supervised=told.supervised), Policy(policy_file(told.policy_path))
         self.node = PolicyNode(policy, robot, self._bus, told.seed, told.explore, endless=True,
                                acknowledged=told.acknowledge_no_watchdog)
 

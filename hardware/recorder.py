@@ -25,11 +25,10 @@ import msgspec
 from hardware import messages
 from hardware.bag_thread import BagThread, say
 from hardware.bus import COMMAND, EVENTS, LATCHED, SENSOR, chosen, connect, own_arguments, resolve
-from hardware.episode_recorder import TEXT, Recorder, Source, bag_name
-from hardware.robot_io import heard_on
+from hardware.episode_recorder import Recorder, Source, bag_name
 from robot_rl.mcap_writer import COMPRESSIONS
-from robot_rl.spec import RobotSpec, load_robot
-from robot_rl.steplog import INFO_TOPIC, supervisor_topics
+from robot_rl.spec import load_robot
+from robot_rl.steplog import INFO_TOPIC, TEXT_TYPE, recorded_topics
 
 KINDS = {"sensor": SENSOR, "command": COMMAND, "latched": LATCHED, "events": EVENTS}
 
@@ -38,8 +37,6 @@ def sources(rows: Sequence[Sequence[str]], namespace: str) -> list[Source]:
     """Make sources of [topic, type, kind]. ValueError naming what is wrong."""
     found = []
     for row in rows:
-        if not (isinstance(row, (list, tuple)) and len(row) == 3 and all(isinstance(cell, str) for cell in row)):
-            raise ValueError(f"--topics: {row!r} is not [topic, type, kind]")
         topic, type, kind = row
         if kind not in KINDS:
             raise ValueError(f"--topics: {topic}: kind {kind!r} is none of {', '.join(KINDS)}")
@@ -49,18 +46,6 @@ def sources(rows: Sequence[Sequence[str]], namespace: str) -> list[Source]:
             raise ValueError(f"--topics: {topic}: {error.args[0]}") from None
         found.append(Source("/" + resolve(topic, namespace), type, KINDS[kind]))
     return found
-
-
-def robot_topics(robot: RobotSpec, cameras: bool = True) -> list[tuple[str, str, str]]:
-    """Return what a robot says and is told, and the policy's steps, as (topic, type, kind)."""
-    rows = [(*heard_on(sensor), "sensor") for sensor in robot.sensors]
-    for camera in robot.cameras if cameras else ():
-        rows += [(*heard_on(camera), "sensor"), (camera.info_topic, "sensor_msgs/msg/CameraInfo", "sensor")]
-    rows += [(to.topic, to.type, "command") for to in robot.command_topics]
-    rows += [(robot.stop_topic, "std_msgs/msg/Bool", "latched"),
-             ("policy/step", "std_msgs/msg/Float64MultiArray", "events"), (INFO_TOPIC, TEXT, "latched"),
-             *supervisor_topics(robot)]
-    return rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,9 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _wanted(args: argparse.Namespace) -> Sequence[Sequence[str]]:
     if args.robot:
-        robot = load_robot(args.robot)
-        robot = msgspec.structs.replace(robot, supervised=robot.supervised or args.supervised == "true")
-        return robot_topics(robot, not args.no_cameras)
+        robot = load_robot(args.robot, supervised=args.supervised == "true")
+        return [*recorded_topics(robot, not args.no_cameras), (INFO_TOPIC, TEXT_TYPE, "latched")]
     text = sys.stdin.read() if args.topics == "-" else Path(args.topics).read_text()
     try:
         return msgspec.json.decode(text, type=list[tuple[str, str, str]])

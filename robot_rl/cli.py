@@ -65,7 +65,7 @@ def train(
     envs: Annotated[int, typer.Option(help="Environments at once, each in a process of its own; decisions and updates "
                                            "are as many as with one.")] = 1,
     prior: Annotated[Path | None, typer.Option(help="Folder of bags to learn from too, of `demos` or a robot.")] = None,
-    prior_ratio: Annotated[str, typer.Option(help="Share of each batch from those bags; or START:END:STEPS.")] = "0.5",
+    prior_ratio: Annotated[str, typer.Option(help="Share of each batch from those bags; or FROM:TO:STEPS.")] = "0.5",
     offline_updates: Annotated[int, typer.Option(help="Updates on those bags alone, before the first decision.")] = 0,
     latency: LatencyOption = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",

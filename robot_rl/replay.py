@@ -314,12 +314,12 @@ class Ratio:
 
     @classmethod
     def parse(cls, text: str) -> Ratio:
-        """From "0.5", which stays, or "start:end:steps" such as "0.5:0:20000". Raises ValueError."""
+        """From "0.5", which stays, or "from:to:steps" such as "0.5:0:20000". Raises ValueError."""
         try:
             start, end, steps = text.split(":") if ":" in text else (text, text, "1")
             numbers = float(start), float(end), int(steps)
         except ValueError as error:
-            raise ValueError(f"ratio {text!r}: it is a share of prior data or START:END:STEPS, as 0.5:0:20000"
+            raise ValueError(f"ratio {text!r}: it is a share of prior data or FROM:TO:STEPS, as 0.5:0:20000"
                              ) from error
         return cls(*numbers)
 

@@ -321,12 +321,11 @@ class ServedRobot:
             raise SpecError(f"the policy process refused the new policy: {said}")
 
     def _bag(self, episode: int, timeout_s: float = 10.0) -> Path:
-        from hardware import messages
-        from robot_rl.steplog import TEXT_TYPE
+        from robot_rl.steplog import read_info
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:
             for sample in self._bags.take():
-                told = json.loads(messages.decode(sample.data, TEXT_TYPE).data)
+                told = read_info(sample.data)
                 if told["episode"] == episode:
                     return Path(told["bag"])
             time.sleep(0.005)

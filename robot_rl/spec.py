@@ -744,10 +744,14 @@ def policy_file(policy: str) -> Path:
     return path
 
 
-def load_robot(robot: str) -> RobotSpec:
-    """Read a robot by name or by the path of its robot.yaml. Raises SpecError naming file, key and value."""
+def load_robot(robot: str, *, supervised: bool = False) -> RobotSpec:
+    """Read a robot by name or by the path of its robot.yaml. Raises SpecError naming file, key and value.
+
+    With `supervised` it is, whatever its file says.
+    """
     path = robot_file(robot)
-    return read_yaml(path, RobotSpec, str(path))
+    spec = read_yaml(path, RobotSpec, str(path))
+    return msgspec.structs.replace(spec, supervised=spec.supervised or supervised)
 
 
 def read_yaml(path: Path, kind: type[Kind], where: str, hint: str = "") -> Kind:

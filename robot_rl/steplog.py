@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from hardware import messages
+from hardware.either import BOOL
 from hardware.robot_io import decode, heard_on
 from robot_rl.bag import read
 from robot_rl.episode import Episode, Outcome
@@ -264,6 +265,15 @@ def read_episode(folder: str | Path) -> EpisodeLog:
                             ) from error
     records = [r for _, r in steps if not start or r.episode[0] == start.get("episode")]
     return EpisodeLog(str(folder), spec, info, start, end, records, readings, goals)
+
+
+def recorded_topics(robot: RobotSpec, cameras: bool = True) -> list[tuple[str, str, str]]:
+    """What a robot says and is told, and the policy's steps: (topic, type, QoS kind of the recorder)."""
+    rows = [(*heard_on(sensor), "sensor") for sensor in robot.sensors]
+    for camera in robot.cameras if cameras else ():
+        rows += [(*heard_on(camera), "sensor"), (camera.info_topic, "sensor_msgs/msg/CameraInfo", "sensor")]
+    rows += [(to.topic, to.type, "command") for to in robot.command_topics]
+    return [*rows, (robot.stop_topic, BOOL, "latched"), (STEP_TOPIC, STEP_TYPE, "events"), *supervisor_topics(robot)]
 
 
 def supervisor_topics(robot: RobotSpec) -> list[tuple[str, str, str]]:

@@ -211,21 +211,13 @@ def results(out: Path) -> list[Result]:
 def tabled(file: Path) -> list[Result]:
     """The runs that a table like returns.csv holds, each finished where the table ends. Raises SpecError."""
     runs: dict[tuple[str, str, int], list[tuple[int, float]]] = {}
-    try:
-        with file.open(newline="") as text:
-            reader = csv.DictReader(text)
-            if tuple(reader.fieldnames or ()) != RETURNS:
-                raise SpecError(f"{file}: the columns are {','.join(reader.fieldnames or ())}; "
-                                f"a table of returns has {','.join(RETURNS)}")
-            for row in reader:
-                suite = "dmc-pixels:" if row["observation"] == "pixels" else ""
-                try:
-                    run = suite + row["task"], row["recipe"], int(row["seed"])
-                    runs.setdefault(run, []).append((int(row["env_steps"]), float(row["return"])))
-                except (TypeError, ValueError) as error:
-                    raise SpecError(f"{file}, line {reader.line_num}: {error}") from error
-    except OSError as error:
-        raise SpecError(f"{file}: cannot be read: {error.strerror}") from error
+    for line, row in table_rows(file, RETURNS):
+        suite = "dmc-pixels:" if row["observation"] == "pixels" else ""
+        try:
+            run = suite + row["task"], row["recipe"], int(row["seed"])
+            runs.setdefault(run, []).append((int(row["env_steps"]), float(row["return"])))
+        except (TypeError, ValueError) as error:
+            raise SpecError(f"{file}, line {line}: {error}") from error
     found = []
     for (task, recipe, seed), rows in sorted(runs.items()):
         steps, returns = (np.array(column) for column in zip(*sorted(rows), strict=True))
@@ -233,6 +225,20 @@ def tabled(file: Path) -> list[Result]:
                            evaluation_episodes=0, checkpoint_every=0)
         found.append(Result(config, file, steps, returns, {"step": config.steps}))
     return found
+
+
+def table_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and row of a CSV file that has these columns. Raises SpecError."""
+    try:
+        with file.open(newline="") as text:
+            reader = csv.DictReader(text)
+            missing = [column for column in columns if column not in (reader.fieldnames or ())]
+            if missing:
+                raise SpecError(f"{file}: no column {', '.join(missing)}; the columns are {', '.join(columns)}")
+            for row in reader:
+                yield reader.line_num, row
+    except OSError as error:
+        raise SpecError(f"{file}: cannot be read: {error.strerror}") from error
 
 
 def chosen_options(result: Result) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 
 import sim
 from hardware import messages
-from hardware.recorder import robot_topics, sources
+from hardware.recorder import sources
 from hardware.robot_io import encode, encode_command, heard_on
 from robot_rl.bag import BagWriter
 from robot_rl.episode import Command, Outcome
@@ -22,7 +22,7 @@ from robot_rl.log import progress
 from robot_rl.observe import Readings, Values
 from robot_rl.safety import Reason
 from robot_rl.spec import PolicySpec, SpecError, mjcf_file
-from robot_rl.steplog import EPISODE_TOPIC, INFO_TOPIC, STEP_TOPIC, TEXT_TYPE, step_record
+from robot_rl.steplog import EPISODE_TOPIC, INFO_TOPIC, STEP_TOPIC, TEXT_TYPE, recorded_topics, step_record
 from sim.env import RobotEnv
 from sim.lift import Lifter
 from sim.wiring import compile_model
@@ -68,8 +68,8 @@ class EpisodeWriter:
         goal = None if env.goal is None else [float(x) for x in env.goal]
         start = {"episode": number, "goal": goal, "task": env.contract.task, "policy": SCRIPT}
         self._bag = BagWriter(folder, custom=_custom(start))
-        rows = [*robot_topics(self._robot, cameras=False), *((*heard_on(c), "sensor") for c in env.contract.cameras),
-                (EPISODE_TOPIC, TEXT_TYPE, "events")]
+        rows = [*recorded_topics(self._robot, cameras=False), *((*heard_on(c), "sensor") for c in env.contract.cameras),
+                (EPISODE_TOPIC, TEXT_TYPE, "events"), (INFO_TOPIC, TEXT_TYPE, "latched")]
         for source in sources(rows, ""):
             self._bag.add_topic(source.topic, source.type, source.qos)
         self._say(INFO_TOPIC, {"policy": SCRIPT, "sha256": "", "contract": json.loads(env.contract.to_json())})

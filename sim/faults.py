@@ -20,7 +20,7 @@ from hardware.bus import EVENTS, LATCHED, Bus, Publisher, Qos
 from hardware.robot_io import encode, heard_on
 from robot_rl.observe import Values
 from robot_rl.spec import JOINT_STATE, Camera, RobotSpec, Sensor, SpecError
-from robot_rl.steplog import TEXT_TYPE
+from robot_rl.steplog import TEXT_TYPE, read_info
 
 ORDERS, TOLD = "robot/fault", "robot/faults"
 OK = "ok"
@@ -81,7 +81,7 @@ class Faults:
         for sample in self._orders.take():
             refused = ""
             try:
-                order = json.loads(messages.decode(sample.data, TEXT_TYPE).data)
+                order = read_info(sample.data)
                 self._set(check(self._inputs, self._robot, order["name"], order["fault"]), order["fault"])
             except Exception as error:  # outside bytes, whatever the decoders make of them
                 refused = str(error) if isinstance(error, SpecError) else f"no order: {error!r}"
@@ -163,11 +163,11 @@ class Injector:
         sent = self._orders.publish(messages.encode(messages.string(json.dumps({"name": name, "fault": fault}))))
         while time.monotonic() < end:
             newest = self._told.newest()
-            told = json.loads(messages.decode(newest.data, TEXT_TYPE).data) if newest else {"order_ns": 0}
+            told = read_info(newest.data) if newest else {"order_ns": 0}
             if told["order_ns"] >= sent:
                 if told["refused"]:
                     raise SpecError(told["refused"])
-                return dict(told)
+                return told
             time.sleep(0.005)
         raise TimeoutError(f"nobody takes injected faults on {self._bus.resolve(ORDERS)}: only sim-robot does, no "
                            "driver of a real robot")

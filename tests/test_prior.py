@@ -221,6 +221,6 @@ def test_a_ratio_that_makes_no_sense_is_an_error_and_makes_no_run(tmp_path: Path
     from robot_rl import session
     config = RunConfig(task="furuta-swingup", recipe="sac", steps=10, learn_after=5, evaluate_every=10,
                        evaluation_episodes=1, checkpoint_every=10, prior=str(tmp_path), prior_ratio="0.5:0")
-    with pytest.raises(SpecError, match=r"--prior-ratio 0\.5:0: .*START:END:STEPS"):
+    with pytest.raises(SpecError, match=r"--prior-ratio 0\.5:0: .*FROM:TO:STEPS"):
         session.train(Run(tmp_path / "run"), config, "cpu", 1, False)
     assert not (tmp_path / "run").exists()

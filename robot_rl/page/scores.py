@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from robot_rl.spec import SpecError
-from robot_rl.suite import Result
+from robot_rl.suite import Result, table_rows
 
 COLUMNS = ("observation", "task", "algorithm", "env_steps", "mean_return", "std_over_seeds", "seeds")
 COMPARED_AT = 100_000  # env_steps at which learners are compared, where the runs are that long
@@ -39,17 +38,9 @@ class Public:
 def read_public(file: Path, observation: str = "state") -> list[Public]:
     """The curves from state or pixels in a CSV file with `COLUMNS`. Raises SpecError naming file, line and column."""
     rows: dict[tuple[str, str], list[tuple[float, float, float, float]]] = {}
-    try:
-        with file.open(newline="") as text:
-            reader = csv.DictReader(text)
-            missing = [c for c in COLUMNS if c not in (reader.fieldnames or ())]
-            if missing:
-                raise SpecError(f"{file}: no column {', '.join(missing)}; the columns are {', '.join(COLUMNS)}")
-            for row in reader:
-                if row["observation"] == observation:
-                    rows.setdefault((row["task"], row["algorithm"]), []).append(_numbers(file, reader.line_num, row))
-    except OSError as error:
-        raise SpecError(f"{file}: cannot be read: {error.strerror}") from error
+    for line, row in table_rows(file, COLUMNS):
+        if row["observation"] == observation:
+            rows.setdefault((row["task"], row["algorithm"]), []).append(_numbers(file, line, row))
     return [Public(task, algorithm, *np.array(sorted(found), float).T)
             for (task, algorithm), found in sorted(rows.items())]
 
