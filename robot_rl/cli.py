@@ -128,11 +128,13 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file.")] = Path("policy.onnx"),
     planner: Annotated[bool, typer.Option("--planner", help="The planner of a recipe that plans, in place of the "
                                                             "network that it goes by.")] = False,
+    set_: Annotated[list[str] | None, typer.Option("--set", "-s", metavar="NAME=VALUE", help=(
+        "How the planner searches, where not as in training: samples, iterations and so on; repeatable."))] = None,
     as_json: Json = False,
 ) -> None:
     """Write network, normaliser and contract into one ONNX file, checked against torch."""
     from robot_rl import session
-    _finish(session.export(run, out, planner), as_json)
+    _finish(session.export(run, out, planner, set_ or []), as_json)
 
 
 @app.command()

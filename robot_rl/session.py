@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -34,10 +34,13 @@ PRIOR_CAPACITY = 500_000  # rows
 SEEN_CAPACITY = 50_000  # of frames
 
 
-def options(recipe: str, settings: Iterable[str]) -> dict[str, Any]:
-    """NAME=VALUE settings as keyword arguments of a recipe; values are JSON, other text is taken as it is."""
+def options(recipe: str, settings: Iterable[str], among: Iterable[str] | None = None) -> dict[str, Any]:
+    """NAME=VALUE settings as keyword arguments of a recipe; values are JSON, other text is taken as it is.
+
+    Only names `among` these are taken, where some are given.
+    """
     from robot_rl.learn import recipes
-    known, chosen = recipes.options(recipe), {}
+    known, chosen = [name for name in recipes.options(recipe) if among is None or name in among], {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals or name not in known:
@@ -177,10 +180,16 @@ def evaluate(policy: Path, episodes: int, robot: str | None, seed: int, gap: str
     return {"task": contract.task} | run_episodes(env, act, episodes, seed)
 
 
-def export(folder: Path, out: Path, planner: bool = False) -> dict[str, Any]:
-    """Export a run's newest checkpoint; returns the file and the largest difference to torch."""
+def export(folder: Path, out: Path, planner: bool = False, changes: Sequence[str] = ()) -> dict[str, Any]:
+    """Export a run's newest checkpoint; returns the file and the largest difference to torch.
+
+    `changes` are NAME=VALUE settings by which its planner searches in place of those it was trained with.
+    """
+    from robot_rl.learn.options import SEARCHES
     run = Run(folder)
-    agent, config, steps = load_agent(run)
+    if changes and not planner:
+        raise SpecError(f"--set {changes[0]} without --planner: a network without one has nothing left to set")
+    agent, config, steps = load_agent(run, options(run.config.recipe, changes, SEARCHES))
     return {"policy": str(out)} | write_policy(agent, stamped(run.contract, config, steps), out, planner)
 
 
@@ -240,10 +249,13 @@ def camera_policy(out: Path, cameras: int) -> Path:
     return out
 
 
-def load_agent(run: Run) -> tuple[Agent, RunConfig, int]:
-    """A run's agent at its newest checkpoint, its configuration and its steps. Raises SpecError without one."""
+def load_agent(run: Run, changes: Mapping[str, Any] | None = None) -> tuple[Agent, RunConfig, int]:
+    """A run's agent at its newest checkpoint, its configuration and its steps. Raises SpecError without one.
+
+    `changes` are options in place of the run's.
+    """
     from robot_rl.learn import checkpoint
-    config = run.config
+    config = msgspec.structs.replace(run.config, options=run.config.options | dict(changes or {}))
     if not run.checkpoint.exists():
         raise SpecError(f"{run.checkpoint}: no checkpoint yet")
     state = checkpoint.load(run.checkpoint)

@@ -20,7 +20,7 @@ from robot_rl.evaluate import evaluate, summary, wilson
 from robot_rl.finite import rescue
 from robot_rl.log import Log, read_lines
 from robot_rl.replay import NotFinite, Replay
-from robot_rl.run import RunConfig
+from robot_rl.run import Run, RunConfig
 from robot_rl.session import fitting
 from robot_rl.spec import SpecError
 from robot_rl.train import Plan, Training, discount_for
@@ -238,6 +238,31 @@ def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "holds a run already" in err
+
+
+def test_a_planner_is_exported_as_it_is_to_search_on_the_robot(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from robot_rl import session
+    from robot_rl.policy import Policy
+    trained = {"width": 16, "hidden": [16], "encoder_hidden": [16], "samples": 16, "iterations": 1, "elites": 4,
+               "proposals": 2, "batch": 8, "compile": False}
+    config = RunConfig(task="so101-reach", recipe="tdmpc2", steps=24, learn_after=20, evaluate_every=24,
+                       evaluation_episodes=1, checkpoint_every=24, options=trained)
+    run, file = tmp_path / "run", tmp_path / "planner.onnx"
+    session.train(Run(run), config, "cpu", 1, False)
+    sizes = []
+    for changes in ([], ["samples=32", "iterations=3"]):
+        session.export(run, file, planner=True, changes=changes)
+        policy = Policy(file)
+        policy.warm_up(2)
+        sizes.append(policy.spec.trained["options"] | {"bytes": file.stat().st_size})
+    assert [(one["samples"], one["iterations"], one["width"]) for one in sizes] == [(16, 1, 16), (32, 3, 16)]
+    assert sizes[0]["bytes"] < sizes[1]["bytes"], "its candidates are stored"
+    for changes, planner, said in ((["samples=32"], False, "--set samples=32 without --planner"),
+                                   (["width=8"], True, "--set width=8: tdmpc2 takes .* one of horizon, iterations, "),
+                                   (["elites=40"], True, "elites is 40")):
+        with pytest.raises((SpecError, ValueError), match=said):
+            session.export(run, file, planner=planner, changes=changes)
 
 
 @pytest.mark.parametrize(("arguments", "words"), [

@@ -375,6 +375,10 @@ class Modelled(Headed):
         return replace(self.plain(), norm="layer", activation="mish")
 
 
+SEARCHES = ("horizon", "iterations", "samples", "proposals", "elites", "sharpness", "least", "most", "doubt")
+"""Options that say how a planner searches, of which no weights know."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Planned(Smoothed, Modelled):
     """Of a planner: `plan` acts with it, in training as without exploring; else the actor acts.
