@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from robot_rl.learn.actors import DeterministicActor, GaussianActor
 from robot_rl.learn.backups import (
@@ -35,7 +36,7 @@ from robot_rl.learn.critics import (
     TwoHot,
 )
 from robot_rl.learn.latents import Identity, RunningNorm
-from robot_rl.learn.nets import Adam, Mlp, Shape, compute_dtype, follow
+from robot_rl.learn.nets import ACTIVATIONS, Adam, Mlp, Shape, compute_dtype, follow, mish
 from robot_rl.learn.noise import Held
 from robot_rl.learn.objectives import (
     Bellman,
@@ -525,3 +526,14 @@ def test_an_average_of_the_actor_is_what_is_shown() -> None:
     expected = shown.mean(agent.latent(torch.from_numpy(obs))).detach().numpy()
     np.testing.assert_allclose(agent.act(obs, explore=False)[0], expected, atol=1e-6)
     np.testing.assert_allclose(first_action(agent.policy(), torch.from_numpy(obs)).numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype, far", [(torch.float32, 3e-6), (torch.bfloat16, 8e-3)])
+def test_mish_is_mish_and_so_is_its_slope(dtype: torch.dtype, far: float) -> None:
+    x = torch.cat((torch.linspace(-100, 100, 2001), torch.linspace(-3, 3, 601))).to(dtype).requires_grad_()
+    other = x.detach().double().requires_grad_()
+    (slope,), (known,) = (torch.autograd.grad(of.sum(), at) for of, at in ((mish(x), x), (F.mish(other), other)))
+    torch.testing.assert_close(mish(x).double(), F.mish(other), atol=far, rtol=far)
+    torch.testing.assert_close(slope.double(), known, atol=far, rtol=far)
+    assert mish(x).dtype == dtype
+    np.testing.assert_allclose(ACTIVATIONS["mish"].mirror(other.detach().numpy()), F.mish(other).detach(), atol=1e-7)
