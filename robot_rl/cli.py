@@ -46,15 +46,17 @@ Options = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="NAME=
 
 @app.command()
 def train(
-    task: Annotated[str, typer.Argument(help="so101-reach, furuta-swingup, quadruped-walk, dmc:<domain>-<task>, "
-                                             "gym:<id>.")] = "",
+    ctx: typer.Context,
+    task: Annotated[str, typer.Argument(help="so101-reach, so101-lift, furuta-swingup, quadruped-walk, "
+                                             "dmc:<domain>-<task>, dmc-pixels:<domain>-<task>, gym:<id>.")] = "",
     recipe: Annotated[str, typer.Option(help="Which learner; `inspect --recipe list` names them.")] = "default",
     robot: RobotOption = None,
     steps: Annotated[int, typer.Option(help="Decisions to take in the environment.")] = 100_000,
     out: Annotated[Path | None, typer.Option(help="Run folder \\[default: runs/<task>-<recipe>-<seed>].")] = None,
     seed: Seed = 0,
     set_: Options = None,
-    resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder, exactly.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder, exactly; with --steps, to so "
+                                                     "many.")] = None,
     learn_after: Annotated[int, typer.Option(help="Decisions before the first update: random ones or, after offline "
                                                   "updates, the policy's, made up for by as many updates.")] = 1_000,
     evaluate_every: Annotated[int, typer.Option(help="Decisions between evaluations.")] = 10_000,
@@ -87,8 +89,12 @@ def train(
             latency=str(latency.resolve()) if latency else None)
         run = Run(out or Path("runs") / f"{task.replace(':', '_')}-{recipe}-{seed}")
     else:
+        given = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+        if other := given - {"resume", "steps", "device", "threads", "as_json"}:
+            raise SpecError(f"--resume {resume} continues the run as it was begun, without a word on "
+                            f"{', '.join(sorted(name.strip('_') for name in other))}")
         run = Run(resume)
-        config = run.config
+        config = run.longer(steps) if "steps" in given else run.config
     _finish(session.train(run, config, device, threads, resume is not None), as_json)
 
 

@@ -56,7 +56,18 @@ class Run:
         if config.latency is not None:
             write_atomic(self.latency, Path(config.latency).read_bytes())
         write_atomic(self._contract, contract.to_json().encode())
+        self.write(config)
+
+    def write(self, config: RunConfig) -> None:
+        """Make `config` what the run was asked for."""
         write_atomic(self._config, msgspec.json.format(msgspec.json.encode(config), indent=2))
+
+    def longer(self, steps: int) -> RunConfig:
+        """The run's configuration with so many steps in all. Raises SpecError for fewer than it was asked for."""
+        config = self.config
+        if steps < config.steps:
+            raise SpecError(f"--steps {steps}: {self.folder} was asked for {config.steps}, and takes no fewer")
+        return msgspec.structs.replace(config, steps=steps)
 
     @property
     def config(self) -> RunConfig:

@@ -93,6 +93,8 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     if not resume:
         env.reset(seed=config.seed)  # the first picture, where there is one, may have nothing to draw it
         run.create(config, contract)  # once nothing of it can be refused any more
+    else:
+        run.write(config)
     remote = [RemoteEnv(make) for _ in range(config.envs if config.envs > 1 else 0)]
     random = 0 if config.offline_updates else config.learn_after
     collector = (Parallel(remote, contract.action_size, agent, replay, config.seed, random) if remote else

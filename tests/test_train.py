@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -209,7 +210,7 @@ def test_a_run_killed_at_any_time_continues_bit_for_bit(late: bool, tmp_path: Pa
                                 "inputs": {"joints": spans, "tip": spans}}))
     more = ("--latency", file) if late else ()
     whole = robot_rl(*ARGUMENTS, "--out", tmp_path / "whole", *more)
-    broken = robot_rl(*ARGUMENTS, "--out", tmp_path / "broken", *more)
+    broken = robot_rl(*ARGUMENTS, "--out", tmp_path / "broken", "--steps", "700", *more)  # asked for fewer at first
     end = time.monotonic() + 120
     while not (tmp_path / "broken" / "checkpoint.pt").exists():
         assert time.monotonic() < end
@@ -220,7 +221,7 @@ def test_a_run_killed_at_any_time_continues_bit_for_bit(late: bool, tmp_path: Pa
     while late and not (tmp_path / "whole" / "run.json").exists():
         time.sleep(0.02)
     file.unlink()  # a run has a copy of its own
-    resumed = robot_rl("train", "--resume", tmp_path / "broken", "--threads", "1", "--json")
+    resumed = robot_rl("train", "--resume", tmp_path / "broken", "--steps", "900", "--threads", "1", "--json")
     results = []
     for process in (whole, resumed):
         out, err = process.communicate(timeout=200)
@@ -230,6 +231,11 @@ def test_a_run_killed_at_any_time_continues_bit_for_bit(late: bool, tmp_path: Pa
     states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "broken")]
     for key, value in states[0]["agent"]["modules"].items():
         assert torch.equal(value, states[1]["agent"]["modules"][key]), key
+    assert Run(tmp_path / "broken").config.steps == 900
+    for wrong, said in ((("--steps", "800"), "--steps 800: .* was asked for 900"),
+                        (("--seed", "1", "--set", "lr=1"), "without a word on seed, set")):
+        _, err = robot_rl("train", "--resume", tmp_path / "broken", *wrong).communicate(timeout=60)
+        assert re.search(said, err.replace("\n", " ")), err
 
 
 def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:

@@ -531,7 +531,7 @@ RECIPES = {
     "default": Recipe(
         Sac, "what we would ship: SAC with layer-normalised categorical critics, one of the two in each target",
         {"norm": "layer", "categories": 101, "subset": 1, "actor_asks": "mean", "updates_per_step": 2,
-         "actor_period": 2, "average": 0.001, "n_step": 3, "temperature": 0.01, "entropy_share": 0.5}),
+         "actor_period": 2, "average": 0.001, "n_step": 3, "temperature": 0.01, "entropy_share": 0.5, "hold": 16}),
     "td3": Recipe(Td3, "twin delayed deterministic policy gradient", {}),
     "redq": Recipe(
         Sac, "ten critics, a random pair in each target, 20 updates a step (Chen et al. 2021)",
