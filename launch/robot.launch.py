@@ -126,8 +126,8 @@ def generate_launch_description() -> LaunchDescription:
                               description="rclpy (ros), the built-in DDS (dds), or rclpy where it is found (auto)."),
         DeclareLaunchArgument("use_sim_time", default_value="false", choices=["true", "false"],
                               description="Stamp headers by /clock (ros only); deadlines stay on the monotonic clock."),
-        DeclareLaunchArgument("ros_args", default_value="", description="More ROS arguments of the policy node (ros "
-                              "only), e.g. '-r joint_states:=/real/joint_states'."),
+        DeclareLaunchArgument("ros_args", default_value="", description="More ROS arguments of the policy node, its "
+                              "supervisor and its recorder (ros only), e.g. '-r joint_states:=/real/joint_states'."),
         DeclareLaunchArgument("seed", default_value="0", description="Seed of the goals and of exploration."),
         DeclareLaunchArgument("camera_sources", default_value="", description="Real cameras to publish: NAME=SOURCE "
                               "with spaces between them, as camera.launch.py's `sources` [default: none]."),
