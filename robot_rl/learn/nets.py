@@ -76,9 +76,11 @@ def mish(x: Tensor) -> Tensor:
 
     One exponential in place of three such functions: compiled kernels take half as long, ONNX Runtime a seventh.
     """
-    power = x.float().clamp(max=10.0).exp()  # beyond it the quotient is 1 to the last bit
+    if x.dtype != torch.float32:
+        return mish(x.float()).to(x.dtype)
+    power = x.clamp(max=10.0).exp()  # beyond it the quotient is 1 to the last bit
     twice = power * (power + 2)
-    return (x * (twice / (twice + 2))).to(x.dtype)
+    return x * (twice / (twice + 2))
 
 
 class Mish(nn.Module):
