@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -34,7 +34,7 @@ PRIOR_CAPACITY = 500_000  # rows
 SEEN_CAPACITY = 50_000  # of frames
 
 
-def options(recipe: str, settings: Iterable[str], among: Iterable[str] | None = None) -> dict[str, Any]:
+def options(recipe: str, settings: Iterable[str], among: Container[str] | None = None) -> dict[str, Any]:
     """NAME=VALUE settings as keyword arguments of a recipe; values are JSON, other text is taken as it is.
 
     Only names `among` these are taken, where some are given.

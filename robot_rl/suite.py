@@ -211,7 +211,7 @@ def results(out: Path) -> list[Result]:
 def tabled(file: Path) -> list[Result]:
     """The runs that a table like returns.csv holds, each finished where the table ends. Raises SpecError."""
     runs: dict[tuple[str, str, int], list[tuple[int, float]]] = {}
-    for line, row in table_rows(file, RETURNS):
+    for line, row in table_rows(file, RETURNS, "a table of returns", exact=True):
         suite = "dmc-pixels:" if row["observation"] == "pixels" else ""
         try:
             run = suite + row["task"], row["recipe"], int(row["seed"])
@@ -227,14 +227,17 @@ def tabled(file: Path) -> list[Result]:
     return found
 
 
-def table_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and row of a CSV file that has these columns. Raises SpecError."""
+def table_rows(file: Path, columns: Sequence[str], kind: str, *, exact: bool = False
+               ) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and row of a CSV file that has these columns, or `exact`ly these. Raises SpecError."""
     try:
         with file.open(newline="") as text:
             reader = csv.DictReader(text)
-            missing = [column for column in columns if column not in (reader.fieldnames or ())]
-            if missing:
-                raise SpecError(f"{file}: no column {', '.join(missing)}; the columns are {', '.join(columns)}")
+            there = tuple(reader.fieldnames or ())
+            missing = [column for column in columns if column not in there]
+            if missing or (exact and there != tuple(columns)):
+                raise SpecError(f"{file}: no column {', '.join(missing) or 'more'}; the columns are {','.join(there)}; "
+                                f"{kind} has {','.join(columns)}")
             for row in reader:
                 yield reader.line_num, row
     except OSError as error:

@@ -325,7 +325,7 @@ def test_curves_of_a_table(suite: Path, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"returns.csv, line \d+: .*'far'"):
         tabled(table)
     table.write_text("task,return\n")
-    with pytest.raises(SpecError, match="no column observation, recipe, seed, env_steps; the columns"):
+    with pytest.raises(SpecError, match="the columns are task,return; a table of returns has observation,"):
         tabled(table)
 
 

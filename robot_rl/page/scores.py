@@ -38,7 +38,7 @@ class Public:
 def read_public(file: Path, observation: str = "state") -> list[Public]:
     """The curves from state or pixels in a CSV file with `COLUMNS`. Raises SpecError naming file, line and column."""
     rows: dict[tuple[str, str], list[tuple[float, float, float, float]]] = {}
-    for line, row in table_rows(file, COLUMNS):
+    for line, row in table_rows(file, COLUMNS, "a table of public learners"):
         if row["observation"] == observation:
             rows.setdefault((row["task"], row["algorithm"]), []).append(_numbers(file, line, row))
     return [Public(task, algorithm, *np.array(sorted(found), float).T)
