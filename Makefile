@@ -12,6 +12,8 @@ STAMP := $(VENV)/.set-up
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH_INDEX ?=
 ARGS ?=
+# two workers: one for the tests whose processes keep to the clock, one for the rest
+PYTEST := $(BIN)/python -m pytest -n 2
 
 .PHONY: demo test test-all lint setup clean
 .DEFAULT_GOAL := help
@@ -24,10 +26,10 @@ demo: setup
 	$(BIN)/robot-rl demo
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

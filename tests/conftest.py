@@ -98,3 +98,20 @@ def _guard(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 sys.addaudithook(_guard)
+
+# where processes keep to the clock: of these one runs at a time, beside whatever the other worker of `make test` does
+TIMED = ("tests/hardware/", "tests/faults/", "tests/sim/", "tests/test_episode.py", "tests/test_latency.py",
+         "tests/test_ten_stages.py")
+
+
+@pytest.hookimpl(optionalhook=True)  # without pytest-xdist everything runs in one process
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        """A worker takes all timed tests, or one test."""
+
+        def _split_scope(self, nodeid: str) -> str:
+            return "timed" if nodeid.startswith(TIMED) else nodeid
+
+    return Scheduling(config, log)
