@@ -17,7 +17,7 @@ from hardware.administration import Administration
 from hardware.bus import Bus, connect
 from hardware.diagnostics import Health
 from hardware.policy_node import INFO, EpisodeResult, PolicyNode
-from robot_rl.evaluate import summary
+from robot_rl.evaluate import in_short, summary
 from robot_rl.log import progress, write_atomic
 from robot_rl.mcap_writer import COMPRESSIONS
 from robot_rl.policy import Policy
@@ -135,7 +135,7 @@ def _count(node: PolicyNode, episodes: int, stop: Callable[[], bool]) -> list[Ep
         if stop():
             break
         results.append(node.run_episode(wanted=lambda: not stop()))
-        bar.set_postfix_str(f"success {np.mean([r.success for r in results]):.0%}")
+        bar.set_postfix_str(in_short([r.episode_return for r in results], [r.success for r in results]))
         if reason := node.stopped():
             print(f"deploy: stopped: {node.explain(reason)}", file=sys.stderr)
             break

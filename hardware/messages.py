@@ -267,6 +267,19 @@ def imu(stamp_ns: int, frame: str, quaternion_xyzw: ArrayLike, angular_velocity:
                linear_acceleration_covariance=unknown)
 
 
+def odometry(stamp_ns: int, child_frame: str, position: ArrayLike, quaternion_xyzw: ArrayLike,
+             linear_velocity: ArrayLike, angular_velocity: ArrayLike, frame: str = "odom") -> Any:
+    """nav_msgs/Odometry: (3,) m and (4,) of the child frame in `frame`; (3,) m/s and rad/s in the child frame."""
+    moves = [new("geometry_msgs/msg/Vector3", **dict(zip("xyz", map(float, v), strict=True)))
+             for v in (_floats(linear_velocity), _floats(angular_velocity))]
+    unknown = np.zeros(36)
+    return new("nav_msgs/msg/Odometry", header=header(stamp_ns, frame), child_frame_id=child_frame,
+               pose=new("geometry_msgs/msg/PoseWithCovariance", covariance=unknown,
+                        pose=pose_stamped(stamp_ns, frame, position, quaternion_xyzw).pose),
+               twist=new("geometry_msgs/msg/TwistWithCovariance", covariance=unknown,
+                         twist=new("geometry_msgs/msg/Twist", linear=moves[0], angular=moves[1])))
+
+
 def image(stamp_ns: int, frame: str, array: NDArray[np.uint8], encoding: str = "rgb8") -> Any:
     """sensor_msgs/Image, rgb8 or bgr8, from (H, W, 3) uint8; frame is the camera's optical frame."""
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:

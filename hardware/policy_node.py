@@ -48,7 +48,8 @@ class EpisodeResult:
     episode: int
     steps: int
     episode_return: float
-    success: bool
+    success: bool | None
+    """None where the task judges none."""
     faults: str
     """Names of the faults that ended it, or 'none'."""
     robot_s: float

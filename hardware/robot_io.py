@@ -17,6 +17,7 @@ from robot_rl.spec import (
     IMAGE,
     IMU,
     JOINT_STATE,
+    ODOMETRY,
     PD,
     STEERING,
     TRAJECTORY,
@@ -179,9 +180,14 @@ def decode(sensor: Sensor | Camera | Steering, data: bytes, robot: RobotSpec) ->
     if sensor.type == IMU:
         return {f"{sensor.name}.{field}": _measured(message, field, axes) for field, axes in (
             ("orientation", "xyzw"), ("angular_velocity", "xyz"), ("linear_acceleration", "xyz"))}
+    values: Values = {}
+    if sensor.type == ODOMETRY:
+        message, twist = message.pose, message.twist.twist
+        values = {f"{sensor.name}.{field}_velocity": np.array([v.x, v.y, v.z])
+                  for field, v in (("linear", twist.linear), ("angular", twist.angular))}
     p, q = message.pose.position, message.pose.orientation
-    return {f"{sensor.name}.position": np.array([p.x, p.y, p.z]),
-            f"{sensor.name}.orientation": np.array([q.x, q.y, q.z, q.w])}
+    return values | {f"{sensor.name}.position": np.array([p.x, p.y, p.z]),
+                     f"{sensor.name}.orientation": np.array([q.x, q.y, q.z, q.w])}
 
 
 def rgb(data: bytes, type: str) -> np.ndarray:
@@ -207,8 +213,11 @@ def encode(sensor: Sensor | Camera | Steering, values: Values, stamp_ns: int, ro
     if sensor.type == IMU:
         fields = [values[f"{sensor.name}.{key}"] for key in ("orientation", "angular_velocity", "linear_acceleration")]
         return messages.encode(messages.imu(stamp_ns, sensor.frame, *fields))
-    pose = [values[f"{sensor.name}.{key}"] for key in ("position", "orientation")]
-    return messages.encode(messages.pose_stamped(stamp_ns, sensor.frame, *pose))
+    position, orientation = (values[f"{sensor.name}.{key}"] for key in ("position", "orientation"))
+    if sensor.type == ODOMETRY:
+        linear, angular = (values[f"{sensor.name}.{key}_velocity"] for key in ("linear", "angular"))
+        return messages.encode(messages.odometry(stamp_ns, sensor.frame, position, orientation, linear, angular))
+    return messages.encode(messages.pose_stamped(stamp_ns, sensor.frame, position, orientation))
 
 
 @dataclass(frozen=True)

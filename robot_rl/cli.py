@@ -116,7 +116,7 @@ def evaluate_(
 
 @app.command()
 def demos(
-    task: Annotated[str, typer.Argument(help="so101-lift: a task that a script can show.")],
+    task: Annotated[str, typer.Argument(help="so101-lift, quadruped-walk: a task that a script can show.")],
     out: Annotated[Path, typer.Option(help="Folder for one rosbag2 MCAP per episode.")],
     episodes: Annotated[int, typer.Option(help="Episodes to show.")] = 20,
     robot: RobotOption = None,
@@ -198,7 +198,7 @@ def sim_robot(
     gap: Annotated[str, typer.Option(help="Reality gap: NAME=VALUE,... of payload (kg), friction (N·m), "
                                      "motor_strength (share), encoder_bias (rad), command_delay (s), "
                                      "sensor_delay (s), camera_delay (s), noise (rad), pose_noise (m), imu_noise "
-                                     "(rad/s), dropout (share).")] = "",
+                                     "(rad/s), odometry_noise (m/s), dropout (share).")] = "",
     latency: LatencyOption = None,
     bus: BusOption = "auto", namespace: Namespace = "", domain: Domain = None, seed: Seed = 0,
     cameras: Annotated[bool, typer.Option(help="Render and publish the cameras.")] = True,

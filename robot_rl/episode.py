@@ -29,7 +29,8 @@ class Outcome:
     reward: float
     terminated: bool
     truncated: bool
-    success: bool
+    success: bool | None
+    """None where the task judges none."""
     faults: Reason
     valid: bool
     """False where a sensor failed, so that nothing may be learned from this step."""
@@ -159,11 +160,12 @@ class Episode:
         if self._endless:
             if succeeded and success is not None and success.ends_episode and self._clock is not None:
                 self._clock.reset()  # a policy that ends its episodes has never seen it hold for longer
-            return Outcome(self._observation, reward, False, bool(self.faults), succeeded, self.faults, True)
+            judged = succeeded if success else None
+            return Outcome(self._observation, reward, False, bool(self.faults), judged, self.faults, True)
         timeout = self.steps >= self._max_steps
         ended = failed or (succeeded and success is not None and success.ends_episode)
         won = succeeded and (ended or timeout) and not failed
         if won and success is not None:
             reward += success.bonus
         truncated = (timeout or bool(self.faults)) and not ended
-        return Outcome(self._observation, reward, ended, truncated, won, self.faults, True)
+        return Outcome(self._observation, reward, ended, truncated, won if success else None, self.faults, True)

@@ -39,7 +39,7 @@ def evaluate(env: gymnasium.Env, act: Act, episodes: int, seed: int, show: bool 
             observation, reward, terminated, truncated, info = env.step(taken[-1])
             total, done = total + float(reward), terminated or truncated
         returns.append(total)
-        successes.append(bool(info["success"]) if "success" in info else None)
+        successes.append(info.get("success"))
         actions.append(np.array(taken, float))
     return summary(returns, successes) | effort(actions)
 
@@ -73,6 +73,12 @@ def summary(returns: Sequence[float], successes: Sequence[bool | None]) -> dict[
     if known:
         figures |= {"success_rate": sum(known) / len(known), "success_ci95": list(wilson(sum(known), len(known)))}
     return figures
+
+
+def in_short(returns: Sequence[float], successes: Sequence[bool | None]) -> str:
+    """Mean success of episodes for a progress bar, or the mean return where the task judges none."""
+    known = [s for s in successes if s is not None]
+    return f"success {np.mean(known):.0%}" if known else f"return {np.mean(returns):,.1f}"
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:

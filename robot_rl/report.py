@@ -107,7 +107,7 @@ def _add_run(found: Found, folder: Path) -> bool:
         return False
     file = folder / "run.json"
     config = json.loads(file.read_text()) if file.exists() else {}
-    found.runs["finetune" if any("robot/success" in line for line in lines) else "train"] = (config, lines)
+    found.runs["finetune" if any("robot/minutes" in line for line in lines) else "train"] = (config, lines)
     return True
 
 

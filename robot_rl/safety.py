@@ -12,7 +12,7 @@ from enum import IntFlag
 import numpy as np
 
 from robot_rl.observe import Readings
-from robot_rl.spec import IMU, JOINT_STATE, Camera, RobotSpec
+from robot_rl.spec import IMU, JOINT_STATE, ODOMETRY, Camera, RobotSpec
 
 
 class Reason(IntFlag):
@@ -156,8 +156,8 @@ class Safety:
 
 
 def _keys(name: str, type: str) -> tuple[str, ...]:
-    fields = {JOINT_STATE: ("position", "velocity"), IMU: ("orientation", "angular_velocity")}.get(
-        type, ("position", "orientation"))
+    fields = {JOINT_STATE: ("position", "velocity"), IMU: ("orientation", "angular_velocity"),
+              ODOMETRY: ("linear_velocity", "angular_velocity")}.get(type, ("position", "orientation"))
     return tuple(f"{name}.{field}" for field in fields)
 
 

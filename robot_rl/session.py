@@ -350,7 +350,7 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
              warm_updates: int, ratio: float, hindsight: int, changes: list[str], where: BusOptions, seed: int,
              threads: int, acknowledged: bool = False) -> dict[str, Any]:
     """Fine-tune a run on a robot; the new run in `out` continues where it broke off when it exists."""
-    from robot_rl.finetune import Finetuning, bags_in, demand_reward
+    from robot_rl.finetune import Finetuning, bags_in
     from robot_rl.learn import checkpoint
     from robot_rl.log import Log
     from robot_rl.spec import load_robot
@@ -359,7 +359,6 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
     resuming = run.checkpoint.exists()
     base = run.config if resuming else origin.config
     config = msgspec.structs.replace(base, options=base.options | options(base.recipe, changes))
-    demand_reward(origin.contract, f"run {source}")
     contract = origin.contract.on(load_robot(robot), f"run {source}")
     agent = make_agent(config, contract)
     prior, online = (_memory(agent, config, contract, SEEN_CAPACITY if contract.vision else capacity, seed + k)

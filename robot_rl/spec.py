@@ -20,13 +20,13 @@ SCHEMA = 1
 POSE = "geometry_msgs/msg/PoseStamped"
 JOINT_STATE = "sensor_msgs/msg/JointState"
 IMU = "sensor_msgs/msg/Imu"
+ODOMETRY = "nav_msgs/msg/Odometry"
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED = "sensor_msgs/msg/CompressedImage"
 TWISTS = ("geometry_msgs/msg/Twist", "geometry_msgs/msg/TwistStamped")
 EDGE = 1e-6  # m, rad: how far beyond their bounds goals may lie
 GOAL = "goal.position"  # the source of a term that reads the goal
 STEERING = "steering"  # the source of a term that reads the velocity that is asked for
-TRUTH = "truth."  # before a source that only a simulator knows
 SUPERVISOR_STOPPED, SUPERVISOR_STATE = "supervisor/stopped", "supervisor/state"
 TRAJECTORY = "trajectory_msgs/msg/JointTrajectory"
 PD = "control_msgs/msg/DynamicJointState"
@@ -128,7 +128,7 @@ class CommandInterface(CommandTopic, kw_only=True):
 
 
 class Sensor(Data, kw_only=True):
-    """A state topic: JointState (by joint name), PoseStamped, or Imu (with an orientation; its world's z is up)."""
+    """A state topic: JointState (by joint name), PoseStamped, Imu (its orientation in a world with z up), Odometry."""
 
     name: str
     topic: str
@@ -136,14 +136,15 @@ class Sensor(Data, kw_only=True):
     rate_hz: float
     stale_after_s: float
     frame: str = "base_link"
+    """Of an Odometry its child frame, in which its velocities are."""
     site: str | None = None
-    """The MJCF site whose pose the simulated robot publishes here, as a motion-capture system would; or its IMU's."""
+    """The MJCF site whose pose or motion the simulated robot publishes here."""
     velocity: Literal["measured", "derived"] = "measured"
     """JointState: speeds are in the message, or are made from the positions of two decisions, in training too."""
 
     def __post_init__(self) -> None:
-        if self.type not in (JOINT_STATE, POSE, IMU):
-            raise ValueError(f"sensor {self.name}: type={self.type}: known are {JOINT_STATE}, {POSE}, {IMU}")
+        if self.type not in (known := (JOINT_STATE, POSE, IMU, ODOMETRY)):
+            raise ValueError(f"sensor {self.name}: type={self.type}: known are {', '.join(known)}")
         if self.velocity == "derived" and self.type != JOINT_STATE:
             raise ValueError(f"sensor {self.name}: velocity=derived with type={self.type}: {JOINT_STATE} only")
 
@@ -374,9 +375,9 @@ class Term(Data, kw_only=True):
     """One quantity: `scale * transform(source - minus)`, of the chosen joints, with its newest `history` values.
 
     Sources: `<sensor>.position|velocity|effort` of the JointState, `<sensor>.position|orientation` of a pose,
-    of an IMU `<sensor>.orientation|angular_velocity|linear_acceleration`; `goal.position`, `steering` (x and y m/s, z
-    rad/s), `command` (last sent, by joint), `action` (last sent, in [-1, 1]), `hold` (s). `truth.<imu>.linear_velocity`
-    (m/s, in its frame) is a simulator's: rewards alone may read it, and where it is not known, neither is the reward.
+    of an IMU `<sensor>.orientation|angular_velocity|linear_acceleration`, of an Odometry `<sensor>.linear_velocity` and
+    `.angular_velocity` in its child frame, `.position` and `.orientation` (which drift); `goal.position`, `steering` (x
+    and y m/s, z rad/s), `command` (last sent, by joint), `action` (last sent, in [-1, 1]), `hold` (s).
     History is oldest first and is filled with the first value of an episode.
     """
 
@@ -599,11 +600,6 @@ class PolicySpec(Data, kw_only=True):
         return (*(self.robot.sensors if self.robot else ()), *self.cameras, *steering)
 
     @property
-    def truths(self) -> list[str]:
-        """The reward terms that only a simulator can compute, by name."""
-        return [r.term.name for r in self.rewards if any(map(is_truth, (r.term.source, r.term.minus)))]
-
-    @property
     def frames(self) -> tuple[int, int, int] | None:
         """(C, H, W) of what the policy sees; None where it sees numbers only."""
         return self.vision.shape if self.vision else None
@@ -665,21 +661,12 @@ def policy_spec(robot: RobotSpec, *, task: str, rate_hz: float, time_limit_s: fl
     bounds = [bound.term for bound in (success, failure) if bound]
     for term in [r.term for r in rewards] + bounds:
         term_size(term, robot, size, asked)
-    for term in [*observations, *bounds]:
-        for source in filter(is_truth, (term.source, term.minus)):
-            raise SpecError(f"task {task}: term {term.name} reads {source}, which only a simulator knows: rewards "
-                            "alone may")
     for bound in bounds:
         if (count := term_size(bound, robot, size, asked)) != 1:
             raise SpecError(f"task {task}: term {bound.name} has {count} numbers; success and failure judge one")
     return PolicySpec(task=task, rate_hz=rate_hz, time_limit_s=time_limit_s, robot=robot, observations=filled,
                       observation_size=sum(t.size for t in filled), action=action, action_size=size,
                       rewards=rewards, success=success, failure=failure, goal=goal, steering=steering, vision=vision)
-
-
-def is_truth(source: str | None) -> bool:
-    """Whether only a simulator knows a source."""
-    return bool(source and source.startswith(TRUTH))
 
 
 def term_size(term: Term, robot: RobotSpec, actions: int, asked: dict[str, int]) -> int:
@@ -690,16 +677,18 @@ def term_size(term: Term, robot: RobotSpec, actions: int, asked: dict[str, int])
     sizes = {"action": actions, "hold": 1, "command": len(robot.actuated)} | asked
     spatial = list(asked)
     for sensor in robot.sensors:
+        vectors = list[str]()
         if sensor.type == JOINT_STATE:
             sizes |= {f"{sensor.name}.{field}": len(robot.joints) for field in ("position", "velocity", "effort")}
         elif sensor.type == IMU:
-            vectors = [f"{sensor.name}.angular_velocity", f"{sensor.name}.linear_acceleration",
-                       f"{TRUTH}{sensor.name}.linear_velocity"]
+            vectors = [f"{sensor.name}.angular_velocity", f"{sensor.name}.linear_acceleration"]
+        else:
+            vectors = [f"{sensor.name}.position"]
+            if sensor.type == ODOMETRY:
+                vectors += [f"{sensor.name}.linear_velocity", f"{sensor.name}.angular_velocity"]
+        if vectors:
             sizes |= {f"{sensor.name}.orientation": 4} | dict.fromkeys(vectors, 3)
             spatial += vectors
-        else:
-            sizes |= {f"{sensor.name}.position": 3, f"{sensor.name}.orientation": 4}
-            spatial.append(f"{sensor.name}.position")
     for source in filter(None, (term.source, term.minus)):
         if source not in sizes:
             raise SpecError(f"term {term.name}: source '{source}' is not offered by {robot.robot}; "

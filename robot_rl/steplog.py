@@ -104,7 +104,7 @@ def step_record(spec: PolicySpec, *, tick: int, episode: int, stamp_ns: int, sta
                 latency_s: float) -> StepRecord:
     """Gather one tick into a record."""
     one = np.atleast_1d
-    flags = [outcome.terminated, outcome.truncated, outcome.success, outcome.valid]
+    flags = [outcome.terminated, outcome.truncated, bool(outcome.success), outcome.valid]
     inputs = [part for s in spec.inputs for part in split_ns(stamps.get(s.name, 0))]
     return StepRecord(one(float(tick)), one(float(episode)), np.array(split_ns(stamp_ns), float),
                       np.array(inputs, float), state_of(outcome.observation).astype(float), one(outcome.reward),
@@ -219,7 +219,9 @@ def outcome(end: Mapping[str, Any]) -> str:
     if "success" not in end:
         return "recording broke off"
     faults = end.get("faults", "none")
-    return "success" if end["success"] else "failed" if faults == "none" else f"stopped ({faults})"
+    if faults != "none" and not end["success"]:
+        return f"stopped ({faults})"
+    return {True: "success", False: "failed", None: "over"}[end["success"]]
 
 
 def read_episode(folder: str | Path) -> EpisodeLog:

@@ -25,6 +25,7 @@ from robot_rl.spec import PolicySpec, SpecError, mjcf_file
 from robot_rl.steplog import EPISODE_TOPIC, INFO_TOPIC, STEP_TOPIC, TEXT_TYPE, recorded_topics, step_record
 from sim.env import RobotEnv
 from sim.lift import Lifter
+from sim.walk import Trotter
 from sim.wiring import compile_model
 
 BETWEEN_S = 1.0  # from one episode to the next, by the stamps
@@ -52,6 +53,7 @@ class Make(Protocol):
 
 DEMONSTRATORS: dict[str, Make] = dict.fromkeys(
     ("so101-lift", "so101-lift-dense", "so101-lift-camera", "so101-lift-camera-dense"), Lifter)
+DEMONSTRATORS["quadruped-walk"] = Trotter
 
 
 class EpisodeWriter:
@@ -68,7 +70,8 @@ class EpisodeWriter:
         goal = None if env.goal is None else [float(x) for x in env.goal]
         start = {"episode": number, "goal": goal, "task": env.contract.task, "policy": SCRIPT}
         self._bag = BagWriter(folder, custom=_custom(start))
-        rows = [*recorded_topics(self._robot, cameras=False), *((*heard_on(c), "sensor") for c in env.contract.cameras),
+        inputs = [s for s in env.contract.inputs if s not in self._robot.sensors]  # cameras in use, and who steers
+        rows = [*recorded_topics(self._robot, cameras=False), *((*heard_on(s), "sensor") for s in inputs),
                 (EPISODE_TOPIC, TEXT_TYPE, "events"), (INFO_TOPIC, TEXT_TYPE, "latched")]
         for source in sources(rows, ""):
             self._bag.add_topic(source.topic, source.type, source.qos)
@@ -128,7 +131,7 @@ def demonstrate(task: str, robot: str | None, episodes: int, out: Path, seed: in
     env = sim.make(task, robot)
     assert isinstance(env, RobotEnv)
     script = DEMONSTRATORS[task](env.contract, compile_model(mjcf_file(robot or sim.task_spec(task)[1])))
-    start_ns, returns, successes = time.time_ns(), list[float](), list[bool]()
+    start_ns, returns, successes = time.time_ns(), list[float](), list[bool | None]()
     for number in progress("demonstrate", unit="episode", items=range(episodes)):
         writer = EpisodeWriter(out / f"episode_{number:04d}", env, number, start_ns)
         total = run_episode(env, script, episode_seed(SEED + seed, number), writer.tick)

@@ -11,7 +11,7 @@ import numpy as np
 from robot_rl.episode import Command, Episode, Outcome
 from robot_rl.observe import Observation, Readings
 from robot_rl.safety import Reason
-from robot_rl.spec import STEERING, TRUTH, PolicySpec
+from robot_rl.spec import STEERING, PolicySpec
 from sim.randomize import NO_LAGS, Gap, Lags
 from sim.robot import SimRobot
 
@@ -82,8 +82,6 @@ class RobotEnv(gymnasium.Env[Observation, np.ndarray]):
         values = self._robot.readings()
         if self.steering is not None:
             values[STEERING] = self.steering
-        if self.contract.truths:
-            values |= {TRUTH + key: value for key, value in self._robot.truth().items()}
         self.readings = Readings(values, ages=self._robot.ages())
         self.outcome = self.episode.observe(self.readings)
         return self.outcome

@@ -44,6 +44,8 @@ class Gap:
     """Standard deviation of every coordinate of a pose sensor, m."""
     imu_noise: float = 0.0
     """Standard deviation of every angular velocity of an IMU, rad/s."""
+    odometry_noise: float = 0.0
+    """Standard deviation of every linear velocity of an odometry, m/s."""
     dropout: float = 0.0
     """Probability that one message of a sensor is lost."""
     seed: int = 0

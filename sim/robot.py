@@ -8,7 +8,7 @@ import mujoco
 import numpy as np
 
 from hardware.messages import wxyz, xyzw
-from robot_rl.spec import IMU, JOINT_STATE, POSE, Camera, RobotSpec, Sensor, Vision
+from robot_rl.spec import IMU, JOINT_STATE, ODOMETRY, POSE, Camera, RobotSpec, Sensor, Vision
 from sim.offscreen import Offscreen
 from sim.randomize import NO_LAGS, Gap, History, Lags
 from sim.wiring import compile_model, wire
@@ -166,7 +166,9 @@ class SimRobot:
 
         `<joint sensor>.position|velocity|effort` (J,), `<pose sensor>.position` (3,) and `.orientation` (4,) xyzw in
         the sensor's frame, `<imu>.orientation` in the world, `.angular_velocity` (3,) rad/s and `.linear_acceleration`
-        (3,) m/s² in its own frame. `<camera>.image` (H, W, 3) uint8 rgb of the cameras in use. Raises RenderError.
+        (3,) m/s² in its own frame, `<odometry>.position` and `.orientation` in the world, `.linear_velocity` (3,) m/s
+        and `.angular_velocity` in its own frame. `<camera>.image` (H, W, 3) uint8 rgb of the cameras in use. Raises
+        RenderError.
         """
         for sensor in self.spec.sensors:
             seen = self.measure(sensor.name)
@@ -181,7 +183,7 @@ class SimRobot:
         return {name: self.time - taken for name, (_, taken, _) in self._filmed.items()}
 
     def truth(self) -> Values:
-        """What `readings` would say with perfect sensors, and the speed of every IMU; never for a policy to see."""
+        """What `readings` would say with perfect sensors; never for a policy to see."""
         return {key: value for sensor in self.spec.sensors
                 for key, value in self._look(sensor, self.data, self._state()).items()}
 
@@ -340,8 +342,9 @@ class SimRobot:
                 self._add(values, f"{sensor.name}.velocity", self.gap.noise / VELOCITY_WINDOW_S)
             values[f"{sensor.name}.position"] += self._bias
         elif sensor.type == IMU:
-            del values[f"{sensor.name}.linear_velocity"]
             self._add(values, f"{sensor.name}.angular_velocity", self.gap.imu_noise)
+        elif sensor.type == ODOMETRY:
+            self._add(values, f"{sensor.name}.linear_velocity", self.gap.odometry_noise)
         else:
             self._add(values, f"{sensor.name}.position", self.gap.pose_noise)
         return values
@@ -358,8 +361,11 @@ class SimRobot:
                     f"{sensor.name}.velocity": velocity[self._wiring.dof],
                     f"{sensor.name}.effort": effort[self._wiring.dof]}
         site = self._sites[sensor.name]
-        if sensor.type == IMU:
-            return self._sense_motion(sensor.name, site, data)
+        if sensor.type in (IMU, ODOMETRY):
+            motion = self._sense_motion(site, data)
+            fields = (("orientation", "angular_velocity", "linear_acceleration") if sensor.type == IMU else
+                      ("position", "orientation", "linear_velocity", "angular_velocity"))
+            return {f"{sensor.name}.{field}": motion[field] for field in fields}
         frame = self._frames[sensor.name]
         axes = data.xmat[frame].reshape(3, 3).T
         quaternion = np.empty(4)
@@ -367,9 +373,8 @@ class SimRobot:
         return {f"{sensor.name}.position": axes @ (data.site_xpos[site] - data.xpos[frame]),
                 f"{sensor.name}.orientation": xyzw(quaternion)}
 
-
-    def _sense_motion(self, name: str, site: int, data: mujoco.MjData) -> Values:
-        """What an IMU at a site says, and its speed, which no IMU knows, as `<name>.linear_velocity` (3,) m/s."""
+    def _sense_motion(self, site: int, data: mujoco.MjData) -> Values:
+        """Where a site is, in the world, and how it moves, in its own frame; see `readings`."""
         mujoco.mj_comPos(self.model, data)
         mujoco.mj_comVel(self.model, data)
         mujoco.mj_rnePostConstraint(self.model, data)  # accelerations of bodies, gravity included
@@ -378,8 +383,8 @@ class SimRobot:
         mujoco.mj_objectVelocity(self.model, data, kind, site, motion, 1)
         mujoco.mj_objectAcceleration(self.model, data, kind, site, change, 1)
         mujoco.mju_mat2Quat(quaternion, data.site_xmat[site])
-        return {f"{name}.orientation": xyzw(quaternion), f"{name}.angular_velocity": motion[:3],
-                f"{name}.linear_acceleration": change[3:], f"{name}.linear_velocity": motion[3:]}
+        return {"position": data.site_xpos[site].copy(), "orientation": xyzw(quaternion),
+                "linear_velocity": motion[3:], "angular_velocity": motion[:3], "linear_acceleration": change[3:]}
 
 
 def _mocap(model: mujoco.MjModel, body: str) -> int | None:

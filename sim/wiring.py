@@ -8,7 +8,7 @@ from pathlib import Path
 import mujoco
 import numpy as np
 
-from robot_rl.spec import IMU, POSE, Joint, RobotSpec, SpecError
+from robot_rl.spec import IMU, ODOMETRY, POSE, Joint, RobotSpec, SpecError
 
 TOLERANCE = 1e-3  # rad, m, N·m: how far rounded limits may lie apart
 
@@ -52,7 +52,7 @@ def wire(robot: RobotSpec, model: mujoco.MjModel, file: Path) -> Wiring:
     for sensor in robot.sensors:
         if sensor.type == POSE:
             faults += _sensor_faults(sensor.name, sensor.site, sensor.frame, model)
-        elif sensor.type == IMU:
+        elif sensor.type in (IMU, ODOMETRY):
             faults += _sensor_faults(sensor.name, sensor.site, None, model)
     for placed in robot.objects:
         if _free_joint(model, placed.object) is None:

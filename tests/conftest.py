@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
+settings.register_profile("patient", deadline=None)  # a machine that is busy has taken 0.7 s over half a millisecond
+settings.load_profile("patient")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # tests stay on loopback whatever the shell says; processes that they start inherit this
 for variable in ("CYCLONEDDS_URI", "ROBOT_RL_INTERFACE", "ROS_DOMAIN_ID", "ROS_DISCOVERY_SERVER"):

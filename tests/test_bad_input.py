@@ -63,7 +63,7 @@ def test_one_error_for_bad_input(name: str, caplog: pytest.LogCaptureFixture) ->
     target = TARGETS[name]
     seeds = target.seeds()
 
-    @settings(max_examples=EACH.get(name, 150), deadline=None, derandomize=True, database=None,
+    @settings(max_examples=EACH.get(name, 150), derandomize=True, database=None,
               suppress_health_check=list(HealthCheck))
     @given(whole=st.sampled_from(seeds) | st.binary(max_size=64), seed=st.integers(0, 1 << 32), edits=st.integers(1, 4))
     def check(whole: bytes, seed: int, edits: int) -> None:

@@ -28,7 +28,7 @@ from robot_rl import bag
 STATE, TEXT = "sensor_msgs/msg/JointState", "std_msgs/msg/String"
 START = 1_760_000_000_000_000_000  # a wall time, ns
 EVERY = 20  # messages between two flushes of the killed bag
-MANY = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+MANY = settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 Row = tuple[str, str, bytes, int, int]
 
 

@@ -68,7 +68,7 @@ class Pair:
             np.testing.assert_array_equal(ours[key], value, key)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(events=stories, capacity=st.integers(2, 25), stack=st.integers(1, 4), n_step=st.integers(1, 3),
        horizon=st.integers(1, 3), prioritized=st.sampled_from([0.0, 1.0]))
 def test_stacks_are_those_that_were_seen(events: list[str], capacity: int, stack: int, n_step: int, horizon: int,

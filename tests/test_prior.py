@@ -89,7 +89,7 @@ def test_the_prior_continues_with_the_run(tmp_path: Path) -> None:
             np.testing.assert_array_equal(value, theirs[key], key)
 
 
-@pytest.mark.parametrize("recipe, offline", [("rlpd", 0), ("fowm", 40), ("modem", 40), ("bmpc", 0)])
+@pytest.mark.parametrize("recipe, offline", [("rlpd", 0), ("fowm", 40), ("modem", 40), ("modem_v2", 40), ("bmpc", 0)])
 def test_a_run_with_a_prior_continues_bit_for_bit_without_its_bags(recipe: str, offline: int, tmp_path: Path,
                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")

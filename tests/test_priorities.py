@@ -14,7 +14,7 @@ from tests.test_replay import BEGIN, STEP, TERMINATE, TRUNCATE, Story, filled, s
 ALPHA = 0.5
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data(), size=st.one_of(st.integers(1, 40), st.just(5_000), st.just(70_000)))
 def test_the_tree_draws_where_a_running_sum_says(data: st.DataObject, size: int) -> None:
     tree, numbers = SumTree(size), np.zeros(size)
@@ -41,7 +41,7 @@ def test_a_zero_is_never_drawn_whatever_the_rounding(numbers: list[float]) -> No
         assert (tree.numbers[drawn] > 0).all()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(events=st.lists(st.one_of(st.sampled_from([BEGIN, STEP, STEP, STEP, TERMINATE, TRUNCATE]), st.floats(0, 9)),
                        min_size=1, max_size=60), capacity=st.integers(2, 25), horizon=st.integers(1, 3))
 def test_each_step_has_the_priority_it_was_last_given(events: list[str | float], capacity: int, horizon: int) -> None:
@@ -74,7 +74,7 @@ def test_each_step_has_the_priority_it_was_last_given(events: list[str | float],
         assert {(int(g), int(t)) for g, t in drawn} <= story.held()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(events=stories, capacity=st.integers(2, 25))
 def test_untold_priorities_draw_evenly(events: list[str], capacity: int) -> None:
     story = Story(capacity, prioritized=1.0)

@@ -59,7 +59,7 @@ class Story:
 stories = st.lists(st.sampled_from([BEGIN, STEP, STEP, STEP, STEP, TERMINATE, TRUNCATE]), min_size=1, max_size=60)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(events=stories, capacity=st.integers(2, 25), n_step=st.integers(1, 5), horizon=st.integers(1, 4))
 def test_samples_are_what_was_put_in(events: list[str], capacity: int, n_step: int, horizon: int) -> None:
     story = Story(capacity)
@@ -159,7 +159,6 @@ def filled(segment: float, steps: int) -> Replay:
     return replay
 
 
-@settings(deadline=None)
 @given(batch=st.integers(1, 64), ratio=st.sampled_from([0.0, 0.25, 0.5, 0.9, 1.0]), horizon=st.integers(1, 3))
 def test_mixture_keeps_its_ratio_and_tells_the_source(batch: int, ratio: float, horizon: int) -> None:
     mixture = Mixture(filled(7, 9), filled(3, 5), ratio)

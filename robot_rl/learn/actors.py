@@ -174,7 +174,8 @@ class DeterministicActor(Actor):
     """tanh of a perceptron, plus noise of a fixed size, bounded to [-1, 1] (TD3, Fujimoto et al. 2018).
 
     `explore` is the standard deviation of the noise that acting adds; `smooth` that of the noise in targets, which is
-    bounded to +-`smooth_bound`. Its log density is taken as 0: there is no entropy to reward.
+    bounded to +-`smooth_bound`. Its log density is taken as 0: there is no entropy to reward. Of several `members` the
+    first is meant wherever one is asked.
     """
 
     def __init__(
@@ -187,10 +188,11 @@ class DeterministicActor(Actor):
         explore: float = 0.1,
         smooth: float = 0.2,
         smooth_bound: float = 0.5,
+        members: int = 1,
     ):
         super().__init__()
         self.action_size, self.explore, self.smooth, self.smooth_bound = action_size, explore, smooth, smooth_bound
-        self.net = Mlp((obs_size, *hidden, action_size), 1, generator, shape, final_scale=0.01)
+        self.net = Mlp((obs_size, *hidden, action_size), members, generator, shape, final_scale=0.01)
 
     def raw(self, latent: Tensor, training: bool = False) -> Tensor:
         """(B, O) -> (B, A) before the tanh."""
@@ -199,9 +201,16 @@ class DeterministicActor(Actor):
 
     def sample(self, latent: Tensor, noise: Tensor, training: bool = False) -> tuple[Tensor, Tensor]:
         """(B, O), (B, A) -> action with the smoothing noise of targets (B, A), and zeros (B,)."""
-        jitter = (self.smooth * noise).clamp(-self.smooth_bound, self.smooth_bound)
-        action = (self.raw(latent, training).tanh() + jitter).clamp(-1.0, 1.0)
+        action = (self.raw(latent, training).tanh() + self.jitter(noise)).clamp(-1.0, 1.0)
         return action, torch.zeros_like(action[:, 0])
+
+    def every(self, latent: Tensor, training: bool = False) -> Tensor:
+        """(B, O) -> the action of each member, without noise (E, B, A)."""
+        return self.net(latent, training=training).tanh()
+
+    def jitter(self, noise: Tensor) -> Tensor:
+        """Standard normal noise (B, A) -> that of targets."""
+        return (self.smooth * noise).clamp(-self.smooth_bound, self.smooth_bound)
 
     def mean(self, latent: Tensor) -> Tensor:
         """(B, O) -> the action without noise (B, A)."""

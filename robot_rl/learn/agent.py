@@ -14,6 +14,7 @@ from robot_rl.learn.actors import Actor, Policy
 from robot_rl.learn.backups import NoScale, Tensors
 from robot_rl.learn.chunks import Execute, Execution, Steps
 from robot_rl.learn.compiled import compiled
+from robot_rl.learn.crowd import Guide
 from robot_rl.learn.latents import Latent, LatentMirror
 from robot_rl.learn.nets import Adam, follow
 from robot_rl.learn.noise import Noise, White
@@ -106,6 +107,8 @@ class Agent:
         scale: Scale | None = None,
         noise: Noise | None = None,
         execution: Execution = Steps(),  # noqa: B008  # holds nothing
+        exploring: Execution | None = None,
+        guide: Guide | None = None,
         offline: Sequence[Lesson] = (),
         shown: Actor | None = None,
         device: str = "cpu",
@@ -114,10 +117,13 @@ class Agent:
         """`parts` is everything that is saved, by name. `start` made the first weights and seeds the agent's own
         generator, which all later chance comes from. `target_latent` sees next observations where it is given;
         `scale` changes rewards before any lesson sees them, `noise` explores, `execution` is the way from the actor's
-        output to the action of a step, `shown` the actor that is exported and acts without exploring, if it is another.
+        output to the action of a step and `exploring` that of training, if it is another (with the same carry); `shown`
+        the actor that is exported and acts without exploring, if it is another. After offline updates `guide` takes a
+        share of the steps of training.
         `offline` are the lessons of offline updates, where these have their own, that teach the actor but no model.
         """
         self.latent, self.actor, self.schedule, self.execution = latent, actor, schedule, execution
+        self.exploring, self.guide = exploring or execution, guide
         self.shown = shown or actor
         self.target_latent, self.scale, self.noise = target_latent or latent, scale or NoScale(), noise or White()
         self.lessons, self.targets, self.events, self.studies = lessons, targets, events, studies
@@ -134,6 +140,7 @@ class Agent:
         self.generator = torch.Generator(device).manual_seed(seed)
         self.updates = self.prepared = 0
         self._mirror: tuple[LatentMirror, dict[bool, Execute]] | None = None
+        self._guided: Callable[..., np.ndarray] | None = None
         self._pixels = Pixels(schedule.shift, device=device)
         self._device, self._compile = device, compile
         every = tuple(range(len(lessons)))
@@ -150,10 +157,16 @@ class Agent:
         noise = np.zeros(shape, np.float32)
         if explore:
             noise = self.noise.draw(shape, self.generator).cpu().numpy()
+        if explore and self.guide and 0 < self.prepared < self.updates:
+            chance = float(torch.rand((), generator=self.generator, device=self.generator.device))
+            if chance >= self.guide.share(self.updates - self.prepared):
+                self._guided = self._guided or self.guide.mirror()
+                return self._guided(noise, *seen), None
         if self._mirror is None:
-            actors = {True: self.actor, False: self.shown}
-            execution = self.execution.bare if self.unmodelled else self.execution
-            self._mirror = self.latent.mirror(), {key: execution.mirror(actor) for key, actor in actors.items()}
+            ways = {True: (self.actor, self.exploring), False: (self.shown, self.execution)}
+            self._mirror = self.latent.mirror(), {
+                key: (execution.bare if self.unmodelled else execution).mirror(actor)
+                for key, (actor, execution) in ways.items()}
         latent, execute = self._mirror
         return execute[explore](latent(*seen), noise, carry)
 
@@ -176,6 +189,8 @@ class Agent:
         plan, before = self.schedule, self.unmodelled
         apart, every = offline and bool(self.offline), (*self.lessons, *self.offline)
         numbers = range(len(self.lessons), len(every)) if apart else range(len(self.lessons))
+        if self.guide and before and not apart:
+            self.guide.take(self.latent, self.actor)
         for _ in range(plan.updates_per_step):
             for event in self.events:
                 if self.updates % event.period == 0:
@@ -258,7 +273,7 @@ class Agent:
     def _changed(self, another: bool = False) -> None:
         """On the CPU what acts shares memory with what learns, until `another` acts; from elsewhere it is copied."""
         if another or self.generator.device.type != "cpu":
-            self._mirror = None
+            self._mirror = self._guided = None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs to continue as if never stopped: tensors and integers."""

@@ -93,6 +93,25 @@ class Disagreement(nn.Module):
         """(B, O), (B, A) -> (B,), at least 0."""
         return (self(latent, action).var(0, correction=0) / self.noise).log1p().mean(-1)
 
+    def frozen(self) -> FrozenDisagreement:
+        """A copy in plain layers."""
+        return FrozenDisagreement(self)
+
+
+class FrozenDisagreement(nn.Module):
+    """What an ensemble would learn, in plain layers, in float32."""
+
+    def __init__(self, model: Disagreement):
+        super().__init__()
+        self.noise = model.noise
+        self.members = nn.ModuleList(model.net.frozen(member) for member in range(model.net.members))
+
+    def gain(self, latent: Tensor, action: Tensor) -> Tensor:
+        """See Disagreement."""
+        both = torch.cat((latent, action), -1)
+        said = torch.stack([member(both) for member in self.members])
+        return ((said - said.mean(0)).square().mean(0) / self.noise).log1p().mean(-1)
+
 
 class CuriousBackup(SoftBackup):
     """A soft backup that also rewards what the next action would teach, at the price `curiosity`."""

@@ -14,6 +14,7 @@ from robot_rl.learn.actors import Actor, ClippedActor, DeterministicActor
 from robot_rl.learn.backups import Draw, SoftBackup, Tensors
 from robot_rl.learn.critics import Critic, Reduction
 from robot_rl.learn.objectives import NoTemperature
+from robot_rl.learn.planner import Model
 from robot_rl.learn.world import Spread, Weights, World
 
 
@@ -23,15 +24,15 @@ class ImaginedBackup(SoftBackup):
     So values are those of the actor, whoever took the steps that were seen (model-based TD of BMPC, method 127).
     """
 
-    def __init__(self, actor: Actor, target: Critic, world: World, reduction: Reduction, discount: float):
+    def __init__(self, actor: Actor, target: Critic, model: Model, reduction: Reduction, discount: float):
         super().__init__(actor, target, NoTemperature(), reduction)
-        self.world, self.discount = world, discount
+        self.model, self.discount = model, discount
 
     @torch.no_grad()
     def target(self, batch: Tensors, draw: Draw) -> Tensor:
         """Only the latents (B, Z) of the batch count."""
         action, _ = self.actor.sample(batch["latent"], draw.noise)
-        reward, going, following = self.world.imagine(batch["latent"], action)
+        reward, going, following = self.model.step(batch["latent"], action)
         outputs = self.critic(following, action, draw.critics)
         return self.bootstrap({"reward": reward, "discount": self.discount * going}, outputs, torch.zeros_like(reward))
 
@@ -73,7 +74,8 @@ class Imitation:
 class Cloning:
     """The actor, and what the world makes of observations, learn to do what was done (behaviour cloning, MoDem, 34).
 
-    The error is the squared distance to the action that was taken first in each sequence, summed over A.
+    The error is the squared distance to the action that was taken first in each sequence, summed over A and over the
+    members of the actor.
     """
 
     period = 1
@@ -87,8 +89,8 @@ class Cloning:
 
     def loss(self, batch: Tensors, draw: None) -> tuple[Tensor, Tensors, Tensors]:
         """See Lesson."""
-        action = self.actor.raw(batch["latent"], training=True).tanh()
-        off = (action - batch["action"][:, 0]).square().sum(-1)
+        action = self.actor.every(batch["latent"], training=True)
+        off = (action - batch["action"][:, 0]).square().sum(-1).sum(0)
         loss = (off * batch["weight"][:, 0]).mean()
         return loss, {"actor/loss": loss.detach()}, {"error": torch.zeros_like(batch["reward"])}
 

@@ -256,12 +256,15 @@ class Foresight:
         """Nothing is random here: the members differ by their first weights."""
 
     def loss(self, batch: Tensors, draw: None) -> tuple[Tensor, Tensors, Tensors]:
-        """See Lesson."""
-        change = batch["next_latent"] - batch["latent"]
-        wanted = torch.cat((change, batch["reward"][:, None]), -1)
-        error = (self.model(batch["latent"], batch["action"]) - wanted).square().mean(-1)  # (E, B)
-        loss = (error * batch["weight"]).mean(1).sum()
-        return loss, {"model/loss": loss.detach()}, {}
+        """See Lesson; of sequences (B, T, ...) the first step counts."""
+        keys = "next_latent", "action", "reward", "weight"
+        following, action, reward, weight = (
+            batch[key][:, 0] if batch["reward"].dim() == 2 else batch[key] for key in keys)
+        latent = batch["latent"].detach()
+        wanted = torch.cat((following - latent, reward[:, None]), -1)
+        error = (self.model(latent, action) - wanted).square().mean(-1)  # (E, B)
+        loss = (error * weight).mean(1).sum()
+        return loss, {"model/foresight": loss.detach()}, {}
 
 
 class Curiosity:

@@ -396,9 +396,9 @@ class Planned(Smoothed, Modelled):
     least: float = 0.05
     most: float = 2.0
 
-    def acting(self, world: World, critic: Critic, action_size: int) -> Planner | chunks.Steps:
-        """What acts."""
-        return Planner(*self.planning(world, critic, action_size)) if self.plan else chunks.Steps()
+    def acting(self, planning: Sequence[Any]) -> Planner | chunks.Steps:
+        """What acts, of what a planner is made of."""
+        return Planner(*planning) if self.plan else chunks.Steps()
 
     def planning(self, world: World, critic: Critic, action_size: int) -> tuple[Any, ...]:
         """What a planner is made of."""

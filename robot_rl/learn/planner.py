@@ -147,6 +147,32 @@ class Wary(nn.Module):
         return Wary(self.model.frozen(), self.price)
 
 
+class Valued(nn.Module):
+    """A model in which what an ensemble would learn from a step is worth `price` times as much, along the whole way.
+
+    Above 0 a planner explores by it, below 0 it keeps to what is known, and so do roll-outs (COPlanner, method 56).
+    """
+
+    def __init__(self, model: Any, ensemble: Any, price: float):
+        """`model` is a WorldModel and `ensemble` a Disagreement, or both are frozen ones."""
+        super().__init__()
+        self.model, self.ensemble, self.price = model, ensemble, price
+
+    def step(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See Model."""
+        reward, going, following = self.model.step(latent, action)
+        return reward + self.price * self.ensemble.gain(latent, action), going, following
+
+    def value(self, latent: Tensor, action: Tensor) -> Tensor:
+        """See Model."""
+        worth: Tensor = self.model.value(latent, action)
+        return worth
+
+    def frozen(self) -> Valued:
+        """A copy in plain layers."""
+        return Valued(self.model.frozen(), self.ensemble.frozen(), self.price)
+
+
 class Planner(nn.Module):
     """Plans anew in each step, from the plan of the step before; executed is the plan's first action.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -13,6 +13,7 @@ import torch
 from robot_rl.learn.actors import Actor, BoundedActor, ClippedActor, CoarseActor, DeterministicActor, GaussianActor
 from robot_rl.learn.agent import Agent, Target
 from robot_rl.learn.backups import CuriousBackup, Disagreement, RewardScale, SoftBackup, TruncatedBackup
+from robot_rl.learn.chunks import Steps
 from robot_rl.learn.critics import (
     CoarseCritic,
     Critic,
@@ -26,6 +27,7 @@ from robot_rl.learn.critics import (
     SequenceCritic,
     alone,
 )
+from robot_rl.learn.crowd import Centred, Crowd, CrowdBackup, CrowdValue, Guide
 from robot_rl.learn.dreams import Imagine, ImaginedValue, Recall
 from robot_rl.learn.imitation import Cloning, ImaginedBackup, Imitation
 from robot_rl.learn.insample import Expectile, InSampleBackup, Regression
@@ -62,7 +64,7 @@ from robot_rl.learn.options import (
     Soft,
     Values,
 )
-from robot_rl.learn.planner import Replan, Telling, Wary
+from robot_rl.learn.planner import Model, Replan, Telling, Valued, Wary
 from robot_rl.learn.recurrent import Remember
 from robot_rl.learn.world import Consistency, PriorValue, Spread, Unroll, World
 
@@ -254,7 +256,9 @@ class TdMpc2(Planned):
     """TD-MPC2 (method 53): a world model, critics and an actor of its latents, and a planner that acts by all three.
 
     Two of `critics`, drawn anew, make a target, the smaller of them counts; the mean of two teaches the actor.
-    `value_price` weighs the critics' loss, `entropy` is the price of the actor's.
+    `value_price` weighs the critics' loss, `entropy` is the price of the actor's. `models` predict the next latent
+    besides: what a step would teach them is worth `venture` to the planner while it explores and costs it `caution`
+    otherwise (conservative roll-outs and optimistic exploration, COPlanner, method 56).
     """
 
     critics: int = 5
@@ -262,6 +266,9 @@ class TdMpc2(Planned):
     tau: float = 0.01
     value_price: float = 0.1
     entropy: float = 1e-4
+    models: int = 0
+    venture: float = 0.0
+    caution: float = 0.0
 
     def sequence(self) -> int:
         """See Options."""
@@ -271,6 +278,7 @@ class TdMpc2(Planned):
         """See Options."""
         start, subset = self.single(), min(2, self.critics)
         world = self.world(sizes, start)
+        ensembles = self.foreseeing(sizes, start)
         actor, offline = self.pupil(world, sizes, start)
         critic = Critic(self.width, sizes.action, self.hidden, self.critics, self.head(), start,
                         replace(self.modern(), dropout=self.dropout), final_scale=0.0)
@@ -279,10 +287,28 @@ class TdMpc2(Planned):
         lessons: list[Lesson] = [
             Unroll(world, critic, backup, self.horizon, self.weights(self.value_price)),
             PriorValue(actor, critic, Mean(subset), spread, self.horizon, self.rho, self.entropy),
+            *map(Foresight, ensembles.values()),
         ]
-        parts = {"critic": critic, "target": target, "spread": spread}
+        parts = {"critic": critic, "target": target, "spread": spread, **ensembles}
+        model, *planning = self.planning(world, critic, sizes.action)
+        execution, exploring = (self.acting((self.priced(model, ensembles, price), *planning))
+                                for price in (-self.caution, self.venture))
         return self.agent(world, actor, lessons, start, parts, targets=[Target(target, critic, self.tau)],
-                          execution=self.acting(world, critic, sizes.action), offline=offline)
+                          execution=execution, exploring=exploring, offline=offline)
+
+    def foreseeing(self, sizes: Sizes, start: torch.Generator) -> dict[str, Disagreement]:
+        """The ensemble that predicts besides, by its name, where there is one."""
+        if self.models == 1 or (not self.models and (self.venture or self.caution)):
+            raise ValueError(f"models is {self.models} with venture {self.venture} and caution {self.caution}; it "
+                             "takes at least 2 to disagree")
+        if not self.models:
+            return {}
+        return {"ensemble": Disagreement(self.width, sizes.action, (self.width,), self.models, start, self.modern(),
+                                         noise=1e-4)}
+
+    def priced(self, model: Model, ensembles: Mapping[str, Disagreement], price: float) -> Model:
+        """A model in which what the ensemble would learn has a price; the model itself without one."""
+        return Valued(model, ensembles["ensemble"], price) if ensembles and price else model
 
     def pupil(self, world: World, sizes: Sizes, start: torch.Generator) -> tuple[Actor, list[Lesson]]:
         """The actor, and what offline updates teach it if not the same as others."""
@@ -309,6 +335,50 @@ class MoDem(TdMpc2):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MoDemV2(MoDem):
+    """MoDem-V2 (method 16): MoDem for real robots, with `critics` pairs of an actor and a critic, all cloned at first.
+
+    Plans go no further than `proposals` of each actor, and `doubt` is the price of the critics' disagreement. After
+    the offline updates a copy of the cloned actor goes on acting; the planner's share of the steps of training rises
+    from 0 to `ceiling` between so many updates (`handover_from`, `handover_to`). Unlike in the authors' code the pairs
+    share one latent, and the clone makes no candidates.
+    """
+
+    iterations: int = 1
+    proposals: int = 24
+    elites: int = 24
+    doubt: float = 10.0
+    handover_from: int = 5_000
+    handover_to: int = 105_000
+    ceiling: float = 1.0
+
+    def build(self, sizes: Sizes) -> Agent:
+        """See Options."""
+        if self.critics < 2 or self.iterations != 1:
+            raise ValueError(f"critics is {self.critics} and iterations {self.iterations}; it takes at least 2 to "
+                             "disagree, and what actors propose is valued once")
+        if self.models or self.venture or self.caution:
+            raise ValueError(f"models is {self.models}, venture {self.venture} and caution {self.caution}; the critics "
+                             "alone disagree here, at the price doubt")
+        start = self.single()
+        world, spread = self.world(sizes, start), Spread(self.tau)
+        actor = DeterministicActor(self.width, sizes.action, self.hidden, start, self.modern(), self.explore,
+                                   smooth=self.explore, smooth_bound=2.0, members=self.critics)
+        critic = Critic(self.width, sizes.action, self.hidden, self.critics, self.head(), start,
+                        replace(self.modern(), dropout=self.dropout), final_scale=0.0)
+        target, guide = copy.deepcopy(critic), Guide(world, actor, self.handover_from, self.handover_to, self.ceiling)
+        lessons: list[Lesson] = [
+            Unroll(world, critic, CrowdBackup(actor, target), self.horizon, self.weights(self.value_price)),
+            CrowdValue(actor, critic, spread, self.horizon, self.rho),
+        ]
+        model, *planning = replace(self, samples=self.critics * self.proposals).planning(world, critic, sizes.action)
+        planner = Centred(Crowd(model, actor.net, self.doubt), *planning, explore=self.explore)
+        parts = {"critic": critic, "target": target, "spread": spread, "guide": guide}
+        return self.agent(world, actor, lessons, start, parts, targets=[Target(target, critic, self.tau)], guide=guide,
+                          execution=planner if self.plan else Steps(), offline=[Cloning(actor, world)])
+
+
+@dataclass(frozen=True, kw_only=True)
 class Bmpc(TdMpc2):
     """BMPC (method 127): the actor imitates the planner, so that alone it does nearly as well; values are the actor's.
 
@@ -323,18 +393,23 @@ class Bmpc(TdMpc2):
         """See Options."""
         if not self.plan:
             raise ValueError("plan is false; bmpc learns from what it plans. Its actor alone is what `export` writes")
+        if self.venture:
+            raise ValueError(f"venture is {self.venture}; bmpc imitates what it plans, and would imitate exploring")
         start, spread = self.single(), Spread(self.tau)
         world = self.world(sizes, start)
         actor = ClippedActor(self.width, sizes.action, self.hidden, start, self.modern())
         critic = PairCritic(alone, self.width, self.hidden, self.critics, self.head(), start,
                             replace(self.modern(), dropout=self.dropout), final_scale=0.0)
-        target, planner = copy.deepcopy(critic), Telling(*self.planning(world, critic, sizes.action))
-        backup = ImaginedBackup(actor, target, world, Mean(), self.discount)
+        target, ensembles = copy.deepcopy(critic), self.foreseeing(sizes, start)
+        model, *planning = self.planning(world, critic, sizes.action)
+        model = self.priced(model, ensembles, -self.caution)
+        planner, backup = Telling(model, *planning), ImaginedBackup(actor, target, model, Mean(), self.discount)
         lessons: list[Lesson] = [
             Unroll(world, critic, backup, self.horizon, self.weights(self.value_price)),
             Imitation(actor, spread, self.rho, self.entropy),
+            *map(Foresight, ensembles.values()),
         ]
-        parts = {"critic": critic, "target": target, "spread": spread}
+        parts = {"critic": critic, "target": target, "spread": spread, **ensembles}
         return self.agent(world, actor, lessons, start, parts, targets=[Target(target, critic, self.tau)],
                           execution=planner, events=[Replan(world, actor, planner, self.replan_rows, self.replan)])
 
@@ -380,7 +455,7 @@ class Fowm(Planned):
         ]
         parts = {"critic": critic, "target": target, "value": value}
         return self.agent(world, actor, lessons, start, parts, targets=[Target(target, critic, self.tau)],
-                          execution=self.acting(world, critic, sizes.action))
+                          execution=self.acting(self.planning(world, critic, sizes.action)))
 
     def planning(self, world: World, critic: Critic, action_size: int) -> tuple[Any, ...]:
         """See Planned."""
@@ -559,6 +634,9 @@ RECIPES = {
         TdMpc2, "the same with 1 million parameters in place of 5",
         {"width": 128, "hidden": (384, 384), "critics": 2, "dropout": 0.0}),
     "modem": Recipe(MoDem, "MoDem: the same from a few demonstrations, in three phases (method 34)", {}),
+    "modem_v2": Recipe(
+        MoDemV2, "MoDem-V2: the same for real robots: wary plans near several actors that take over slowly (method 16)",
+        {}),
     "bmpc": Recipe(Bmpc, "BMPC: the actor learns to do what the planner does, so it alone can be exported (method 127)",
                    {}),
     "fowm": Recipe(Fowm, "FOWM: a world model of logs and a planner that keeps to what they know (method 65)",

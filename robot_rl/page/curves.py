@@ -77,12 +77,26 @@ def _wall(lines: Sequence[dict[str, Any]]) -> tuple[list[tuple[float, str]], str
 
 
 def _on_robot(lines: Sequence[dict[str, Any]], figures: Mapping[str, Any], window: int = 10) -> list[str]:
-    lines = [line for line in lines if "robot/success" in line]
+    lines = [line for line in lines if "robot/minutes" in line]
     if not lines:
         return []
     minutes, success, total, length = (np.array([line.get(f"robot/{key}", np.nan) for line in lines])
                                        for key in ("minutes", "success", "return", "length"))
     x = Axis(0, max(float(minutes[-1]), 1e-3), "robot time, min")
+    out = list[str]()
+    if not np.isnan(success).all():
+        out.append(_judged(x, minutes, success, figures, window))
+    for title, unit, values in (("Return", "return", total), ("Episode length", "steps", length)):
+        chart = Chart(x, Axis(*span(values), unit))
+        chart.dots(minutes, values, "faint before", [f"episode {k}: {v:.4g}" for k, v in enumerate(values)])
+        chart.line(minutes, _rolling(values, window), "after")
+        out.append(html.figure(title, chart.svg(f"{title} of fine-tuning episodes against robot minutes"), "",
+                               [("after", f"mean of the last {window} episodes"), ("dot before", "an episode")]))
+    return out
+
+
+def _judged(x: Axis, minutes: np.ndarray, success: np.ndarray, figures: Mapping[str, Any], window: int) -> str:
+    """The figure of success (N,), 1 or 0, against robot minutes (N,)."""
     chart = Chart(x, Axis(-0.04, 1.04, "success rate", percent=True))
     names = [f"episode {k}: {'success' if s else 'no success'}" for k, s in enumerate(success)]
     for value, series in ((1.0, "good"), (0.0, "bad")):
@@ -93,18 +107,10 @@ def _on_robot(lines: Sequence[dict[str, Any]], figures: Mapping[str, Any], windo
     told = figures.get("before", {}).get("success_rate")
     if told is not None:
         chart.rule(told, f"before: {told:.0%}")
-    first = html.figure("Success rate", chart.svg("success of fine-tuning episodes against robot minutes"),
-                        "These episodes run with exploration noise, the ones before and after without.",
-                        [("after", f"mean of the last {window} episodes"), ("dot good", "an episode: success"),
-                         ("dot bad", "no success")])
-    out = [first]
-    for title, unit, values in (("Return", "return", total), ("Episode length", "steps", length)):
-        chart = Chart(x, Axis(*span(values), unit))
-        chart.dots(minutes, values, "faint before", [f"episode {k}: {v:.4g}" for k, v in enumerate(values)])
-        chart.line(minutes, _rolling(values, window), "after")
-        out.append(html.figure(title, chart.svg(f"{title} of fine-tuning episodes against robot minutes"), "",
-                               [("after", f"mean of the last {window} episodes"), ("dot before", "an episode")]))
-    return out
+    return html.figure("Success rate", chart.svg("success of fine-tuning episodes against robot minutes"),
+                       "These episodes run with exploration noise, the ones before and after without.",
+                       [("after", f"mean of the last {window} episodes"), ("dot good", "an episode: success"),
+                        ("dot bad", "no success")])
 
 
 def _rolling(values: np.ndarray, window: int) -> np.ndarray:

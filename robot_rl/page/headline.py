@@ -60,7 +60,7 @@ def summary(figures: Mapping[str, Any], runs: Runs, tracks: Tracks) -> str:
     if "train" in runs:
         parts.append(_trained(runs["train"][1]))
     if "finetune" in runs:
-        lines = [line for line in runs["finetune"][1] if "robot/success" in line]
+        lines = [line for line in runs["finetune"][1] if "robot/minutes" in line]
         parts.append(f"{len(lines)} episodes of fine-tuning on the robot took {lines[-1]['robot/minutes']:.1f} minutes "
                      "of its time.")
     parts += [f"{place[0].upper()}{place[1:]}: success in {_of(row)} episodes." for place, _, row in

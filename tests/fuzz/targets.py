@@ -173,9 +173,9 @@ def _metadatas() -> list[bytes]:
 # --- messages
 
 TYPES = sorted({
-    spec.POSE, spec.JOINT_STATE, spec.IMU, spec.IMAGE, spec.COMPRESSED, *spec.TWISTS, *spec.COMMAND_TYPES,
-    "std_msgs/msg/String", "std_msgs/msg/Bool", "sensor_msgs/msg/CameraInfo", "diagnostic_msgs/msg/DiagnosticArray",
-    *messages.LAYOUTS, *messages.SERVICE_LAYOUTS})
+    spec.POSE, spec.JOINT_STATE, spec.IMU, spec.ODOMETRY, spec.IMAGE, spec.COMPRESSED, *spec.TWISTS,
+    *spec.COMMAND_TYPES, "std_msgs/msg/String", "std_msgs/msg/Bool", "sensor_msgs/msg/CameraInfo",
+    "diagnostic_msgs/msg/DiagnosticArray", *messages.LAYOUTS, *messages.SERVICE_LAYOUTS})
 
 
 def _cdr(data: bytes) -> None:
@@ -193,6 +193,7 @@ def _examples() -> dict[str, bytes]:
     made = [messages.joint_state(7, ["a", "b", "c"], [0.1, 0.2, 0.3], [1, 2, 3], [4, 5, 6]),
             messages.pose_stamped(7, "base_link", [1, 2, 3], [0, 0, 0, 1]),
             messages.imu(7, "imu", [0, 0, 0, 1], [1, 2, 3], [4, 5, 6]),
+            messages.odometry(7, "base_link", [1, 2, 3], [0, 0, 0, 1], [4, 5, 6], [7, 8, 9]),
             messages.image(7, "front", np.zeros((6, 8, 3), np.uint8)),
             messages.compressed_image(7, "front", image.to_jpeg(np.zeros((6, 8, 3), np.uint8), 90)),
             messages.twist([1, 2, 3]), messages.twist([1, 2, 3], 7), messages.float64s([1, 2, 3], [("a", 2), ("b", 1)]),
@@ -214,9 +215,10 @@ def _readings(data: bytes) -> None:
         data[0] // 8 % len(spec.COMMAND_TYPES)]}, joints=[
         {"name": n, "velocity": 1.0, "effort": 1.0, "kp": 1.0, "kd": 1.0, "lower": -1, "upper": 1} for n in "abc"])
     camera = made.cameras[0]
-    imu = spec.Sensor(name="imu", topic="imu", type=spec.IMU, rate_hz=100, stale_after_s=0.1)
+    imu, odometry = (spec.Sensor(name=name, topic=name, type=type, rate_hz=100, stale_after_s=0.1)
+                     for name, type in (("imu", spec.IMU), ("odometry", spec.ODOMETRY)))
     jpeg = msgspec.structs.replace(camera, transport="compressed")
-    inputs: list[Any] = [*made.sensors, imu, camera, jpeg]
+    inputs: list[Any] = [*made.sensors, imu, odometry, camera, jpeg]
     place = data[0] % 8
     if place < len(inputs):
         for name, value in robot_io.decode(inputs[place], data[1:], made).items():
@@ -227,7 +229,8 @@ def _readings(data: bytes) -> None:
 
 
 def _readables() -> list[bytes]:
-    found, kinds = _examples(), [spec.JOINT_STATE, spec.POSE, spec.IMU, spec.IMAGE, spec.COMPRESSED]
+    found, kinds = _examples(), [
+        spec.JOINT_STATE, spec.POSE, spec.IMU, spec.ODOMETRY, spec.IMAGE, spec.COMPRESSED]
     commands = {
         0: messages.float64s([1, 2, 3]), 1: messages.joint_state(1, list("abc"), [1, 2, 3]),
         2: messages.joint_trajectory(list("cab"), [1, 2, 3]),

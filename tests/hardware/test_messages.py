@@ -23,6 +23,8 @@ MADE = {
     "std_msgs/msg/Float64MultiArray": messages.float64s([1, 2, 3], [("action", 2), ("reward", 1)]),
     "geometry_msgs/msg/PoseStamped": messages.pose_stamped(STAMP, "base_link", [1, 2, 3], [0.1, 0.2, 0.3, 0.9]),
     "sensor_msgs/msg/Imu": messages.imu(STAMP, "imu_link", [0.1, 0.2, 0.3, 0.9], [1, 2, 3], [4, 5, 6]),
+    "nav_msgs/msg/Odometry": messages.odometry(
+        STAMP, "base_link", [1, 2, 3], [0.1, 0.2, 0.3, 0.9], [4, 5, 6], [7, 8, 9]),
     "control_msgs/msg/DynamicJointState": messages.joint_interfaces(
         STAMP, ["a", "b"], ["position", "kp"], [[1, 2], [3, 4]]),
     "sensor_msgs/msg/Image": messages.image(STAMP, "front_optical_frame", PICTURE),

@@ -29,6 +29,7 @@ def small(recipe: str, frames: tuple[int, int, int] | None = None, **configurati
     known = recipes.options(recipe)
     sizes = {name: value for name, value in SMALL.items() if name in known}
     sizes |= {"horizon": 5} if "imagined" in known else {}
+    sizes |= {"iterations": 1} if recipe == "modem_v2" else {}  # it takes no other
     return recipes.make(recipe, OBS, ACTION, frames, **sizes | configuration)
 
 

@@ -19,13 +19,14 @@ from robot_rl.learn.actors import ClippedActor, DeterministicActor, GaussianActo
 from robot_rl.learn.agent import Agent
 from robot_rl.learn.backups import Draw, SoftBackup
 from robot_rl.learn.critics import Chance, Mean, Minimum, PairCritic, Scalar, alone
+from robot_rl.learn.crowd import Centred, Crowd, CrowdBackup, CrowdValue, Guide
 from robot_rl.learn.export import SEEING_TOLERANCE, ExportError, export
 from robot_rl.learn.imitation import Cloning, ImaginedBackup, Imitation, divergence
 from robot_rl.learn.insample import Expectile, InSampleBackup, Regression
 from robot_rl.learn.latents import Identity
 from robot_rl.learn.nets import Adam, Mlp
 from robot_rl.learn.objectives import NoTemperature
-from robot_rl.learn.planner import Planner, Search, Telling, Wary, WorldModel
+from robot_rl.learn.planner import Planner, Search, Telling, Valued, Wary, WorldModel
 from robot_rl.learn.world import PriorValue, Simplex, Spread, Step, Unroll, Weights, World, foretold
 from robot_rl.policy import Policy
 from robot_rl.replay import Replay
@@ -196,7 +197,7 @@ def test_an_imagined_target_worked_out_by_hand() -> None:
     # from 1 and 3 with tanh(0.3): rewards 2 and 6, even odds to go on to a value of what follows
     critic = PairCritic(alone, 1, (), 1, Scalar(), generator())
     critic.net.flat.data.copy_(torch.tensor([2.0, 1.0]))  # V(z) = 2 z + 1
-    backup = ImaginedBackup(linear_actor(0.3, -20.0), critic, Line(), Mean(), 0.8)
+    backup = ImaginedBackup(linear_actor(0.3, -20.0), critic, WorldModel(Line(), critic), Mean(), 0.8)
     latent = torch.tensor([[1.0], [3.0]])
     y = backup.target({"latent": latent}, Draw(torch.zeros(2, 1)))
     a = math.tanh(0.3)
@@ -207,7 +208,7 @@ def test_an_imagined_target_worked_out_by_hand() -> None:
 
 def test_a_sequences_targets_are_of_what_was_seen_in_it() -> None:
     critic, actor = linear_critic((1, 0, 0)), linear_actor(0.0, -20.0)
-    backup = ImaginedBackup(actor, critic, Line(), Mean(), 0.5)
+    backup = ImaginedBackup(actor, critic, WorldModel(Line(), critic), Mean(), 0.5)
     lesson = Unroll(Line(), critic, backup, 2, Weights())
     _, metrics, _ = lesson.loss(sequence(), (Draw(torch.zeros(2, 1)), Chance()))
     # seen are 1 and 2: targets 2 + 0.25 * 1 and 4 + 0.25 * 2; rewards and ends that were seen do not matter
@@ -260,6 +261,142 @@ def test_what_critics_disagree_about_costs_a_wary_planner() -> None:
     assert reward.tolist() == pytest.approx([2.0, 2.0 - apart[1]])
     assert going.tolist() == [0.5, 0.5] and following.flatten().tolist() == [1.0, 1.5]
     assert model.value(latent, action).tolist() == pytest.approx([1.0, 2.0 - apart[1]])
+
+
+class Bent(nn.Module):
+    """Would learn as much as an action is large."""
+
+    def gain(self, latent: Tensor, action: Tensor) -> Tensor:
+        return action.abs().sum(-1)
+
+
+def test_what_an_ensemble_would_learn_has_a_price_along_the_whole_plan() -> None:
+    plain = WorldModel(Line(), linear_critic((1, 1, 0)))
+    latent, action = torch.tensor([[1.0], [1.0]]), torch.tensor([[0.0], [-0.5]])
+    for price in (3.0, -3.0):
+        model = Valued(plain, Bent(), price)
+        assert model.step(latent, action)[0].tolist() == pytest.approx([2.0, 2.0 + 0.5 * price])
+        assert model.value(latent, action).tolist() == plain.value(latent, action).tolist()
+        planner = Planner(model, 1, Search(horizon=2, samples=8, proposals=0, elites=2), 0.5)
+        plans = torch.tensor([[[[0.2], [-0.4]]]])
+        apart = planner.value(lambda seen, noise: noise, latent[:1], plans) - Planner(
+            plain, 1, planner.search, 0.5).value(lambda seen, noise: noise, latent[:1], plans)
+        wanted = price * (0.2 + 0.5 * 0.5 * 0.4)  # discount, and even odds to go on
+        assert float(apart.detach()) == pytest.approx(wanted)
+
+
+def test_an_ensemble_comes_to_agree_on_what_was_seen_and_training_seeks_the_rest() -> None:
+    agent = learned(1, models=3, venture=20.0, caution=20.0, lr=3e-3)
+    replay, ensemble = random_replay(), agent.modules["ensemble"]
+    batch = replay.sample(64)
+    obs, action = torch.as_tensor(batch["obs"]), torch.as_tensor(batch["action"])
+
+    def gain(action: Tensor) -> float:
+        with torch.no_grad():
+            return float(ensemble.gain(agent.latent(obs), action).mean())
+
+    before = gain(action)
+    for _ in range(60):
+        agent.update(replay)
+    assert gain(action) < 0.5 * before
+    agent.noise.draw = lambda shape, generator: torch.zeros(shape)  # type: ignore[method-assign]
+    taken = {explore: torch.as_tensor(agent.act(obs.numpy(), explore=explore)[0]) for explore in (True, False)}
+    assert gain(taken[True]) > 1.2 * gain(taken[False])
+    with torch.no_grad():
+        frozen = ensemble.frozen().gain(agent.latent(obs), action)
+        torch.testing.assert_close(frozen, ensemble.gain(agent.latent(obs), action), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("recipe, chosen, message", [
+    ("tdmpc2", {"models": 1}, "models is 1.*2 to disagree"), ("tdmpc2", {"venture": 0.1}, "models is 0 with venture"),
+    ("bmpc", {"models": 3, "venture": 0.1}, "imitates what it plans")])
+def test_prices_of_what_would_be_learned_that_make_no_sense_are_refused(recipe: str, chosen: dict[str, Any],
+                                                                        message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(recipe, **chosen)
+
+
+def pair(first: tuple[float, float], second: tuple[float, float]) -> DeterministicActor:
+    """Two actors of one number, tanh(w z + b) each."""
+    actor = DeterministicActor(1, 1, (), generator(), explore=0.1, smooth=0.0, members=2)
+    actor.net.flat.data.copy_(torch.tensor([first[0], second[0], first[1], second[1]]))
+    return actor
+
+
+def test_a_crowds_worth_is_what_others_would_do_less_their_disagreement() -> None:
+    # at 1 the actors do tanh(0.5) = p and tanh(-0.3) = q; Q0 = z + a and Q1 = 2 z - a: of the other's, 1 + q and 2 - p
+    actor, critic = pair((0.5, 0.0), (0.0, -0.3)), linear_critic((1, 1, 0), (2, -1, 0))
+    model = Crowd(WorldModel(Line(), critic), actor.net, 0.5)
+    p, q = math.tanh(0.5), math.tanh(-0.3)
+    told = model.value(torch.tensor([[1.0]]), torch.tensor([[9.0]]))
+    one, two = 1 + q, 2 - p
+    assert told.tolist() == pytest.approx([(one + two) / 2 - 0.5 * abs(one - two) / math.sqrt(2)])
+    torch.testing.assert_close(model.frozen().value(torch.tensor([[1.0], [-2.0]]), torch.zeros(2, 1)),
+                               model.value(torch.tensor([[1.0], [-2.0]]), torch.zeros(2, 1)))
+    backup = CrowdBackup(actor, critic)
+    y = backup.target({"next_latent": torch.tensor([[1.0]]), "reward": torch.tensor([0.5]),
+                       "discount": torch.tensor([0.9])}, Draw(torch.ones(1, 1)))
+    assert y.tolist() == pytest.approx([0.5 + 0.9 * (1 + p + 2 - q) / 2])  # here each is asked of its own
+
+
+def test_plans_of_a_crowd_lie_near_its_actors() -> None:
+    actor, critic = pair((0.0, 0.8), (0.0, -0.6)), linear_critic((0, 0, 0), (0, 0, 0))
+    search = Search(horizon=2, iterations=1, samples=16, proposals=8, elites=8)
+    still = Line()
+    still.step = lambda latent, action: Step(0 * latent, torch.zeros_like(latent[:, 0]))  # type: ignore[method-assign]
+    planner = Centred(Crowd(WorldModel(still, critic), actor.net, 1.0), 1, search, 0.9, explore=0.0)
+    plan, std, values = planner.plan(lambda seen, noise: noise, torch.ones(3, 1), torch.zeros(3, 2, 1))
+    high, low = math.tanh(0.8), math.tanh(-0.6)
+    assert values.shape == (3, 16) and plan.flatten().tolist() == pytest.approx([(high + low) / 2] * 6)  # all alike
+    assert std.flatten().tolist() == pytest.approx([(high - low) / 2] * 6)
+    better = Centred(Crowd(WorldModel(Line(), critic), actor.net, 1.0), 1, search, 0.9, explore=0.0)  # reward 2 z
+    plan, _, _ = better.plan(lambda seen, noise: noise, 5 * torch.ones(1, 1), torch.zeros(1, 2, 1))
+    assert (high + low) / 2 < float(plan[0, 0].detach()) <= high + 1e-6
+
+
+def test_each_actor_learns_from_its_own_critic() -> None:
+    actor, critic = pair((0.0, 0.0), (0.0, 0.0)), linear_critic((0, 1, 0), (0, -1, 0))
+    lesson, batch = CrowdValue(actor, critic, Spread(0.01), 2, 0.5), sequence() | {"latents": torch.ones(1, 3, 1)}
+    loss, metrics, _ = lesson.loss(batch, Chance())
+    Adam(actor.net, 0.1).step(loss)
+    one, two = actor.every(torch.ones(1, 1)).flatten().tolist()
+    assert one > 0.05 and two < -0.05 and float(metrics["actor/apart"]) == 0.0
+
+
+def test_control_is_handed_over_slowly_and_up_to_a_ceiling() -> None:
+    guide = Guide(Identity(1), pair((0, 0), (0, 0)), 10, 30, 0.5)
+    assert [guide.share(n) for n in (0, 10, 20, 30, 99)] == [0.0, 0.0, 0.25, 0.5, 0.5]
+    replay, obs = random_replay(), np.random.default_rng(3).normal(size=(40, OBS)).astype(np.float32)
+    agent = small("modem_v2", lr=1e-2, handover_from=10, handover_to=11, ceiling=0.5)
+    for _ in range(5):
+        agent.update(replay, offline=True)
+    cloned = agent.act(obs, explore=False)[0]
+    for _ in range(4):
+        agent.update(replay)
+
+    def is_clone() -> bool:
+        action, carry = agent.act(obs)
+        apart = action - cloned
+        assert (carry is None) == bool(abs(apart.mean()) < 0.05 and 0.05 < apart.std() < 0.15)
+        return carry is None
+
+    assert all(is_clone() for _ in range(10))
+    for _ in range(4):
+        agent.update(replay)
+    taken = [is_clone() for _ in range(60)]
+    assert 12 < sum(taken) < 48  # it keeps half of the steps for good
+    assert agent.act(obs, explore=False)[1] is not None  # without exploring the planner alone acts
+    again = small("modem_v2", seed=5, handover_from=10, handover_to=11, ceiling=0.0)
+    again.load_state_dict(agent.state_dict())
+    assert abs((again.act(obs)[0] - cloned).mean()) < 0.05
+
+
+@pytest.mark.parametrize("chosen, message", [
+    ({"critics": 1}, "critics is 1"), ({"iterations": 2}, "iterations 2"), ({"models": 3}, "models is 3"),
+    ({"ceiling": 1.5}, r"ceiling 1\.5"), ({"handover_from": 9, "handover_to": 9}, "handover_from is 9")])
+def test_crowds_that_make_no_sense_are_refused(chosen: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small("modem_v2", **chosen)
 
 
 def test_a_part_of_the_rate_is_a_part_of_the_step() -> None:
@@ -540,10 +677,12 @@ def test_without_a_plan_the_actor_acts_and_there_is_no_planner_to_export() -> No
         agent.policy(planner=True)
 
 
-@pytest.mark.parametrize("recipe", ["tdmpc2", "modem", "bmpc", "fowm"])
-def test_the_planners_file_plans_as_torch_does_and_carries_the_plan(recipe: str, tmp_path: Path,
+@pytest.mark.parametrize("recipe, chosen", [
+    ("tdmpc2", {}), ("modem", {}), ("modem_v2", {}), ("bmpc", {}), ("fowm", {}),
+    ("tdmpc2", {"models": 2, "caution": 0.5, "venture": -0.5})])  # as cautious in training
+def test_the_planners_file_plans_as_torch_does_and_carries_the_plan(recipe: str, chosen: dict[str, Any], tmp_path: Path,
                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
-    agent, path = learned(recipe=recipe, horizon=2, critics=2), tmp_path / "planner.onnx"
+    agent, path = learned(recipe=recipe, horizon=2, critics=2, **chosen), tmp_path / "planner.onnx"
     random = np.random.default_rng(0)
     policy = agent.policy(planner=True)
     assert export(policy, OBS, policy.noise_size, CONTRACT.to_json(), path, carry=policy.carry) <= SEEING_TOLERANCE
