@@ -380,6 +380,8 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
     loaded, refused = 0, list[str]()
     if resuming:
         tuning.load_state_dict(state)
+        print(f"finetune: {out} is continued after episode {tuning.episodes}; {len(prior):,} steps of bags are in its "
+              f"checkpoint{', --data is not read again' if data else ''}", file=sys.stderr)
     else:
         loaded, refused = tuning.load(bags_in(data) if data else [], contract)
         _demand_sequences(agent, contract, prior, data)

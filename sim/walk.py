@@ -38,7 +38,7 @@ def walk(robot: RobotSpec) -> PolicySpec:
         ),
         action=ActionSpec(kind="absolute", joints=joints, scale=reach, offset=defaults),
         rewards=(
-            # what is missed costs in proportion: a tolerance is flat far from what is asked for, and standing pays there
+            # what is missed costs in proportion: a tolerance is flat far from what is asked for, where standing pays
             Reward(term=Term(name="velocity", source="steering", minus=SPEED, axes=("x", "y"), transform="norm"),
                    weight=-1.5),
             Reward(term=Term(name="turning", source="steering", minus="imu.angular_velocity", axes=("z",),

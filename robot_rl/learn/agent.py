@@ -23,7 +23,7 @@ from robot_rl.learn.pixels import Pixels
 from robot_rl.observe import Observation
 from robot_rl.replay import Batch, Data
 
-USED = ("obs", "action", "reward", "discount", "next_obs", "weight", "held", "plan")
+USED = ("obs", "action", "reward", "discount", "next_obs", "weight", "held", "plan", "source")
 
 
 @dataclasses.dataclass
@@ -127,13 +127,13 @@ class Agent:
         self.shown = shown or actor
         self.target_latent, self.scale, self.noise = target_latent or latent, scale or NoScale(), noise or White()
         self.lessons, self.targets, self.events, self.studies = lessons, targets, events, studies
-        self.offline = offline
+        self.offline, self._every = offline, (*lessons, *offline)
         self.modules = nn.ModuleDict(parts).to(device)
         for target in targets:
             target.copy.requires_grad_(False)
         within = {id(part): name for name, part in self.modules.named_modules()}
         self._names = within | {id(part): name for name, part in parts.items()}
-        rates = {self._name(lesson.part): (lesson.part, schedule.lr) for lesson in (*lessons, *offline)}
+        rates = {self._name(lesson.part): (lesson.part, schedule.lr) for lesson in self._every}
         rates |= {self._name(study.part): (study.part, study.lr) for study in studies}
         self.optimisers = {name: Adam(part, lr, schedule.clip) for name, (part, lr) in rates.items()}
         seed = int(torch.randint(2**62, (), generator=start))
@@ -187,7 +187,7 @@ class Agent:
         """
         metrics: Tensors = {}
         plan, before = self.schedule, self.unmodelled
-        apart, every = offline and bool(self.offline), (*self.lessons, *self.offline)
+        apart, every = offline and bool(self.offline), self._every
         numbers = range(len(self.lessons), len(every)) if apart else range(len(self.lessons))
         if self.guide and before and not apart:
             self.guide.take(self.latent, self.actor)
@@ -225,7 +225,7 @@ class Agent:
             batch = self.scale(batch)
         batch = batch | {"latent": self.latent.look(batch), "next_latent": following}
         for i, draw in zip(due, draws, strict=True):
-            lesson = (*self.lessons, *self.offline)[i]
+            lesson = self._every[i]
             loss, said, found = lesson.loss(batch, draw)
             self.optimisers[self._name(lesson.part)].step(loss)
             metrics, batch = metrics | said, batch | found

@@ -16,6 +16,7 @@ from robot_rl.learn.actors import Actor, DeterministicActor
 from robot_rl.learn.backups import Disagreement, Draw, SoftBackup, Tensors
 from robot_rl.learn.critics import Chance, CoarseCritic, Critic, Reduction
 from robot_rl.learn.latents import Latent
+from robot_rl.replay import PRIOR
 
 
 class Lesson(Protocol):
@@ -222,13 +223,42 @@ class CuriousValue(SoftValue):
         return loss, metrics, {"log_density": density, "lack": (usual - gain.detach())}
 
 
+class Imitating:
+    """The lesson of an actor, which also pays for acting unlike prior data where that acted better (Nair et al. 2018).
+
+    `price` is that of the squared distance of its mean action, averaged over A, in units of the lesson's own loss. Rows
+    of the prior count whose action the critics value above the actor's mean, so what is surpassed is let go.
+    """
+
+    def __init__(self, lesson: SoftValue, price: float):
+        self.lesson, self.actor, self.price = lesson, lesson.actor, price
+        self.part, self.period = lesson.part, lesson.period
+
+    def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Chance]:
+        """The lesson's."""
+        return self.lesson.draw(batch, generator)
+
+    def loss(self, batch: Tensors, draw: tuple[Tensor, Chance]) -> tuple[Tensor, Tensors, Tensors]:
+        """See Lesson; source (B,)."""
+        loss, metrics, found = self.lesson.loss(batch, draw)
+        latent, action = batch["latent"], batch["action"]
+        mean = self.actor.mean(latent)
+        with torch.no_grad():
+            own, shown = (self.lesson.reduction(self.lesson.critic.values(latent, one, draw[1]))
+                          for one in (mean, action))
+            better = ((shown > own) & (batch["source"] == PRIOR)).float()
+        cost = (better * (mean - action).square().mean(-1)).mean()
+        metrics = metrics | {"actor/unlike": cost.detach(), "actor/imitated": better.mean()}
+        return loss + self.price * (1 + loss.detach().abs()) * cost, metrics, found
+
+
 class Smooth:
     """The lesson of an actor, which also pays `price` times the squared change of its mean action, summed over A.
 
     The change is that from an observation to the one bootstrapped from, n steps later (CAPS, Mysore et al. 2021).
     """
 
-    def __init__(self, lesson: SoftValue, price: float):
+    def __init__(self, lesson: SoftValue | Imitating, price: float):
         self.lesson, self.price = lesson, price
         self.part, self.period = lesson.part, lesson.period
 

@@ -23,7 +23,7 @@ from robot_rl.learn.encoders import Convolutions, Pretrained
 from robot_rl.learn.latents import CameraLatent, Identity, Latent, RunningNorm
 from robot_rl.learn.nets import Shape, compute_dtype
 from robot_rl.learn.noise import Held, White
-from robot_rl.learn.objectives import Bellman, Lesson, Smooth, SoftValue, Temperature
+from robot_rl.learn.objectives import Bellman, Imitating, Lesson, Smooth, SoftValue, Temperature
 from robot_rl.learn.planner import Planner, Search, WorldModel
 from robot_rl.learn.recurrent import RecurrentWorld
 from robot_rl.learn.world import Weights, World
@@ -211,7 +211,8 @@ class Projecting(Headed):
 class Acting(Options):
     """Of critics beside an actor, which learns in every `actor_period`-th update.
 
-    `smoothness` is the price of a change of its mean. `optimism` above 0.5 is the expectile that critics go by at
+    `smoothness` is the price of a change of its mean, `imitation` that of acting unlike prior data wherever that acted
+    better. `optimism` above 0.5 is the expectile that critics go by at
     first; it falls to 0.5, the mean, in `optimism_steps` updates. With `average` above 0 an average of the actor acts
     without exploring and is exported (a robot explores by it too); it moves by that share in each update, which evens
     out what an actor unlearns.
@@ -221,6 +222,7 @@ class Acting(Options):
     actor_period: int = 1
     average: float = 0.0
     smoothness: float = 0.0
+    imitation: float = 0.0
     optimism: float = 0.5
     optimism_steps: int = 100_000
 
@@ -229,8 +231,9 @@ class Acting(Options):
         return Tilt(self.optimism, self.optimism_steps) if self.optimism != 0.5 else Even()
 
     def smoothed(self, lesson: SoftValue) -> Lesson:
-        """An actor's lesson with the price of change."""
-        return Smooth(lesson, self.smoothness) if self.smoothness else lesson
+        """An actor's lesson with the prices of change and of acting unlike prior data."""
+        paying = Imitating(lesson, self.imitation) if self.imitation else lesson
+        return Smooth(paying, self.smoothness) if self.smoothness else paying
 
     def agent(self, latent: Latent, actor: Actor, lessons: Sequence[Lesson], start: torch.Generator,
               parts: Mapping[str, nn.Module], *, targets: Sequence[Target] = (), **more: Any) -> Agent:

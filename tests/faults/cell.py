@@ -47,9 +47,18 @@ class Cell(Supervised):
         self.file = folder / "robot.yaml"
         self.file.write_text(yaml.safe_dump(data))
         self._turn_s, self._turn = 0.0, 0
+        self._begun: list[subprocess.Popen] = []
 
     def __enter__(self) -> Cell:
         self.connect()
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _start(self) -> None:
         self.robot = self._begin("sim-robot", self.file, *(() if self._cameras else ("--no-cameras",)))
         self._run_policy()
         if self._supervised:
@@ -62,10 +71,9 @@ class Cell(Supervised):
         self._health = self.bus.reader(diagnostics.TOPIC, diagnostics.TYPE, EVENTS)
         self._injector = Injector(self.bus)
         assert self._until_told("sim-robot", "ready") and (not self._supervised or self.until("inactive"))
-        return self
 
     def __exit__(self, *error: object) -> None:
-        for process in self.processes:
+        for process in self._begun:
             process.kill()
             process.wait()
         self.bus.close()
@@ -159,7 +167,8 @@ class Cell(Supervised):
 
     def _begin(self, *arguments: object) -> subprocess.Popen:
         with (self._folder / f"{arguments[0]}.log").open("w") as log:
-            return start(*arguments, "--bus", "dds", "--domain", self.domain, stdout=log, stderr=log)
+            self._begun.append(start(*arguments, "--bus", "dds", "--domain", self.domain, stdout=log, stderr=log))
+        return self._begun[-1]
 
     def _until_told(self, name: str, word: str) -> bool:
         return bool(wait_for(lambda: word in self.log(name), PATIENCE_S))

@@ -209,9 +209,13 @@ class Scene(Supervised):
         self.connect()
         self.robot = Process(follower, self.spec, self.domain)
         self.process = start("supervisor", self._file, "--bus", "dds", "--domain", self.domain, *self._arguments)
-        assert self.process.stdout is not None
-        assert "ready" in self.process.stdout.readline()
-        self.until("inactive")
+        try:
+            assert self.process.stdout is not None
+            assert "ready" in self.process.stdout.readline()
+            self.until("inactive")
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -9,7 +9,7 @@ import importlib.util
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import pytest
 from hardware import messages
 from hardware.bus import COMMAND, EVENTS, LATCHED, SENSOR, Bus, Qos, Reader, Sample, connect
 from tests.hardware.bus_peer import Peer
+from tests.processes import wait_for
 
 STATE, TEXT, IMAGE = "sensor_msgs/msg/JointState", "std_msgs/msg/String", "sensor_msgs/msg/Image"
 NO_ROS = pytest.mark.skipif(importlib.util.find_spec("rclpy") is None,
@@ -39,14 +40,6 @@ def state(count: float = 0.0) -> bytes:
     return messages.encode(messages.joint_state(1, names, count + np.arange(12), np.zeros(12), np.ones(12)))
 
 
-def until(condition: Callable[[], Any], timeout_s: float = 10.0) -> Any:
-    end = time.monotonic() + timeout_s
-    while not (found := condition()) and time.monotonic() < end:
-        time.sleep(0.002)
-    assert found, "timed out"
-    return found
-
-
 def collect(reader: Reader, count: int) -> list[Sample]:
     """At least so many samples."""
     got: list[Sample] = []
@@ -55,7 +48,7 @@ def collect(reader: Reader, count: int) -> list[Sample]:
         got.extend(reader.take())
         return len(got) >= count
 
-    until(more)
+    wait_for(more)
     return got
 
 
@@ -89,7 +82,7 @@ def heard(bus: Bus, peer: Peer, topic: str, type: str, sent: Qos, read: Qos, rea
     """Readers here of a topic that the other process publishes under the same key, connected."""
     peer.ask("publisher", topic, topic, type, sent)
     mine = [bus.reader(topic, type, read) for _ in range(readers)]
-    until(lambda: all(r.matched() for r in mine) and peer.ask("on", topic, "matched") >= readers)
+    wait_for(lambda: all(r.matched() for r in mine) and peer.ask("on", topic, "matched") >= readers)
     return mine
 
 
@@ -101,7 +94,7 @@ def test_bytes_arrive_as_they_were_sent(bus: Bus, peer: Peer, topic: str, data: 
     [reader] = heard(bus, peer, key, type, COMMAND, COMMAND)
     back = bus.publisher(f"{key}_back", type, COMMAND)
     peer.ask("reader", f"{key}_back", f"{key}_back", type, COMMAND)
-    until(lambda: back.matched() and peer.ask("on", f"{key}_back", "matched"))
+    wait_for(lambda: back.matched() and peer.ask("on", f"{key}_back", "matched"))
     peer.ask("publish", key, data)
     back.publish(data)
     assert reader.wait(5)
@@ -117,13 +110,13 @@ def test_newest_is_the_same_sample_until_a_newer_comes(bus: Bus, peer: Peer, top
     assert reader.newest() is None
     before = time.monotonic_ns()
     peer.ask("publish", topic, text("first"))
-    first = until(reader.newest)
+    first = wait_for(reader.newest)
     assert before < first.arrival_ns <= time.monotonic_ns()
     time.sleep(0.02)
     assert reader.newest() is first, "with its first arrival"
     assert reader.take() == []
     peer.ask("publish", topic, text("second"))
-    second = until(lambda: (s := reader.newest()) is not first and s)
+    second = wait_for(lambda: (s := reader.newest()) is not first and s)
     assert read(second.data) == "second"
     assert second.arrival_ns > first.arrival_ns
     assert second.stamp_ns > first.stamp_ns
@@ -142,10 +135,10 @@ def test_arrival_is_that_of_the_take_not_of_the_wire(bus: Bus, peer: Peer, topic
 def test_take_gives_everything_in_order_and_newest_the_last(bus: Bus, peer: Peer, topic: str) -> None:
     [every] = heard(bus, peer, topic, TEXT, EVENTS, EVENTS)
     last = bus.reader(topic, TEXT, COMMAND)
-    until(lambda: peer.ask("on", topic, "matched") == 2 and last.matched())
+    wait_for(lambda: peer.ask("on", topic, "matched") == 2 and last.matched())
     peer.ask("publish", topic, *(text(str(i)) for i in range(500)))
     assert [read(s.data) for s in collect(every, 500)] == [str(i) for i in range(500)]
-    until(lambda: (s := last.newest()) and read(s.data) == "499")
+    wait_for(lambda: (s := last.newest()) and read(s.data) == "499")
     assert every.take() == []
     assert read(every.newest().data) == "499"
 
@@ -179,7 +172,7 @@ def test_latched_samples_reach_who_joins_late(bus: Bus, peer: Peer, topic: str) 
     peer.ask("publisher", topic, topic, TEXT, LATCHED)
     peer.ask("publish", topic, text("old"), text("kept"))
     volatile = bus.reader(topic, TEXT, COMMAND)
-    until(volatile.matched)
+    wait_for(volatile.matched)
     time.sleep(0.1)
     assert volatile.newest() is None, "a volatile reader hears from now on only"
     late = bus.reader(topic, TEXT, LATCHED)
@@ -191,9 +184,9 @@ def test_ends_that_promise_too_little_do_not_connect(bus: Bus, topic: str) -> No
     demanding, modest = bus.reader(topic, TEXT, COMMAND), bus.reader(topic, TEXT, SENSOR)
     latched, wrong = bus.reader(topic, TEXT, LATCHED), bus.reader(topic, STATE, SENSOR)
     sensor = bus.publisher(topic, TEXT, SENSOR)
-    until(modest.matched)
+    wait_for(modest.matched)
     command = bus.publisher(topic, TEXT, COMMAND)
-    until(lambda: demanding.matched() == 1 and modest.matched() == 2 and command.matched() == 2)
+    wait_for(lambda: demanding.matched() == 1 and modest.matched() == 2 and command.matched() == 2)
     time.sleep(0.2)
     assert (demanding.matched(), modest.matched(), latched.matched(), wrong.matched()) == (1, 2, 0, 0)
     assert (sensor.matched(), command.matched()) == (1, 2)
@@ -208,7 +201,7 @@ def test_a_command_nobody_takes_is_seen_to_go_nowhere(bus: Bus, topic: str) -> N
 def test_topics_tells_the_types_on_the_network(bus: Bus, peer: Peer, topic: str) -> None:
     peer.ask("publisher", topic, topic, TEXT, SENSOR)
     reader = bus.reader(topic, STATE, SENSOR)
-    until(lambda: bus.topics().get(f"/arm/{topic}") == [STATE, TEXT])
+    wait_for(lambda: bus.topics().get(f"/arm/{topic}") == [STATE, TEXT])
     assert reader.matched() == 0
 
 
@@ -255,10 +248,10 @@ def test_requests_are_pulled_and_answered_in_any_order(bus: Bus, peer: Peer, top
     assert service.take() is None
     other = Peer(bus.kind, DOMAIN)  # before the first call, which must not time out while this one starts
     peer.tell("call", topic, 30.0)
-    first = until(service.take)
+    first = wait_for(service.take)
     assert service.take() is None, "a call is given once"
     other.tell("call", topic, 30.0)
-    second = until(service.take, 30.0)
+    second = wait_for(service.take, 30.0)
     second.reply(False, "second")
     first.reply(True, "first")
     assert (peer.answer(), other.answer()) == ((True, "first"), (False, "second"))
@@ -283,20 +276,20 @@ def test_many_topics(bus: Bus, peer: Peer, topic: str) -> None:
     readers = {name: bus.reader(name, STATE, COMMAND) for name in names}
     for name in names:
         peer.ask("publisher", name, name, STATE, COMMAND)
-    until(lambda: all(r.matched() for r in readers.values()) and all(peer.ask("on", n, "matched") for n in names))
+    wait_for(lambda: all(r.matched() for r in readers.values()) and all(peer.ask("on", n, "matched") for n in names))
     for i, name in enumerate(names):
         peer.ask("publish", name, state(i))
     for i, reader in enumerate(readers.values()):
-        assert until(reader.newest).data == state(i)
+        assert wait_for(reader.newest).data == state(i)
 
 
 def test_closed_ends_are_gone(bus: Bus, peer: Peer, topic: str) -> None:
     publisher, reader = bus.publisher(topic, TEXT, COMMAND), bus.reader(topic, TEXT, COMMAND)
-    until(lambda: publisher.matched() and reader.matched())
+    wait_for(lambda: publisher.matched() and reader.matched())
     publisher.publish(text("last"))
-    last = until(reader.newest)
+    last = wait_for(reader.newest)
     reader.close()
-    until(lambda: publisher.matched() == 0)
+    wait_for(lambda: publisher.matched() == 0)
     assert reader.newest() is last
     assert (reader.take(), reader.matched(), reader.wait(0.01)) == ([], 0, False)
     publisher.close()
@@ -310,23 +303,23 @@ def test_closed_ends_are_gone(bus: Bus, peer: Peer, topic: str) -> None:
 def test_a_reader_outlives_its_publisher(bus: Bus, peer: Peer, topic: str) -> None:
     [reader] = heard(bus, peer, topic, TEXT, COMMAND, COMMAND)
     peer.ask("publish", topic, text("last"))
-    last = until(reader.newest)
+    last = wait_for(reader.newest)
     peer.ask("on", topic, "close")
-    until(lambda: reader.matched() == 0)
+    wait_for(lambda: reader.matched() == 0)
     assert reader.newest() is last, "that the publisher left is no message"
     peer.ask("publisher", topic, topic, TEXT, COMMAND)
-    until(lambda: reader.matched() and peer.ask("on", topic, "matched"))
+    wait_for(lambda: reader.matched() and peer.ask("on", topic, "matched"))
     peer.ask("publish", topic, text("back"))
-    until(lambda: read(reader.newest().data) == "back")
+    wait_for(lambda: read(reader.newest().data) == "back")
 
 
 def test_a_closed_bus_is_gone(kinds: tuple[str, str], peer: Peer, topic: str) -> None:
     peer.ask("reader", topic, topic, TEXT, SENSOR)
     brief = connect(kinds[0], "brief", "arm", DOMAIN, "lo")  # type: ignore[arg-type]
     brief.publisher(topic, TEXT, SENSOR)
-    until(lambda: peer.ask("on", topic, "matched") == 1)
+    wait_for(lambda: peer.ask("on", topic, "matched") == 1)
     brief.close()
-    until(lambda: peer.ask("on", topic, "matched") == 0)
+    wait_for(lambda: peer.ask("on", topic, "matched") == 0)
     with pytest.raises(RuntimeError, match="closed"):
         brief.reader(topic, TEXT, SENSOR)
     brief.close()
@@ -347,7 +340,7 @@ def test_a_killed_process_leaves_the_newest_sample(kinds: tuple[str, str], bus: 
     victim = Peer(kinds[1], DOMAIN)
     [reader] = heard(bus, victim, topic, TEXT, COMMAND, COMMAND)
     victim.ask("publish", topic, text("last"))
-    last = until(reader.newest)
+    last = wait_for(reader.newest)
     victim.process.kill()
     victim.process.join()
     time.sleep(0.2)
@@ -358,7 +351,7 @@ def test_a_reader_that_hangs_does_not_hold_the_publisher(bus: Bus, topic: str) -
     stuck = Peer("dds", DOMAIN)
     stuck.ask("reader", topic, topic, TEXT, EVENTS)
     publisher = bus.publisher(topic, TEXT, EVENTS)
-    until(lambda: publisher.matched() and stuck.ask("on", topic, "matched"))
+    wait_for(lambda: publisher.matched() and stuck.ask("on", topic, "matched"))
     assert stuck.process.pid is not None
     os.kill(stuck.process.pid, signal.SIGSTOP)
     data, slowest = text("x" * 2000), 0.0

@@ -31,6 +31,7 @@ from robot_rl.spec import COMPRESSED, IMAGE, Camera, RobotSpec, SpecError, Visio
 from robot_rl.steplog import read_episode
 from tests.hardware.test_deploy import start
 from tests.hardware.test_vision import brightness
+from tests.processes import wait_for
 from tests.robots import robot
 
 cv2 = pytest.importorskip("cv2")
@@ -94,13 +95,6 @@ class Filming:
         self.process.communicate(timeout=30)
 
 
-def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
 # what it publishes
 
 @pytest.mark.parametrize("transport", ["raw", "compressed"])
@@ -135,7 +129,7 @@ def test_an_image_that_is_sent_again_with_its_stamp_grows_old(domain: int) -> No
     spec = body()
     with connect("dds", "robot", "", domain) as wire, connect("dds", "policy", "", domain) as bus:
         io, publisher = RobotIO(spec, bus, spec.cameras), wire.publisher("front/image_raw", IMAGE, SENSOR)
-        until(lambda: publisher.matched() > 0)
+        wait_for(lambda: publisher.matched() > 0)
         age = 0.0
         for _ in range(5):
             publisher.publish(messages.encode(messages.image(7, "front", pictures(1)[0])))
@@ -216,8 +210,8 @@ def test_a_calibration_is_scaled_to_the_camera_and_published(video: Path, domain
         images = bus.reader("front/image_raw", IMAGE, SENSOR)
         with Filming(written(body(), tmp_path), "--source", f"front={video}", "--loop", "--bus", "dds",
                      "--calibration", f"front={calibration(tmp_path)}"):
-            until(lambda: infos.newest() is not None and images.newest() is not None)
-            until(lambda: messages.acquired_ns(infos.newest().data)  # type: ignore[union-attr]
+            wait_for(lambda: infos.newest() is not None and images.newest() is not None)
+            wait_for(lambda: messages.acquired_ns(infos.newest().data)  # type: ignore[union-attr]
                   == messages.acquired_ns(images.newest().data))  # type: ignore[union-attr]
     info = messages.decode(infos.newest().data, "sensor_msgs/msg/CameraInfo")  # type: ignore[union-attr]
     assert (info.width, info.height, info.distortion_model) == (WIDTH, HEIGHT, "plumb_bob")
@@ -245,7 +239,7 @@ def test_an_image_of_another_size_is_refused_before_anything_moves(domain: int) 
     spec = body(width=32, height=24)
     with connect("dds", "robot", "", domain) as wire, connect("dds", "policy", "", domain) as bus:
         io, publisher = RobotIO(spec, bus, spec.cameras), wire.publisher("front/image_raw", IMAGE, SENSOR)
-        until(lambda: publisher.matched() > 0)
+        wait_for(lambda: publisher.matched() > 0)
         publisher.publish(messages.encode(messages.image(7, "front", pictures(1)[0])))
         with pytest.raises(SpecError, match=r"width and height: the robot file says 32x24, its image is 64x48"):
             io.wait(10.0)
@@ -259,7 +253,7 @@ def test_a_file_that_goes_and_comes_back_is_found_again(video: Path, domain: int
     with connect("dds", "viewer", "", domain) as bus:
         images = bus.reader("front/image_raw", IMAGE, SENSOR)
         with Filming(written(body(), tmp_path), "--source", f"front={file}", "--loop", "--bus", "dds") as process:
-            until(lambda: images.newest() is not None)
+            wait_for(lambda: images.newest() is not None)
             file.rename(away)
             assert re.search(r"'front': lost: .*loop.avi cannot be opened: no such file", process.stderr.readline())
             time.sleep(0.2)  # what was on its way has come
@@ -267,7 +261,7 @@ def test_a_file_that_goes_and_comes_back_is_found_again(video: Path, domain: int
             assert re.search(r"cannot be opened: no such file; trying again in 1 s", process.stderr.readline())
             assert images.newest() is last  # a lost camera says nothing
             away.rename(file)
-            until(lambda: images.newest() is not last)
+            wait_for(lambda: images.newest() is not last)
             assert re.search(r"loop.avi is back", process.stderr.readline())
 
 
@@ -311,7 +305,7 @@ def test_a_stream_that_breaks_off_is_found_again_and_shows_nothing_old(domain: i
             images = bus.reader("front/image_raw", IMAGE, SENSOR)
             with Filming(written(body(), tmp_path), "--source", f"front=http://127.0.0.1:{stream.port}/", "--bus",
                          "dds") as process:
-                until(lambda: images.newest() is not None)
+                wait_for(lambda: images.newest() is not None)
                 assert abs(level(images.newest()) - 60) < 3
                 stream.close()
                 assert re.search(r"lost: .* gives no more images", process.stderr.readline())
@@ -319,7 +313,7 @@ def test_a_stream_that_breaks_off_is_found_again_and_shows_nothing_old(domain: i
                 last = images.newest()
                 assert re.search(r"cannot be opened; trying again in 1 s", process.stderr.readline())
                 stream = Stream(180, stream.port)
-                until(lambda: images.newest() is not last)
+                wait_for(lambda: images.newest() is not last)
                 assert abs(level(images.newest()) - 180) < 3
     finally:
         stream.close()
@@ -381,9 +375,9 @@ def test_a_camera_that_stands_still_stops_the_episode(arm, video: Path, domain: 
         started, images = running(bus), bus.reader("front/image_raw/compressed", COMPRESSED, SENSOR)
         process = start("deploy", policy, "--robot", file, "--bus", "dds", "--record", tmp_path / "bags")
         health = bus.reader(diagnostics.TOPIC, diagnostics.TYPE, SENSOR)
-        until(lambda: started() or process.poll() is not None)
+        wait_for(lambda: started() or process.poll() is not None)
         shown: dict[str, str] = {}
-        until(lambda: shown.update(told(health)) or float(shown.get("ticks", 0)) > 0 or process.poll() is not None)
+        wait_for(lambda: shown.update(told(health)) or float(shown.get("ticks", 0)) > 0 or process.poll() is not None)
         assert abs(float(shown["behind_s front"])) < 1.0
         assert 0.0 <= float(shown["age_s front"]) <= 1.0
         camera.send_signal(signal.SIGSTOP)

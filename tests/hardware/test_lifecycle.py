@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from robot_rl.safety import Reason
 from robot_rl.spec import POSE, load_robot, mjcf_file
 from robot_rl.steplog import read_episode
 from tests.hardware.graph import HASHES, endpoints
+from tests.processes import wait_for
 
 NO_ROS = pytest.mark.skipif(importlib.util.find_spec("rclpy") is None,
                             reason="rclpy is not installed: it comes with a ROS 2 install, not from a package index")
@@ -138,16 +139,8 @@ def active(operator: Operator, robot: Any) -> Operator:
     operator.aim(0.22, 0.0, 0.15)
     operator.press(False)
     assert operator.ask("stop")[0]
-    until(lambda: operator.ask("start")[0])
+    wait_for(lambda: operator.ask("start")[0])
     return operator
-
-
-def until(condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
-    end = time.monotonic() + timeout_s
-    while not (found := condition()):
-        assert time.monotonic() < end, "timed out"
-        time.sleep(0.05)
-    return found
 
 
 def numbers(samples: list[Any]) -> np.ndarray:
@@ -162,7 +155,7 @@ def test_nothing_starts_without_a_goal_or_with_one_that_the_policy_does_not_know
     for place, frame, words in (((0.9, 0.0, 0.1), "base_link", "goal at (0.9, 0, 0.1)"),
                                 ((0.2, 0.0, 0.1), "map", "goal in frame 'map', the policy's are in 'base_link'")):
         operator.aim(*place, frame)
-        until(lambda wanted=words: wanted in operator.ask("start")[1])  # type: ignore[misc]
+        wait_for(lambda wanted=words: wanted in operator.ask("start")[1])  # type: ignore[misc]
     assert operator.status()["state"] == "inactive"
 
 
@@ -170,11 +163,11 @@ def test_it_begins_at_the_measured_pose_fades_in_and_ends_silent(operator: Opera
     states = operator.bus.reader("joint_states", "sensor_msgs/msg/JointState", SENSOR)
     commands = operator.bus.reader(COMMANDS, NUMBERS, EVENTS)
     operator.aim(0.22, 0.1, 0.15)
-    measured = messages.decode(until(states.newest).data, "sensor_msgs/msg/JointState").position
-    until(lambda: commands.matched() == 1)
-    until(lambda: operator.ask("start")[0])
+    measured = messages.decode(wait_for(states.newest).data, "sensor_msgs/msg/JointState").position
+    wait_for(lambda: commands.matched() == 1)
+    wait_for(lambda: operator.ask("start")[0])
     sent: list[Any] = []
-    until(lambda: sent.extend(commands.take()) or len(sent) > 1.5 * FADE_S * RATE)
+    wait_for(lambda: sent.extend(commands.take()) or len(sent) > 1.5 * FADE_S * RATE)
     path = numbers(sent)
     np.testing.assert_allclose(path[0], measured, atol=0.02)
     moved = np.abs(np.diff(path[:, :5], axis=0)).max(1)
@@ -197,27 +190,27 @@ def test_it_begins_at_the_measured_pose_fades_in_and_ends_silent(operator: Opera
 def test_a_silent_sensor_stops_it_and_is_named(active: Operator, robot: Any) -> None:
     robot.send_signal(signal.SIGSTOP)
     try:
-        found = until(lambda: (s := active.status())["state"] == "inactive" and s["last_error"] != "none" and s)
+        found = wait_for(lambda: (s := active.status())["state"] == "inactive" and s["last_error"] != "none" and s)
         assert re.search(r"stale, joints on /arm/joint_states silent for [3-9].* s, at most 3 s", found["last_error"])
-        health = until(lambda: (h := active.health()) and h.level == diagnostics.ERROR and h)
+        health = wait_for(lambda: (h := active.health()) and h.level == diagnostics.ERROR and h)
         assert (health.name, health.hardware_id) == ("arm/policy: control", "so101")
         assert health.message == found["last_error"]
         done, said = active.ask("start")
         assert not done and "joints on /arm/joint_states (sensor_msgs/msg/JointState)" in said
     finally:
         robot.send_signal(signal.SIGCONT)
-    until(lambda: active.ask("start")[0])
+    wait_for(lambda: active.ask("start")[0])
     assert active.status()["last_error"] == "none"
 
 
 def test_the_protective_stop_stops_it_and_holds_it(active: Operator) -> None:
     active.press(True)
-    found = until(lambda: (s := active.status())["state"] == "inactive" and s["last_error"] != "none" and s)
+    found = wait_for(lambda: (s := active.status())["state"] == "inactive" and s["last_error"] != "none" and s)
     assert found["last_error"] == "stop, pressed on /arm/safety/protective_stop"
     done, said = active.ask("start")
     assert not done and "the protective stop is pressed on /arm/safety/protective_stop" in said
     active.press(False)
-    until(lambda: active.ask("start")[0])
+    wait_for(lambda: active.ask("start")[0])
 
 
 def test_diagnostics_of_a_running_policy(active: Operator) -> None:
@@ -225,7 +218,7 @@ def test_diagnostics_of_a_running_policy(active: Operator) -> None:
         health = active.health()
         values = {pair.key: pair.value for pair in health.values} if health else {}
         return values if values.get("state") == "active" and float(values["rate_hz"]) > 0 else None
-    values = until(running)
+    values = wait_for(running)
     assert {"policy_sha256", "jitter_ms_p50", "jitter_ms_p99", "jitter_ms_max", "latency_ms_p99", "missed_deadlines",
             "late_plans", "age_s joints", "age_s tip", "clamps rate", "clamps position", "clamps effort",
             "last_error"} <= set(values)
@@ -242,7 +235,7 @@ def test_what_it_did_is_read_back_with_goals_that_moved(active: Operator, proces
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as recorder:
         assert recorder.stdout is not None
         assert "ready" in recorder.stdout.readline()
-        until(lambda: active.ask("start")[0])
+        wait_for(lambda: active.ask("start")[0])
         time.sleep(1.0)
         active.aim(0.2, 0.12, 0.2)
         time.sleep(1.0)
@@ -285,7 +278,7 @@ ROS_ONLY = re.compile(r"(rt/rosout|rt/parameter_events|rt/arm/policy/transition_
 def test_the_graph_from_outside_is_the_golden_one(active: Operator, kind: str, domain: int) -> None:
     with connect("dds", "outside", "", domain, "lo") as bus:
         assert isinstance(bus, DdsBus)
-        found = until(lambda: (seen := endpoints(bus, "/arm", "policy")) and set(seen) >= GOLDEN and seen)
+        found = wait_for(lambda: (seen := endpoints(bus, "/arm", "policy")) and set(seen) >= GOLDEN and seen)
         assert endpoints(bus, "/arm", "robot"), "the robot's node is named too"
     others = {row for row in found if not ROS_ONLY.search(row)} - GOLDEN
     assert not others

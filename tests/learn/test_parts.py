@@ -42,6 +42,7 @@ from robot_rl.learn.objectives import (
     Bellman,
     CoarseBellman,
     GreedyValue,
+    Imitating,
     JointBellman,
     NoTemperature,
     Smooth,
@@ -49,7 +50,7 @@ from robot_rl.learn.objectives import (
     Temperature,
 )
 from robot_rl.learn.options import Chain
-from robot_rl.replay import Replay
+from robot_rl.replay import ONLINE, PRIOR, Replay
 from tests.learn.cases import OBS, first_action, small
 
 
@@ -230,6 +231,24 @@ def test_smoothness_worked_out_by_hand() -> None:
     (gradient,) = torch.autograd.grad(loss, [actor.net.flat])
     assert float(gradient[0]) == pytest.approx(4 * 0.462117 * 0.5 * (1 - 0.213552), abs=1e-5)
     assert linear_actor(0.5, 3.0).mean(torch.zeros(1, 1)).item() == pytest.approx(0.462117, abs=1e-5)
+
+
+def test_what_prior_data_does_better_is_imitated() -> None:
+    # Q = a, the mean is tanh(0.5) = 0.462117: of the prior's 1 and 0 the first is better; the third is no prior's
+    actor = DeterministicActor(1, 1, (), generator())
+    actor.net.flat.data.copy_(torch.tensor([0.0, 0.5]))
+    plain = GreedyValue(actor, linear_critic((0.0, 1.0, 0.0)), First())
+    batch = {"latent": torch.zeros(3, 1), "action": torch.tensor([[1.0], [0.0], [1.0]]),
+             "source": torch.tensor([PRIOR, PRIOR, ONLINE])}
+    draw = torch.zeros(3, 1), Chance()
+    loss, metrics, _ = Imitating(plain, 3.0).loss(batch, draw)
+    mean = math.tanh(0.5)
+    cost = (1 - mean) ** 2 / 3
+    assert float((loss - plain.loss(batch, draw)[0]).detach()) == pytest.approx(3 * (1 + mean) * cost, abs=1e-6)
+    assert float(metrics["actor/imitated"]) == pytest.approx(1 / 3)
+    (gradient,) = torch.autograd.grad(loss, [actor.net.flat])
+    wanted = (1 - mean**2) * (-1 - 3 * (1 + mean) * 2 * (1 - mean) / 3)
+    assert float(gradient[1]) == pytest.approx(wanted, abs=1e-5)
 
 
 def test_noise_is_held_for_as_long_as_it_should_be() -> None:
