@@ -223,11 +223,10 @@ class CuriousValue(SoftValue):
         return loss, metrics, {"log_density": density, "lack": (usual - gain.detach())}
 
 
-class Imitating:
-    """The lesson of an actor, which also pays for acting unlike prior data where that acted better (Nair et al. 2018).
+class Smooth:
+    """The lesson of an actor, which also pays `price` times the squared change of its mean action, summed over A.
 
-    `price` is that of the squared distance of its mean action, averaged over A, in units of the lesson's own loss. Rows
-    of the prior count whose action the critics value above the actor's mean, so what is surpassed is let go.
+    The change is that from an observation to the one bootstrapped from, n steps later (CAPS, Mysore et al. 2021).
     """
 
     def __init__(self, lesson: SoftValue, price: float):
@@ -239,27 +238,41 @@ class Imitating:
         return self.lesson.draw(batch, generator)
 
     def loss(self, batch: Tensors, draw: tuple[Tensor, Chance]) -> tuple[Tensor, Tensors, Tensors]:
-        """See Lesson; source (B,)."""
+        """See Lesson."""
         loss, metrics, found = self.lesson.loss(batch, draw)
-        latent, action = batch["latent"], batch["action"]
-        mean = self.actor.mean(latent)
-        with torch.no_grad():
-            own, shown = (self.lesson.reduction(self.lesson.critic.values(latent, one, draw[1]))
-                          for one in (mean, action))
-            better = ((shown > own) & (batch["source"] == PRIOR)).float()
-        cost = (better * (mean - action).square().mean(-1)).mean()
-        metrics = metrics | {"actor/unlike": cost.detach(), "actor/imitated": better.mean()}
-        return loss + self.price * (1 + loss.detach().abs()) * cost, metrics, found
+        change = (self.actor.mean(batch["next_latent"]) - self.actor.mean(batch["latent"])).square().sum(-1).mean()
+        return loss + self.price * change, metrics | {"actor/change": change.detach()}, found
 
 
-class Smooth:
-    """The lesson of an actor, which also pays `price` times the squared change of its mean action, summed over A.
+class Fading(nn.Module):
+    """A price that falls to 0 in so many losses."""
 
-    The change is that from an observation to the one bootstrapped from, n steps later (CAPS, Mysore et al. 2021).
+    count: Tensor
+
+    def __init__(self, first: float, steps: int):
+        super().__init__()
+        if steps < 1:
+            raise ValueError(f"imitation_steps is {steps}; a price falls in at least 1 update")
+        self.first, self.steps = first, steps
+        self.register_buffer("count", torch.zeros(()))
+
+    @torch.no_grad()
+    def forward(self) -> Tensor:
+        """The price () of this loss."""
+        price: Tensor = self.first * (1 - self.count / self.steps).clamp(min=0)
+        self.count.add_(1)
+        return price
+
+
+class Imitating:
+    """The lesson of an actor, which also pays for acting unlike prior data, at a price that fades.
+
+    Paid for is the squared distance of its mean action, averaged over A, from that of rows of the prior, in units of
+    the lesson's own loss (as TD3+BC weighs the two, Fujimoto and Gu 2021).
     """
 
-    def __init__(self, lesson: SoftValue | Imitating, price: float):
-        self.lesson, self.price = lesson, price
+    def __init__(self, lesson: SoftValue | Smooth, price: Fading):
+        self.lesson, self.actor, self.price = lesson, lesson.actor, price
         self.part, self.period = lesson.part, lesson.period
 
     def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Chance]:
@@ -267,11 +280,12 @@ class Smooth:
         return self.lesson.draw(batch, generator)
 
     def loss(self, batch: Tensors, draw: tuple[Tensor, Chance]) -> tuple[Tensor, Tensors, Tensors]:
-        """See Lesson."""
+        """See Lesson; source (B,)."""
         loss, metrics, found = self.lesson.loss(batch, draw)
-        actor = self.lesson.actor
-        change = (actor.mean(batch["next_latent"]) - actor.mean(batch["latent"])).square().sum(-1).mean()
-        return loss + self.price * change, metrics | {"actor/change": change.detach()}, found
+        off = (self.actor.mean(batch["latent"]) - batch["action"]).square().mean(-1)
+        cost = (off * (batch["source"] == PRIOR)).mean()
+        paid = self.price() * (1 + loss.detach().abs()) * cost
+        return loss + paid, metrics | {"actor/unlike": cost.detach()}, found
 
 
 class Foresight:

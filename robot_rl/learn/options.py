@@ -23,7 +23,7 @@ from robot_rl.learn.encoders import Convolutions, Pretrained
 from robot_rl.learn.latents import CameraLatent, Identity, Latent, RunningNorm
 from robot_rl.learn.nets import Shape, compute_dtype
 from robot_rl.learn.noise import Held, White
-from robot_rl.learn.objectives import Bellman, Imitating, Lesson, Smooth, SoftValue, Temperature
+from robot_rl.learn.objectives import Bellman, Fading, Imitating, Lesson, Smooth, SoftValue, Temperature
 from robot_rl.learn.planner import Planner, Search, WorldModel
 from robot_rl.learn.recurrent import RecurrentWorld
 from robot_rl.learn.world import Weights, World
@@ -211,8 +211,8 @@ class Projecting(Headed):
 class Acting(Options):
     """Of critics beside an actor, which learns in every `actor_period`-th update.
 
-    `smoothness` is the price of a change of its mean, `imitation` that of acting unlike prior data wherever that acted
-    better. `optimism` above 0.5 is the expectile that critics go by at
+    `smoothness` is the price of a change of its mean, `imitation` that of acting unlike prior data, which falls to 0 in
+    `imitation_steps` of its updates. `optimism` above 0.5 is the expectile that critics go by at
     first; it falls to 0.5, the mean, in `optimism_steps` updates. With `average` above 0 an average of the actor acts
     without exploring and is exported (a robot explores by it too); it moves by that share in each update, which evens
     out what an actor unlearns.
@@ -223,6 +223,7 @@ class Acting(Options):
     average: float = 0.0
     smoothness: float = 0.0
     imitation: float = 0.0
+    imitation_steps: int = 20_000
     optimism: float = 0.5
     optimism_steps: int = 100_000
 
@@ -232,8 +233,8 @@ class Acting(Options):
 
     def smoothed(self, lesson: SoftValue) -> Lesson:
         """An actor's lesson with the prices of change and of acting unlike prior data."""
-        paying = Imitating(lesson, self.imitation) if self.imitation else lesson
-        return Smooth(paying, self.smoothness) if self.smoothness else paying
+        paying = Smooth(lesson, self.smoothness) if self.smoothness else lesson
+        return Imitating(paying, Fading(self.imitation, self.imitation_steps)) if self.imitation else paying
 
     def agent(self, latent: Latent, actor: Actor, lessons: Sequence[Lesson], start: torch.Generator,
               parts: Mapping[str, nn.Module], *, targets: Sequence[Target] = (), **more: Any) -> Agent:
@@ -244,6 +245,8 @@ class Acting(Options):
             shown = copy.deepcopy(actor)
             parts, targets = {**parts, "average": shown}, [*targets, Target(shown, actor, self.average)]
             more |= {"shown": shown}
+        prices = [lesson.price for lesson in lessons if isinstance(lesson, Imitating)]
+        parts = {**parts, **dict(zip(["imitation"], prices, strict=False))}
         return super().agent(latent, actor, lessons, start, parts, targets=targets, **more)
 
 

@@ -41,6 +41,7 @@ from robot_rl.learn.noise import Held
 from robot_rl.learn.objectives import (
     Bellman,
     CoarseBellman,
+    Fading,
     GreedyValue,
     Imitating,
     JointBellman,
@@ -233,22 +234,24 @@ def test_smoothness_worked_out_by_hand() -> None:
     assert linear_actor(0.5, 3.0).mean(torch.zeros(1, 1)).item() == pytest.approx(0.462117, abs=1e-5)
 
 
-def test_what_prior_data_does_better_is_imitated() -> None:
-    # Q = a, the mean is tanh(0.5) = 0.462117: of the prior's 1 and 0 the first is better; the third is no prior's
+def test_prior_data_is_imitated_at_a_price_that_fades() -> None:
+    # Q = a, the mean is tanh(0.5) = m; two rows of the prior did 1 and 0, the third is no prior's; 4, then half of it
     actor = DeterministicActor(1, 1, (), generator())
     actor.net.flat.data.copy_(torch.tensor([0.0, 0.5]))
     plain = GreedyValue(actor, linear_critic((0.0, 1.0, 0.0)), First())
-    batch = {"latent": torch.zeros(3, 1), "action": torch.tensor([[1.0], [0.0], [1.0]]),
+    batch = {"latent": torch.zeros(3, 1), "action": torch.tensor([[1.0], [0.0], [-1.0]]),
              "source": torch.tensor([PRIOR, PRIOR, ONLINE])}
-    draw = torch.zeros(3, 1), Chance()
-    loss, metrics, _ = Imitating(plain, 3.0).loss(batch, draw)
-    mean = math.tanh(0.5)
-    cost = (1 - mean) ** 2 / 3
-    assert float((loss - plain.loss(batch, draw)[0]).detach()) == pytest.approx(3 * (1 + mean) * cost, abs=1e-6)
-    assert float(metrics["actor/imitated"]) == pytest.approx(1 / 3)
-    (gradient,) = torch.autograd.grad(loss, [actor.net.flat])
-    wanted = (1 - mean**2) * (-1 - 3 * (1 + mean) * 2 * (1 - mean) / 3)
-    assert float(gradient[1]) == pytest.approx(wanted, abs=1e-5)
+    draw, lesson, m = (torch.zeros(3, 1), Chance()), Imitating(plain, Fading(4.0, 2)), math.tanh(0.5)
+    for price in (4.0, 2.0, 0.0, 0.0):
+        loss, metrics, _ = lesson.loss(batch, draw)
+        cost = ((1 - m) ** 2 + m**2) / 3
+        assert float(metrics["actor/unlike"]) == pytest.approx(cost)
+        assert float((loss - plain.loss(batch, draw)[0]).detach()) == pytest.approx(price * (1 + m) * cost, abs=1e-6)
+        (gradient,) = torch.autograd.grad(loss, [actor.net.flat])
+        wanted = (1 - m**2) * (-1 + price * (1 + m) * 2 * (m - 1 + m) / 3)
+        assert float(gradient[1]) == pytest.approx(wanted, abs=1e-5)
+    with pytest.raises(ValueError, match="imitation_steps is 0"):
+        small("default", imitation=1.0, imitation_steps=0)
 
 
 def test_noise_is_held_for_as_long_as_it_should_be() -> None:
