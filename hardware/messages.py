@@ -254,12 +254,16 @@ def twist(velocity: ArrayLike, stamp_ns: int | None = None, frame: str = "base_l
     return new("geometry_msgs/msg/TwistStamped", header=header(stamp_ns, frame), twist=made)
 
 
+def _vector(values: ArrayLike) -> Any:
+    """geometry_msgs/Vector3 of (3,)."""
+    return new("geometry_msgs/msg/Vector3", **dict(zip("xyz", map(float, _floats(values)), strict=True)))
+
+
 def imu(stamp_ns: int, frame: str, quaternion_xyzw: ArrayLike, angular_velocity: ArrayLike,
         linear_acceleration: ArrayLike) -> Any:
     """sensor_msgs/Imu: orientation (4,) in a world whose z is up; (3,) rad/s and m/s², at rest +g up, in its frame."""
     x, y, z, w = (float(v) for v in _quaternions(quaternion_xyzw))
-    vectors = [new("geometry_msgs/msg/Vector3", **dict(zip("xyz", map(float, v), strict=True)))
-               for v in (_floats(angular_velocity), _floats(linear_acceleration))]
+    vectors = [_vector(v) for v in (angular_velocity, linear_acceleration)]
     unknown = np.zeros(9)  # covariances of 0 say that they are not known, REP 145
     return new("sensor_msgs/msg/Imu", header=header(stamp_ns, frame), orientation_covariance=unknown,
                orientation=new("geometry_msgs/msg/Quaternion", x=x, y=y, z=z, w=w), angular_velocity=vectors[0],
@@ -270,14 +274,13 @@ def imu(stamp_ns: int, frame: str, quaternion_xyzw: ArrayLike, angular_velocity:
 def odometry(stamp_ns: int, child_frame: str, position: ArrayLike, quaternion_xyzw: ArrayLike,
              linear_velocity: ArrayLike, angular_velocity: ArrayLike, frame: str = "odom") -> Any:
     """nav_msgs/Odometry: (3,) m and (4,) of the child frame in `frame`; (3,) m/s and rad/s in the child frame."""
-    moves = [new("geometry_msgs/msg/Vector3", **dict(zip("xyz", map(float, v), strict=True)))
-             for v in (_floats(linear_velocity), _floats(angular_velocity))]
     unknown = np.zeros(36)
     return new("nav_msgs/msg/Odometry", header=header(stamp_ns, frame), child_frame_id=child_frame,
                pose=new("geometry_msgs/msg/PoseWithCovariance", covariance=unknown,
                         pose=pose_stamped(stamp_ns, frame, position, quaternion_xyzw).pose),
                twist=new("geometry_msgs/msg/TwistWithCovariance", covariance=unknown,
-                         twist=new("geometry_msgs/msg/Twist", linear=moves[0], angular=moves[1])))
+                         twist=new("geometry_msgs/msg/Twist", linear=_vector(linear_velocity),
+                                   angular=_vector(angular_velocity))))
 
 
 def image(stamp_ns: int, frame: str, array: NDArray[np.uint8], encoding: str = "rgb8") -> Any:

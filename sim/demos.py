@@ -52,8 +52,8 @@ class Make(Protocol):
 
 
 DEMONSTRATORS: dict[str, Make] = dict.fromkeys(
-    ("so101-lift", "so101-lift-dense", "so101-lift-camera", "so101-lift-camera-dense"), Lifter)
-DEMONSTRATORS["quadruped-walk"] = Trotter
+    ("so101-lift", "so101-lift-dense", "so101-lift-camera", "so101-lift-camera-dense"), Lifter
+) | {"quadruped-walk": Trotter}
 
 
 class EpisodeWriter:

@@ -362,10 +362,8 @@ class SimRobot:
                     f"{sensor.name}.effort": effort[self._wiring.dof]}
         site = self._sites[sensor.name]
         if sensor.type in (IMU, ODOMETRY):
-            motion = self._sense_motion(site, data)
-            fields = (("orientation", "angular_velocity", "linear_acceleration") if sensor.type == IMU else
-                      ("position", "orientation", "linear_velocity", "angular_velocity"))
-            return {f"{sensor.name}.{field}": motion[field] for field in fields}
+            motion = self._sense_motion(site, data, sensor.type == IMU)
+            return {f"{sensor.name}.{field}": value for field, value in motion.items()}
         frame = self._frames[sensor.name]
         axes = data.xmat[frame].reshape(3, 3).T
         quaternion = np.empty(4)
@@ -373,18 +371,20 @@ class SimRobot:
         return {f"{sensor.name}.position": axes @ (data.site_xpos[site] - data.xpos[frame]),
                 f"{sensor.name}.orientation": xyzw(quaternion)}
 
-    def _sense_motion(self, site: int, data: mujoco.MjData) -> Values:
-        """Where a site is, in the world, and how it moves, in its own frame; see `readings`."""
+    def _sense_motion(self, site: int, data: mujoco.MjData, inertial: bool) -> Values:
+        """What an IMU at a site says, or an odometry of it; see `readings`."""
         mujoco.mj_comPos(self.model, data)
         mujoco.mj_comVel(self.model, data)
-        mujoco.mj_rnePostConstraint(self.model, data)  # accelerations of bodies, gravity included
         motion, change, quaternion = np.empty(6), np.empty(6), np.empty(4)
         kind = mujoco.mjtObj.mjOBJ_SITE
         mujoco.mj_objectVelocity(self.model, data, kind, site, motion, 1)
-        mujoco.mj_objectAcceleration(self.model, data, kind, site, change, 1)
         mujoco.mju_mat2Quat(quaternion, data.site_xmat[site])
-        return {"position": data.site_xpos[site].copy(), "orientation": xyzw(quaternion),
-                "linear_velocity": motion[3:], "angular_velocity": motion[:3], "linear_acceleration": change[3:]}
+        both = {"orientation": xyzw(quaternion), "angular_velocity": motion[:3]}
+        if not inertial:
+            return both | {"position": data.site_xpos[site].copy(), "linear_velocity": motion[3:]}
+        mujoco.mj_rnePostConstraint(self.model, data)  # accelerations of bodies, gravity included
+        mujoco.mj_objectAcceleration(self.model, data, kind, site, change, 1)
+        return both | {"linear_acceleration": change[3:]}
 
 
 def _mocap(model: mujoco.MjModel, body: str) -> int | None:

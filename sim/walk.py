@@ -5,6 +5,7 @@ from __future__ import annotations
 import mujoco
 import numpy as np
 
+from robot_rl.act import ActionMap
 from robot_rl.observe import Values
 from robot_rl.spec import ActionSpec, Failure, PolicySpec, Reward, RobotSpec, Steering, Term, policy_spec
 from sim import task
@@ -70,11 +71,12 @@ class Trotter:
     """A trot: diagonal legs step together, as far as the velocity asks for, and lean against what it misses."""
 
     def __init__(self, contract: PolicySpec, model: mujoco.MjModel) -> None:
-        assert contract.action is not None
-        names = contract.action.joints
+        assert contract.robot is not None and contract.action is not None
+        joints = contract.robot.actuated
+        names, defaults = [j.name for j in joints], np.array([j.default for j in joints])
+        self._map = ActionMap(contract.action, contract.robot)
         self._places = np.array([[names.index(f"{leg}_{part}_joint") for leg in LEGS] for part in REACH_RAD])
-        self._offset, self._scale = np.array(contract.action.offset), np.array(contract.action.scale)
-        _, thighs, calves = self._offset[self._places]
+        self._hips, thighs, calves = defaults[self._places]
         self._x = -LINK_M * (np.sin(thighs) + np.sin(thighs + calves))
         self._z = -LINK_M * (np.cos(thighs) + np.cos(thighs + calves))
         self._stride = STRIDES_HZ / contract.rate_hz
@@ -101,9 +103,6 @@ class Trotter:
         z = self._z + np.where(phase < 0.5, -PRESS_M, lift)
         command = np.empty(len(last))
         calves = -np.arccos(np.clip((x * x + z * z) / (2 * LINK_M**2) - 1, -1, 1))
-        for places, angles in zip(self._places, (np.arctan2(y, -z), np.arctan2(-x, -z) - calves / 2, calves),
-                                  strict=True):
-            command[places] = angles
-        command[self._places[0]] += self._offset[self._places[0]]
-        action = (command - self._offset) / self._scale
+        command[self._places] = self._hips + np.arctan2(y, -z), np.arctan2(-x, -z) - calves / 2, calves
+        action = self._map.inverse(command, last)
         return np.clip(action + self._rng.normal(0.0, NOISE, len(action)), -1.0, 1.0)

@@ -19,7 +19,7 @@ from robot_rl.learn.critics import Chance, Critic, Mean
 from robot_rl.learn.latents import Latent
 from robot_rl.learn.objectives import NoTemperature
 from robot_rl.learn.planner import Act, Planner
-from robot_rl.learn.world import Spread
+from robot_rl.learn.world import Spread, alive
 
 
 def own_values(critic: Critic, latent: Tensor, action: Tensor, chance: Chance) -> Tensor:
@@ -67,9 +67,7 @@ class CrowdValue:
         action = self.actor.every(seen, training=True)
         values = self.critic.head.decode(own_values(self.critic, seen, action, draw)).view(-1, rows, times)
         self.spread.observe(values.detach()[:, :, 0].flatten())
-        alive = torch.cat((torch.ones_like(latents[:, :1, 0]), (batch["discount"] > 0).float()), 1)
-        counts = alive * self.rho ** torch.arange(times, device=alive.device) / times
-        loss = -(values / self.spread() * counts).sum(2).mean(1).sum()
+        loss = -(values / self.spread() * alive(batch, latents, self.rho)).sum(2).mean(1).sum()
         apart = action.detach().std(0).mean()
         return loss, {"actor/loss": loss.detach(), "actor/apart": apart, "actor/spread": self.spread()}, {}
 
@@ -146,10 +144,7 @@ class Centred(Planner):
         values = values.view(members, rows, -1).transpose(0, 1).reshape(rows, -1)
         candidates = torch.stack(taken, -2).view(members, rows, -1, search.horizon, self.action_size)
         candidates = candidates.transpose(0, 1).flatten(1, 2)  # (B, N, H, A)
-        shares = self.shares(values)[..., None, None]
-        mean = (shares * candidates).sum(1)
-        std = (shares * (candidates - mean[:, None]).square()).sum(1).sqrt().clamp(search.least, search.most)
-        return mean, std, values
+        return *self.weigh(candidates, values), values
 
     def frozen(self) -> Centred:
         """A copy that is exported."""

@@ -223,14 +223,15 @@ class CuriousValue(SoftValue):
         return loss, metrics, {"log_density": density, "lack": (usual - gain.detach())}
 
 
-class Smooth:
-    """The lesson of an actor, which also pays `price` times the squared change of its mean action, summed over A.
+class Paying:
+    """The lesson of an actor, which also pays a `cost`."""
 
-    The change is that from an observation to the one bootstrapped from, n steps later (CAPS, Mysore et al. 2021).
-    """
+    actor: Actor
+    part: nn.Module
+    period: int
 
-    def __init__(self, lesson: SoftValue, price: float):
-        self.lesson, self.actor, self.price = lesson, lesson.actor, price
+    def __init__(self, lesson: SoftValue | Paying):
+        self.lesson, self.actor = lesson, lesson.actor
         self.part, self.period = lesson.part, lesson.period
 
     def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Chance]:
@@ -240,8 +241,28 @@ class Smooth:
     def loss(self, batch: Tensors, draw: tuple[Tensor, Chance]) -> tuple[Tensor, Tensors, Tensors]:
         """See Lesson."""
         loss, metrics, found = self.lesson.loss(batch, draw)
+        cost, said = self.cost(batch, loss.detach())
+        return loss + cost, metrics | said, found
+
+    def cost(self, batch: Tensors, loss: Tensor) -> tuple[Tensor, Tensors]:
+        """A batch and the lesson's own loss () -> what is paid (), and metrics."""
+        raise NotImplementedError
+
+
+class Smooth(Paying):
+    """Pays `price` times the squared change of the mean action, summed over A.
+
+    The change is that from an observation to the one bootstrapped from, n steps later (CAPS, Mysore et al. 2021).
+    """
+
+    def __init__(self, lesson: SoftValue | Paying, price: float):
+        super().__init__(lesson)
+        self.price = price
+
+    def cost(self, batch: Tensors, loss: Tensor) -> tuple[Tensor, Tensors]:
+        """See Paying."""
         change = (self.actor.mean(batch["next_latent"]) - self.actor.mean(batch["latent"])).square().sum(-1).mean()
-        return loss + self.price * change, metrics | {"actor/change": change.detach()}, found
+        return self.price * change, {"actor/change": change.detach()}
 
 
 class Fading(nn.Module):
@@ -264,28 +285,22 @@ class Fading(nn.Module):
         return price
 
 
-class Imitating:
-    """The lesson of an actor, which also pays for acting unlike prior data, at a price that fades.
+class Imitating(Paying):
+    """Pays for acting unlike prior data, at a price that fades.
 
-    Paid for is the squared distance of its mean action, averaged over A, from that of rows of the prior, in units of
+    Paid for is the squared distance of the mean action, averaged over A, from that of rows of the prior, in units of
     the lesson's own loss (as TD3+BC weighs the two, Fujimoto and Gu 2021).
     """
 
-    def __init__(self, lesson: SoftValue | Smooth, price: Fading):
-        self.lesson, self.actor, self.price = lesson, lesson.actor, price
-        self.part, self.period = lesson.part, lesson.period
+    def __init__(self, lesson: SoftValue | Paying, price: Fading):
+        super().__init__(lesson)
+        self.price = price
 
-    def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Chance]:
-        """The lesson's."""
-        return self.lesson.draw(batch, generator)
-
-    def loss(self, batch: Tensors, draw: tuple[Tensor, Chance]) -> tuple[Tensor, Tensors, Tensors]:
-        """See Lesson; source (B,)."""
-        loss, metrics, found = self.lesson.loss(batch, draw)
+    def cost(self, batch: Tensors, loss: Tensor) -> tuple[Tensor, Tensors]:
+        """See Paying; source (B,)."""
         off = (self.actor.mean(batch["latent"]) - batch["action"]).square().mean(-1)
         cost = (off * (batch["source"] == PRIOR)).mean()
-        paid = self.price() * (1 + loss.detach().abs()) * cost
-        return loss + paid, metrics | {"actor/unlike": cost.detach()}, found
+        return self.price() * (1 + loss.abs()) * cost, {"actor/unlike": cost.detach()}
 
 
 class Foresight:

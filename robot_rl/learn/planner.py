@@ -248,10 +248,15 @@ class Planner(nn.Module):
             candidates = torch.cat((proposals, drawn), 1)  # (B, N, H, A)
             values = torch.cat((worth, self.value(actor, latent, drawn)), 1)
             first = first if i else values
-            shares = self.shares(values)[..., None, None]
-            mean = (shares * candidates).sum(1)
-            std = (shares * (candidates - mean[:, None]).square()).sum(1).sqrt().clamp(search.least, search.most)
+            mean, std = self.weigh(candidates, values)
         return mean, std, first
+
+    def weigh(self, candidates: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N, H, A) and their values (B, N) -> mean and bounded standard deviation (B, H, A) by their shares."""
+        shares = self.shares(values)[..., None, None]
+        mean = (shares * candidates).sum(1)
+        std = (shares * (candidates - mean[:, None]).square()).sum(1).sqrt()
+        return mean, std.clamp(self.search.least, self.search.most)
 
     def shares(self, values: Tensor) -> Tensor:
         """Values (B, N) -> how much each candidate counts (B, N): elites by their value, others hardly.

@@ -165,6 +165,12 @@ class Weights(NamedTuple):
         return held * self.rho ** torch.arange(steps, device=held.device, dtype=held.dtype) / steps
 
 
+def alive(batch: Tensors, latents: Tensor, rho: float) -> Tensor:
+    """What each of the latents (B, T + 1, Z) of unrolled sequences counts, (B, T + 1); those past the end nothing."""
+    going = torch.cat((torch.ones_like(latents[:, :1, 0]), (batch["discount"] > 0).float()), 1)
+    return Weights(rho=rho).along(going)
+
+
 def foretold(world: World, latents: Tensor, following: Tensor, batch: Tensors, weights: Weights) -> dict[str, Tensor]:
     """Losses () of what a model said: `latents` (B, T + 1, Z) unrolled, against `following` (B, T, Z) and the batch."""
     counts = weights.along(batch["weight"])
@@ -267,8 +273,7 @@ class PriorValue:
         action, log_density = self.actor.sample(latents.flatten(0, 1), draw[0], training=True)
         values = self.reduction(self.critic.values(latents.flatten(0, 1), action, draw[1])).view(rows, times)
         self.spread.observe(values.detach()[:, 0])
-        alive = torch.cat((torch.ones_like(latents[:, :1, 0]), (batch["discount"] > 0).float()), 1)
-        counts = alive * self.rho ** torch.arange(times, device=alive.device) / times
+        counts = alive(batch, latents, self.rho)
         loss = ((self.price * log_density.view(rows, times) - values / self.spread()) * counts).sum(1).mean()
         metrics = {"actor/loss": loss.detach(), "actor/entropy": -log_density.detach().mean(),
                    "actor/spread": self.spread()}
