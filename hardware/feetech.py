@@ -287,13 +287,13 @@ class ServoBus:
         self._unsettled = False
 
     def _ask(self, request: bytes, sizes: dict[int, int]) -> dict[int, Packet]:
-        """One reply of each servo, in order, with so many parameters; a reply that is not due spoils the round."""
+        """One reply of each servo, in order, with so many parameters; late ones of earlier requests are passed over."""
         self.counts.requests += 1
         self._send(request)
         bad, order, answers = self._parser.bad, list(sizes), dict[int, Packet]()
         wanted = sum(6 + size for size in sizes.values())
         end = time.monotonic() + self._patience
-        why = ""
+        why = late = ""
         while not why and len(answers) < len(sizes):
             try:
                 got = self._port.read(wanted)
@@ -302,17 +302,20 @@ class ServoBus:
                 raise PortLost(f"port {self.path}: {error}") from error
             for reply in self._parser.feed(got):
                 due = order[len(answers)] if len(answers) < len(order) else None
-                if reply.servo in order[len(answers) + 1:]:
-                    why = SILENT + ", ".join(map(str, order[len(answers):order.index(reply.servo)]))
-                elif reply.servo != due or len(reply.parameters) != sizes[reply.servo]:
+                if len(reply.parameters) != sizes.get(reply.servo):
+                    late = f"an answer of servo {reply.servo} that was not due"
+                    continue
+                if reply.servo in answers:
                     why = f"an answer of servo {reply.servo} that was not due"
+                elif reply.servo != due:
+                    why = SILENT + ", ".join(map(str, order[len(answers):order.index(reply.servo)]))
                 if why:
                     break
                 answers[reply.servo] = reply
             if self._parser.bad > bad:
                 why = "bytes that are no packet"
             elif time.monotonic() > end:
-                why = SILENT + ", ".join(str(s) for s in order if s not in answers)
+                why = late or SILENT + ", ".join(str(s) for s in order if s not in answers)
         if why:
             self.counts.failed += 1
             self._unsettled = True

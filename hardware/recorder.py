@@ -82,12 +82,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _wanted(args: argparse.Namespace) -> Sequence[Sequence[str]]:
     if args.robot:
         robot = load_robot(args.robot, supervised=args.supervised == "true")
-        return [*recorded_topics(robot, not args.no_cameras), (INFO_TOPIC, TEXT_TYPE, "latched")]
+        return [*recorded_topics(robot, not args.no_cameras), (INFO_TOPIC, TEXT_TYPE, "latched"),
+                *map(_also, args.also.split())]
     text = sys.stdin.read() if args.topics == "-" else Path(args.topics).read_text()
     try:
         return msgspec.json.decode(text, type=list[tuple[str, str, str]])
     except msgspec.DecodeError as error:
         raise ValueError(f"--topics {args.topics}: no JSON list of [topic, type, kind]: {error}") from None
+
+
+def _also(text: str) -> tuple[str, str, str]:
+    topic, _, type = text.partition("=")
+    if not topic or not type:
+        raise ValueError(f"--also {text}: say TOPIC=TYPE, such as cmd_vel=geometry_msgs/msg/Twist")
+    return topic, type, "sensor"
 
 
 def _run(recorder: Recorder, args: argparse.Namespace, stopping: Sequence[int]) -> None:
@@ -119,6 +127,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--robot", help="record the topics of this robot, instead of --topics: a name or the path of a robot.yaml")
     add("--topics", default="-", help="file with a JSON list of [topic, type, kind]; - reads stdin (default)")
     add("--no-cameras", action="store_true", help="with --robot: not its cameras")
+    add("--also", default="", metavar="TOPIC=TYPE",
+        help="with --robot: other topics, with spaces between them, such as cmd_vel=geometry_msgs/msg/Twist")
     add("--supervised", choices=("true", "false"), default="false",
         help="with --robot: what its supervisor tells too, as `supervised: true` in its file says")
     add("--preroll", type=float, default=0.5, metavar="S", help="what a bag holds from before its episode, s (0.5)")

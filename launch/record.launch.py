@@ -19,7 +19,7 @@ def generate_launch_description() -> LaunchDescription:
         cmd=["python3", "-m", "hardware.recorder",  # one word each: launch drops empty words
              ["--robot=", LaunchConfiguration("robot")], ["--out=", LaunchConfiguration("record")],
              ["--continuous=", LaunchConfiguration("name")], ["--namespace=", LaunchConfiguration("namespace")],
-             ["--bus=", LaunchConfiguration("bus")],
+             ["--bus=", LaunchConfiguration("bus")], ["--also=", LaunchConfiguration("also")],
              ["--supervised=", LaunchConfiguration("supervised")]],
         name="recorder", output="both", on_exit=Shutdown(reason="the recorder has ended"))
     return LaunchDescription([
@@ -32,6 +32,8 @@ def generate_launch_description() -> LaunchDescription:
                               description="rclpy (ros), the built-in DDS (dds), or rclpy where it is found (auto)."),
         DeclareLaunchArgument("supervised", default_value="false", choices=["true", "false"],
                               description="The policy's commands go through the supervisor: record what it tells."),
+        DeclareLaunchArgument("also", default_value="", description="Other topics to record: TOPIC=TYPE with spaces "
+                              "between them, such as cmd_vel=geometry_msgs/msg/Twist."),
         DeclareLaunchArgument("camera_sources", default_value="", description="Real cameras to publish: NAME=SOURCE "
                               "with spaces between them, as camera.launch.py's `sources` [default: none]."),
         IncludeLaunchDescription(

@@ -23,7 +23,9 @@ from hardware import diagnostics, messages
 from hardware.bag_thread import OVERHEAD, BagThread
 from hardware.bus import COMMAND, EVENTS, LATCHED, SENSOR, Bus, connect
 from hardware.episode_recorder import bag_name
+from hardware.recorder import main
 from robot_rl import bag
+from tests.processes import wait_for
 
 STATE, TEXT, STEP = "sensor_msgs/msg/JointState", "std_msgs/msg/String", "std_msgs/msg/Float64MultiArray"
 IMAGE = "sensor_msgs/msg/Image"
@@ -280,6 +282,21 @@ def test_continuous_recording_is_split(bus: Bus, tmp_path: Path) -> None:
     assert all(message.data == picture for message in bag.read(tmp_path / "run", {f"/{ARM}/image_raw"}))
     with AnyReader([tmp_path / "run"]) as reader:
         assert reader.message_count == found.messages
+
+
+def test_other_topics_beside_a_robots_own(bus: Bus, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kind = "geometry_msgs/msg/Twist"
+    asked = bus.publisher("cmd_vel", kind, SENSOR)
+    telling = ("--robot", "quadruped", "--continuous", "run", "--wait", "0.5", "--also", f"cmd_vel={kind}")
+    with Process(tmp_path, *telling) as process:
+        wait_for(asked.matched)
+        asked.publish(messages.encode(messages.twist((0.5, 0.0, 0.1))))
+        time.sleep(0.2)
+        process.end()
+    assert bag.info(tmp_path / "run").topics[f"/{ARM}/cmd_vel"].count == 1
+    for wrong, said in (("cmd_vel", "say TOPIC=TYPE"), ("cmd_vel=geometry_msgs/msg/Twits", "Twits")):
+        assert main(["--robot", "quadruped", "--out", str(tmp_path), "--also", wrong]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_a_slow_disk_costs_messages_not_memory(tmp_path: Path) -> None:
