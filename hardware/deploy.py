@@ -21,8 +21,8 @@ from robot_rl.evaluate import in_short, summary
 from robot_rl.log import progress, write_atomic
 from robot_rl.mcap_writer import COMPRESSIONS
 from robot_rl.policy import Policy
-from robot_rl.spec import POSE, PolicySpec, RobotSpec, SpecError, load_robot
-from robot_rl.steplog import EPISODE_TOPIC, TEXT_TYPE, recorded_topics
+from robot_rl.spec import PolicySpec, RobotSpec, SpecError, load_robot
+from robot_rl.steplog import EPISODE_TOPIC, TEXT_TYPE, asked_topics, recorded_topics
 
 RUN_SERVICE = "policy/run"
 DETAILS = "deploy.json"  # beside the bags: the figures with every episode and the timing of every tick
@@ -78,12 +78,8 @@ class Recorder:
 
 def topics(spec: PolicySpec, robot: RobotSpec, cameras: bool) -> list[tuple[str, str, str]]:
     """What is recorded: (topic, type, QoS kind)."""
-    found = [*recorded_topics(robot, cameras), (EPISODE_TOPIC, TEXT_TYPE, "events"), (INFO, TEXT_TYPE, "latched")]
-    if spec.goal:
-        found.append((spec.goal.topic, POSE, "latched"))
-    if spec.steering:
-        found.append((spec.steering.topic, spec.steering.type, "sensor"))
-    return found
+    return [*recorded_topics(robot, cameras), (EPISODE_TOPIC, TEXT_TYPE, "events"), (INFO, TEXT_TYPE, "latched"),
+            *asked_topics(spec)]
 
 
 def deploy(policy: Path, robot: str, *, episodes: int, record: Path | None, where: BusOptions, seed: int = 0,

@@ -27,8 +27,8 @@ from hardware.bag_thread import BagThread, say
 from hardware.bus import COMMAND, EVENTS, LATCHED, SENSOR, chosen, connect, own_arguments, resolve
 from hardware.episode_recorder import Recorder, Source, bag_name
 from robot_rl.mcap_writer import COMPRESSIONS
-from robot_rl.spec import load_robot
-from robot_rl.steplog import INFO_TOPIC, TEXT_TYPE, recorded_topics
+from robot_rl.spec import PolicySpec, load_robot, policy_file
+from robot_rl.steplog import INFO_TOPIC, TEXT_TYPE, asked_topics, recorded_topics
 
 KINDS = {"sensor": SENSOR, "command": COMMAND, "latched": LATCHED, "events": EVENTS}
 
@@ -82,13 +82,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _wanted(args: argparse.Namespace) -> Sequence[Sequence[str]]:
     if args.robot:
         robot = load_robot(args.robot, supervised=args.supervised == "true")
-        return [*recorded_topics(robot, not args.no_cameras), (INFO_TOPIC, TEXT_TYPE, "latched"),
+        asked = asked_topics(_contract(args.policy)) if args.policy else []
+        return [*recorded_topics(robot, not args.no_cameras), (INFO_TOPIC, TEXT_TYPE, "latched"), *asked,
                 *map(_also, args.also.split())]
     text = sys.stdin.read() if args.topics == "-" else Path(args.topics).read_text()
     try:
         return msgspec.json.decode(text, type=list[tuple[str, str, str]])
     except msgspec.DecodeError as error:
         raise ValueError(f"--topics {args.topics}: no JSON list of [topic, type, kind]: {error}") from None
+
+
+def _contract(policy: str) -> PolicySpec:
+    from robot_rl.policy import Policy  # a recorder beside `deploy` is told its topics and needs no onnxruntime
+    return Policy(policy_file(policy)).spec
 
 
 def _also(text: str) -> tuple[str, str, str]:
@@ -127,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--robot", help="record the topics of this robot, instead of --topics: a name or the path of a robot.yaml")
     add("--topics", default="-", help="file with a JSON list of [topic, type, kind]; - reads stdin (default)")
     add("--no-cameras", action="store_true", help="with --robot: not its cameras")
+    add("--policy", help="with --robot: what this policy is asked by too, such as cmd_vel: a file or a name")
     add("--also", default="", metavar="TOPIC=TYPE",
         help="with --robot: other topics, with spaces between them, such as cmd_vel=geometry_msgs/msg/Twist")
     add("--supervised", choices=("true", "false"), default="false",

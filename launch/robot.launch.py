@@ -51,7 +51,7 @@ def policy(context: LaunchContext) -> list[Action]:
     actions = _supervisor(given) if given["supervised"] == "true" else []
     if given["episodes"] != "0":
         return [*actions, ExecuteProcess(cmd=_episodes(str(options["policy_path"]), given) + _ros(given), **shown)]
-    actions += _recorder(given) if "record" in given else []
+    actions += _recorder(str(options["policy_path"]), given) if "record" in given else []
     options |= {flag: given[flag] == "true" for flag in FLAGS} | {"seed": given["seed"]}
     words = {"fade_s": "fade", "fresh_timeout_s": "fresh-timeout", "seed": "seed"}
     command = [*PROGRAM, "policy", "run", str(options["policy_path"]), f"--robot={robot}", f"--bus={given['bus']}",
@@ -90,10 +90,10 @@ def _supervisor(given: dict[str, str]) -> list[Action]:
                            on_exit=Shutdown(reason="the supervisor has ended"))]
 
 
-def _recorder(given: dict[str, str]) -> list[Action]:
+def _recorder(policy_path: str, given: dict[str, str]) -> list[Action]:
     """A recorder beside the managed policy: one bag each time that it is active."""
     command = ["python3", "-m", "hardware.recorder", f"--robot={given['robot']}", f"--out={given['record']}",
-               f"--bus={given['bus']}", *["--no-cameras"] * (given["cameras"] == "false"),
+               f"--policy={policy_path}", f"--bus={given['bus']}", *["--no-cameras"] * (given["cameras"] == "false"),
                f"--supervised={given['supervised']}"]
     command += [f"--namespace={given['namespace']}"] if "namespace" in given else []
     return [ExecuteProcess(cmd=command + _remaps(given), name="recorder", output="both")]

@@ -22,7 +22,7 @@ from robot_rl.bag import read
 from robot_rl.episode import Episode, Outcome
 from robot_rl.observe import Readings, Values, state_of
 from robot_rl.safety import Reason
-from robot_rl.spec import GOAL, SUPERVISOR_STATE, PolicySpec, RobotSpec, SpecError
+from robot_rl.spec import GOAL, POSE, SUPERVISOR_STATE, PolicySpec, RobotSpec, SpecError
 
 STEP_TOPIC, STEP_TYPE = "policy/step", "std_msgs/msg/Float64MultiArray"
 SENT_TOPIC = "supervisor/sent"
@@ -276,6 +276,12 @@ def recorded_topics(robot: RobotSpec, cameras: bool = True) -> list[tuple[str, s
         rows += [(*heard_on(camera), "sensor"), (camera.info_topic, "sensor_msgs/msg/CameraInfo", "sensor")]
     rows += [(to.topic, to.type, "command") for to in robot.command_topics]
     return [*rows, (robot.stop_topic, BOOL, "latched"), (STEP_TOPIC, STEP_TYPE, "events"), *supervisor_topics(robot)]
+
+
+def asked_topics(spec: PolicySpec) -> list[tuple[str, str, str]]:
+    """What a policy is asked by: (topic, type, QoS kind of the recorder)."""
+    goal = [(spec.goal.topic, POSE, "latched")] if spec.goal else []
+    return goal + ([(spec.steering.topic, spec.steering.type, "sensor")] if spec.steering else [])
 
 
 def supervisor_topics(robot: RobotSpec) -> list[tuple[str, str, str]]:

@@ -186,7 +186,7 @@ def test_launch_files_use_options_that_exist() -> None:
                                     for name in ("sim-robot", "deploy", "camera", "supervisor")}
     running = commands["policy"].commands["run"].params
     offered["deploy"] |= {flag for p in running for flag in (*p.opts, *p.secondary_opts)}
-    offered["deploy"] |= {"--out", "--ros-args"}  # the last is rclpy's
+    offered["deploy"] |= {"--out", "--policy", "--ros-args"}  # the recorder's, and rclpy's
     offered["hardware.recorder"] = {flag for action in recorder._parser()._actions for flag in action.option_strings}
     offered["deploy"] |= offered["supervisor"] | {"--no-cameras"}
     for file, command in (("sim", "sim-robot"), ("robot", "deploy"), ("record", "hardware.recorder"),
@@ -230,10 +230,12 @@ def test_launch_descriptions() -> None:
         "deploy furuta-swingup --robot=furuta --episodes=3 --bus=auto --seed=0 --no-cameras"]),
     ("record", {"bus": "ros", "camera_sources": "front=0"}, [
         "camera so101 --bus=ros --source=front=0",
-        "hardware.recorder --robot=so101 --out=bags --continuous=drive --namespace= --bus=ros --supervised=false"]),
+        "hardware.recorder --robot=so101 --out=bags --continuous=drive --namespace= --bus=ros --also= "
+        "--supervised=false"]),
     ("robot", {"supervised": "true", "record": "bags", "cameras": "false", "ros_args": "-r a:=b"}, [
         "supervisor so101 --bus=auto --ros-args -r a:=b",
-        "hardware.recorder --robot=so101 --out=bags --bus=auto --no-cameras --supervised=true --ros-args -r a:=b",
+        "hardware.recorder --robot=so101 --out=bags --policy=so101-reach --bus=auto --no-cameras --supervised=true "
+        "--ros-args -r a:=b",
         "policy run so101-reach --robot=so101 --bus=auto --fade=1.0 --seed=0 --supervised --ros-args -r a:=b"]),
     ("camera", {}, []),
 ])

@@ -294,6 +294,9 @@ def test_other_topics_beside_a_robots_own(bus: Bus, tmp_path: Path, capsys: pyte
         time.sleep(0.2)
         process.end()
     assert bag.info(tmp_path / "run").topics[f"/{ARM}/cmd_vel"].count == 1
+    policy = ("--robot", "so101", "--policy", "so101-reach", "--continuous", "reach", "--wait", "0.1")
+    with Process(tmp_path, *policy) as process:
+        assert f"/{ARM}/goal" in process.said[0]  # among what nobody publishes
     for wrong, said in (("cmd_vel", "say TOPIC=TYPE"), ("cmd_vel=geometry_msgs/msg/Twits", "Twits")):
         assert main(["--robot", "quadruped", "--out", str(tmp_path), "--also", wrong]) == 2
         assert said in capsys.readouterr().err
