@@ -91,7 +91,7 @@ class Disagreement(nn.Module):
 
     def gain(self, latent: Tensor, action: Tensor) -> Tensor:
         """(B, O), (B, A) -> (B,), at least 0."""
-        return (self(latent, action).var(0, correction=0) / self.noise).log1p().mean(-1)
+        return _gain(self(latent, action), self.noise)
 
     def frozen(self) -> FrozenDisagreement:
         """A copy in plain layers."""
@@ -109,8 +109,11 @@ class FrozenDisagreement(nn.Module):
     def gain(self, latent: Tensor, action: Tensor) -> Tensor:
         """See Disagreement."""
         both = torch.cat((latent, action), -1)
-        said = torch.stack([member(both) for member in self.members])
-        return ((said - said.mean(0)).square().mean(0) / self.noise).log1p().mean(-1)
+        return _gain(torch.stack([member(both) for member in self.members]), self.noise)
+
+
+def _gain(said: Tensor, noise: float) -> Tensor:
+    return ((said - said.mean(0)).square().mean(0) / noise).log1p().mean(-1)
 
 
 class CuriousBackup(SoftBackup):

@@ -390,9 +390,12 @@ class Planned(Smoothed, Modelled):
     """Of a planner: `plan` acts with it, in training as without exploring; else the actor acts.
 
     In `iterations`, `samples` candidates are valued, of which the actor makes `proposals`, and `elites` make the plan
-    by exp(`sharpness` * value), with a standard deviation of `least` to `most`.
+    by exp(`sharpness` * value), with a standard deviation of `least` to `most`. The values are those of `critics`
+    whose networks do without the share `dropout` of their units.
     """
 
+    critics: int = 5
+    dropout: float = 0.0
     plan: bool = True
     iterations: int = 6
     samples: int = 512
@@ -401,6 +404,11 @@ class Planned(Smoothed, Modelled):
     sharpness: float = 0.5
     least: float = 0.05
     most: float = 2.0
+
+    def judges(self, sizes: Sizes, start: torch.Generator) -> Critic:
+        """Critics of the model's latents."""
+        return Critic(self.width, sizes.action, self.hidden, self.critics, self.head(), start,
+                      replace(self.modern(), dropout=self.dropout), final_scale=0.0)
 
     def acting(self, planning: Sequence[Any]) -> Planner | chunks.Steps:
         """What acts, of what a planner is made of."""

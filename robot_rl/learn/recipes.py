@@ -261,7 +261,6 @@ class TdMpc2(Planned):
     otherwise (conservative roll-outs and optimistic exploration, COPlanner, method 56).
     """
 
-    critics: int = 5
     dropout: float = 0.01
     tau: float = 0.01
     value_price: float = 0.1
@@ -280,8 +279,7 @@ class TdMpc2(Planned):
         world = self.world(sizes, start)
         ensembles = self.foreseeing(sizes, start)
         actor, offline = self.pupil(world, sizes, start)
-        critic = Critic(self.width, sizes.action, self.hidden, self.critics, self.head(), start,
-                        replace(self.modern(), dropout=self.dropout), final_scale=0.0)
+        critic = self.judges(sizes, start)
         target, spread = copy.deepcopy(critic), Spread(self.tau)
         backup = SoftBackup(actor, target, NoTemperature(), Minimum(subset))
         lessons: list[Lesson] = [
@@ -364,8 +362,7 @@ class MoDemV2(MoDem):
         world, spread = self.world(sizes, start), Spread(self.tau)
         actor = DeterministicActor(self.width, sizes.action, self.hidden, start, self.modern(), self.explore,
                                    smooth=self.explore, smooth_bound=2.0, members=self.critics)
-        critic = Critic(self.width, sizes.action, self.hidden, self.critics, self.head(), start,
-                        replace(self.modern(), dropout=self.dropout), final_scale=0.0)
+        critic = self.judges(sizes, start)
         target, guide = copy.deepcopy(critic), Guide(world, actor, self.handover_from, self.handover_to, self.ceiling)
         lessons: list[Lesson] = [
             Unroll(world, critic, CrowdBackup(actor, target), self.horizon, self.weights(self.value_price)),
@@ -425,7 +422,6 @@ class Fowm(Planned):
     horizon: int = 5
     iterations: int = 1
     elites: int = 50
-    critics: int = 5
     tau: float = 0.01
     value_price: float = 0.1
     prioritized: float = 0.6
@@ -444,8 +440,7 @@ class Fowm(Planned):
         start = self.single()
         world = self.world(sizes, start)
         actor = ClippedActor(self.width, sizes.action, self.hidden, start, self.modern())
-        critic = Critic(self.width, sizes.action, self.hidden, self.critics, self.head(), start, self.modern(),
-                        final_scale=0.0)
+        critic = self.judges(sizes, start)
         value = PairCritic(alone, self.width, self.hidden, 1, self.head(), start, self.modern(), final_scale=0.0)
         target = copy.deepcopy(critic)
         lessons: list[Lesson] = [
