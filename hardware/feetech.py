@@ -301,13 +301,13 @@ class ServoBus:
                 self.counts.failed += 1
                 raise PortLost(f"port {self.path}: {error}") from error
             for reply in self._parser.feed(got):
-                due = order[len(answers)] if len(answers) < len(order) else None
+                stray = f"an answer of servo {reply.servo} that was not due"
                 if len(reply.parameters) != sizes.get(reply.servo):
-                    late = f"an answer of servo {reply.servo} that was not due"
+                    late = stray
                     continue
                 if reply.servo in answers:
-                    why = f"an answer of servo {reply.servo} that was not due"
-                elif reply.servo != due:
+                    why = stray
+                elif reply.servo != order[len(answers)]:
                     why = SILENT + ", ".join(map(str, order[len(answers):order.index(reply.servo)]))
                 if why:
                     break
