@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RECIPES = ("#2b52cf", "#c5441a", "#0a7868", "#8a2fb0", "#111111", "#d4a017", "#e377c2")
+LINES = ("-", "-.", ":")  # of recipes whose colours are used up
 PUBLIC = ("#94702a", "#66758a", "#b0608f", "#4f8a4f", "#3f94ad", "#8d8d8d")
+BESIDE = 6  # names that fit into a picture
 
 Row = tuple[str, int, float, tuple[float, float] | None]
 """Name, which recipe, value, interval."""
@@ -56,7 +58,7 @@ def _curves(compared: Comparison, task: str) -> Figure:
         if runs:
             steps, mean, std = mean_curve(runs)
             axes.fill_between(steps, mean - std, mean + std, color=colour, alpha=0.13, lw=0)
-            axes.plot(steps, mean, color=colour, lw=2, marker="o", ms=3,
+            axes.plot(steps, mean, color=colour, lw=2, marker="o", ms=3, ls=LINES[k // len(RECIPES) % len(LINES)],
                       label=f"{recipe} ({len(runs)} seed{'s' * (len(runs) > 1)})")
     _by_steps(axes)
     return figure
@@ -102,7 +104,11 @@ def _axes(title: str, x: str, y: str, height: float = 3.2) -> tuple[Figure, Any]
 def _by_steps(axes: Any) -> None:
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(lambda value, _: number(value))
-    axes.legend(fontsize=7, frameon=False)
+    if len(axes.get_legend_handles_labels()[0]) <= BESIDE:
+        axes.legend(fontsize=7, frameon=False)
+    else:  # they would hide the curves
+        axes.figure.set_size_inches(7.6, axes.figure.get_figheight())
+        axes.figure.legend(fontsize=7, frameon=False, loc="outside right upper")
 
 
 def _public(compared: Comparison, algorithm: str) -> str:
