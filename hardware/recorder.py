@@ -39,11 +39,11 @@ def sources(rows: Sequence[Sequence[str]], namespace: str) -> list[Source]:
     for row in rows:
         topic, type, kind = row
         if kind not in KINDS:
-            raise ValueError(f"--topics: {topic}: kind {kind!r} is none of {', '.join(KINDS)}")
+            raise ValueError(f"topic {topic}: kind {kind!r} is none of {', '.join(KINDS)}")
         try:
             messages.definition(type)
         except KeyError as error:
-            raise ValueError(f"--topics: {topic}: {error.args[0]}") from None
+            raise ValueError(f"topic {topic}: {error.args[0]}") from None
         found.append(Source("/" + resolve(topic, namespace), type, KINDS[kind]))
     return found
 
