@@ -791,7 +791,7 @@ def _finish(figures: dict[str, Any], as_json: bool) -> None:
         return
     width = max(map(len, figures), default=0)
     for key, value in figures.items():
-        if not isinstance(value, (list, dict)) or len(value) <= 4:
+        if not isinstance(value, (list, dict)) or len(value) <= 4 or _is_table(value):
             print(f"{key:<{width}}  {_shown(value)}")
 
 
@@ -800,7 +800,14 @@ def _shown(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, list):
         return "[" + ", ".join(_shown(v) for v in value) + "]"
+    if _is_table(value):
+        return ", ".join(f"{name} {_shown(number)}" for name, number in value.items())
     return str(value)
+
+
+def _is_table(value: Any) -> bool:
+    """Whether it is numbers by name."""
+    return isinstance(value, dict) and all(isinstance(number, (int, float)) for number in value.values())
 
 
 if __name__ == "__main__":

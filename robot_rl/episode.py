@@ -17,7 +17,7 @@ from robot_rl.act import ActionMap
 from robot_rl.observe import Observation, Observer, Quantity, Readings, Speeds, blank
 from robot_rl.reward import Rewards, SuccessClock
 from robot_rl.safety import Reason, Safety
-from robot_rl.spec import GOAL, STEERING, PolicySpec
+from robot_rl.spec import CLOCK, GOAL, STEERING, PolicySpec
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,11 @@ class Episode:
         self._fade_steps = 0
         self._push = spec.robot.command.interface != "position"
 
+    @property
+    def rewards(self) -> dict[str, float]:
+        """What each reward term gave in the last step, by its name; a bonus for success is not among them."""
+        return self._rewards.parts
+
     def begin(self, goal: np.ndarray | None = None, fade_s: float = 0.0) -> None:
         """Start an episode, with the goal position (3,) in m where the contract has one.
 
@@ -114,7 +119,8 @@ class Episode:
         first = self.last is None
         if self.last is None:
             self.last = self._safety.start(readings)
-        values = readings.values | {"command": self.last, "action": self._action}
+        values = readings.values | {"command": self.last, "action": self._action,
+                                    CLOCK: np.array([self.steps / self.spec.rate_hz])}
         if self._goal is not None:
             values[GOAL] = self._goal
         if self.spec.steering is not None:

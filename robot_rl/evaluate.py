@@ -28,8 +28,13 @@ class Act(Protocol):
 
 
 def evaluate(env: gymnasium.Env, act: Act, episodes: int, seed: int, show: bool = True) -> dict[str, Any]:
-    """Run deterministic episodes, episode k under the seed (seed, k); returns `summary`'s and `effort`'s figures."""
+    """Run deterministic episodes, episode k under the seed (seed, k); returns `summary`'s and `effort`'s figures.
+
+    With these: `failure_rate`, the share of episodes that ended early without success, as by a fall, and `rewards`, the
+    mean over all steps of what each reward term gave, of tasks that name theirs.
+    """
     returns, successes, actions = [], [], list[np.ndarray]()
+    failures, rewards = 0, dict[str, float]()
     for k in progress("evaluate", unit="episode", items=range(episodes)) if show else range(episodes):
         total, done, taken = 0.0, False, []
         observation, info = env.reset(seed=episode_seed(seed, k))
@@ -38,10 +43,16 @@ def evaluate(env: gymnasium.Env, act: Act, episodes: int, seed: int, show: bool 
             taken.append(np.array(act(observation)))  # a copy: it may be a view of what the next call writes
             observation, reward, terminated, truncated, info = env.step(taken[-1])
             total, done = total + float(reward), terminated or truncated
+            for name, part in info.get("rewards", {}).items():
+                rewards[name] = rewards.get(name, 0.0) + part
+        failures += bool(terminated and not info.get("success"))
         returns.append(total)
         successes.append(info.get("success"))
         actions.append(np.array(taken, float))
-    return summary(returns, successes) | effort(actions)
+    steps = sum(map(len, actions))
+    more = {"failure_rate": failures / episodes if episodes else None,
+            "rewards": {name: total / steps for name, total in rewards.items()}}
+    return summary(returns, successes) | effort(actions) | more
 
 
 def effort(actions: Sequence[np.ndarray]) -> dict[str, float | None]:

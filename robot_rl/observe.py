@@ -78,6 +78,9 @@ class Quantity:
         self._pick = _picker(term.source, term, spec)
         self._minus = _picker(term.minus, term, spec) if term.minus else None
         self._transform = _TRANSFORMS.get(term.transform, lambda x: x)
+        if term.period_s:
+            pick = self._pick
+            self._pick = lambda values: 2 * np.pi / term.period_s * pick(values)
         if term.transform == "down":
             chosen = np.array(["xyz".index(axis) for axis in term.axes or "xyz"], dtype=np.intp)
             self._transform = lambda quaternion: _down(quaternion)[chosen]

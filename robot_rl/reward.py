@@ -13,6 +13,8 @@ class Rewards:
 
     def __init__(self, spec: PolicySpec) -> None:
         self._terms = [(Quantity(r.term, spec), r) for r in spec.rewards]
+        self.parts: dict[str, float] = {}
+        """What each term gave in the last step, by its name."""
 
     def reset(self) -> None:
         """Start an episode."""
@@ -21,7 +23,8 @@ class Rewards:
 
     def __call__(self, values: Values) -> float:
         """Reward of the step that led to these values."""
-        return float(sum(r.weight * shape(r, quantity(values)).sum() for quantity, r in self._terms))
+        self.parts = {r.term.name: float(r.weight * shape(r, quantity(values)).sum()) for quantity, r in self._terms}
+        return sum(self.parts.values())
 
 
 class SuccessClock:

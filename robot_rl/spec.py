@@ -27,6 +27,7 @@ TWISTS = ("geometry_msgs/msg/Twist", "geometry_msgs/msg/TwistStamped")
 EDGE = 1e-6  # m, rad: how far beyond their bounds goals may lie
 GOAL = "goal.position"  # the source of a term that reads the goal
 STEERING = "steering"  # the source of a term that reads the velocity that is asked for
+CLOCK = "clock"  # the source of a term that reads how long the episode has been going on
 SUPERVISOR_STOPPED, SUPERVISOR_STATE = "supervisor/stopped", "supervisor/state"
 TRAJECTORY = "trajectory_msgs/msg/JointTrajectory"
 PD = "control_msgs/msg/DynamicJointState"
@@ -377,7 +378,8 @@ class Term(Data, kw_only=True):
     Sources: `<sensor>.position|velocity|effort` of the JointState, `<sensor>.position|orientation` of a pose,
     of an IMU `<sensor>.orientation|angular_velocity|linear_acceleration`, of an Odometry `<sensor>.linear_velocity` and
     `.angular_velocity` in its child frame, `.position` and `.orientation` (which drift); `goal.position`, `steering` (x
-    and y m/s, z rad/s), `command` (last sent, by joint), `action` (last sent, in [-1, 1]), `hold` (s).
+    and y m/s, z rad/s), `command` (last sent, by joint), `action` (last sent, in [-1, 1]), `hold` (s), `clock` (s, of
+    the decisions since the episode began).
     History is oldest first and is filled with the first value of an episode.
     """
 
@@ -391,6 +393,8 @@ class Term(Data, kw_only=True):
     transform: Literal["identity", "sin_cos", "cos", "norm", "square", "change", "down"] = "identity"
     """`change` is the difference to the previous step (zero on the first); `down` is where gravity points, a unit
     vector in the frame of an orientation."""
+    period_s: float = 0.0
+    """Of `clock`: it is an angle that makes a turn, 2 pi rad, in this time, as for a gait; 0: it is in seconds."""
     scale: float = 1.0
     history: int = 1
     unit: str = ""
@@ -674,7 +678,7 @@ def term_size(term: Term, robot: RobotSpec, actions: int, asked: dict[str, int])
 
     Raises SpecError for a source that the robot does not offer.
     """
-    sizes = {"action": actions, "hold": 1, "command": len(robot.actuated)} | asked
+    sizes = {"action": actions, "hold": 1, CLOCK: 1, "command": len(robot.actuated)} | asked
     spatial = list(asked)
     for sensor in robot.sensors:
         vectors = list[str]()
@@ -700,6 +704,9 @@ def term_size(term: Term, robot: RobotSpec, actions: int, asked: dict[str, int])
     missing = [name for name in term.joints if name not in known]
     if missing:
         raise SpecError(f"term {term.name}: joints {missing} are not among {known}")
+    if term.period_s and (term.period_s < 0 or term.source != CLOCK):
+        raise SpecError(f"term {term.name}: period_s={term.period_s}; it is of {CLOCK}, not of {term.source}, and at "
+                        "least 0")
     if term.transform == "down":
         if not term.source.endswith(".orientation") or term.minus or term.joints:
             raise SpecError(f"term {term.name}: transform=down is of an orientation alone, not of {term.source}")

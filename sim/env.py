@@ -22,7 +22,8 @@ class RobotEnv(gymnasium.Env[Observation, np.ndarray]):
     """Observation as of the contract, action (A,) float32 in [-1, 1], `contract.rate_hz` decisions a second.
 
     `latency` is a file of delays that were measured on the robot (see `robot-rl latency`), drawn anew at every step.
-    `info` holds `action` (A,), the action that the sent command amounts to, `success` and `hold_s`.
+    `info` holds `action` (A,), the action that the sent command amounts to, `success`, `faults` and, of a step,
+    `reasons` and `rewards`, what each reward term gave.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}
@@ -71,7 +72,8 @@ class RobotEnv(gymnasium.Env[Observation, np.ndarray]):
         if self._redraw and self.episode.steps % self._redraw == 0:
             self._steer()
         outcome = self._look()
-        info = self._info(outcome, command.action) | {"reasons": command.reasons | outcome.faults}
+        info = self._info(outcome, command.action) | {"reasons": command.reasons | outcome.faults,
+                                                      "rewards": self.episode.rewards}
         return outcome.observation, outcome.reward, outcome.terminated, outcome.truncated, info
 
     def _steer(self) -> None:

@@ -15,6 +15,7 @@ LIMIT_S = 20.0
 REACH_RAD = {"hip": 0.25, "thigh": 0.5, "calf": 0.5}  # of a joint's target about its default pose, either way
 FALLEN = -0.5  # of gravity along the trunk's own z: it leans by 60 degrees
 
+STRIDE_S = 2 / 7  # of a leg, from one step to the next; policies see where in it they are
 SPEED = "odometry.linear_velocity"
 UPRIGHT = Term(name="upright", source="imu.orientation", transform="down", axes=("z",))  # -1 when it is
 
@@ -36,6 +37,7 @@ def walk(robot: RobotSpec) -> PolicySpec:
             Term(name="joints", source="joints.position", history=3, unit="rad"),
             Term(name="speeds", source="joints.velocity", scale=0.05, unit="rad/s"),
             Term(name="action", source="action", history=2),
+            Term(name="stride", source="clock", period_s=STRIDE_S, transform="sin_cos"),
         ),
         action=ActionSpec(kind="absolute", joints=joints, scale=reach, offset=defaults),
         rewards=(
@@ -61,7 +63,7 @@ def walk(robot: RobotSpec) -> PolicySpec:
 LEGS = ("FL", "FR", "RL", "RR")
 LINK_M = 0.213  # thigh and calf are as long
 AHEAD_M, ASIDE_M = np.array([0.19, 0.19, -0.19, -0.19]), np.array([0.14, -0.14, 0.14, -0.14])  # feet from the trunk
-STRIDES_HZ, LIFT_M, PRESS_M = 3.5, 0.08, 0.03  # how often, how high, and how far below the ground feet aim
+LIFT_M, PRESS_M = 0.08, 0.03  # how high, and how far below the ground, feet aim
 LEAN_S = 0.15  # feet stand so much further ahead, m, for every m/s too fast
 MEMORY = 0.9  # of what was measured, from one decision to the next
 NOISE = 0.05  # standard deviation of every action
@@ -79,7 +81,7 @@ class Trotter:
         self._hips, thighs, calves = defaults[self._places]
         self._x = -LINK_M * (np.sin(thighs) + np.sin(thighs + calves))
         self._z = -LINK_M * (np.cos(thighs) + np.cos(thighs + calves))
-        self._stride = STRIDES_HZ / contract.rate_hz
+        self._stride = 1 / (STRIDE_S * contract.rate_hz)
 
     def begin(self, values: Values, rng: np.random.Generator) -> None:
         """Start an episode; `rng` draws what differs from one demonstration to the next."""
@@ -97,7 +99,7 @@ class Trotter:
         way = np.where(phase < 0.5, 0.5 - 2 * phase, swing - 0.5)  # of its stride, from the middle
         if not asked.any():
             lift, way = np.zeros(4), np.zeros(4)
-        step = 0.5 / STRIDES_HZ
+        step = 0.5 * STRIDE_S
         x = self._x + way * (asked[0] - asked[2] * ASIDE_M) * step + lean[0]
         y = way * (asked[1] + asked[2] * AHEAD_M) * step + lean[1]
         z = self._z + np.where(phase < 0.5, -PRESS_M, lift)

@@ -116,7 +116,7 @@ def test_saved_loaded_and_continued_equals_never_stopped(recipe: str) -> None:
 
 @every_part
 def test_every_part_learns_continues_and_leaves_acting_to_the_policy(recipe: str, part: str) -> None:
-    agent = continues(recipe, **PARTS[part])
+    agent = continues(recipe, dtype="float32", **PARTS[part])  # planners act in the learner's type, files do not
     assert torch.isfinite(weights(agent)).all()
     policy, obs = acting(agent), np.random.default_rng(0).normal(size=(6, OBS)).astype(np.float32)
     expected = first_action(policy, torch.as_tensor(obs)).numpy()

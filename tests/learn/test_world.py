@@ -682,7 +682,7 @@ def test_without_a_plan_the_actor_acts_and_there_is_no_planner_to_export() -> No
     ("tdmpc2", {"models": 2, "caution": 0.5, "venture": -0.5})])  # as cautious in training
 def test_the_planners_file_plans_as_torch_does_and_carries_the_plan(recipe: str, chosen: dict[str, Any], tmp_path: Path,
                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
-    agent, path = learned(recipe=recipe, horizon=2, critics=2, **chosen), tmp_path / "planner.onnx"
+    agent, path = learned(recipe=recipe, horizon=2, critics=2, dtype="float32", **chosen), tmp_path / "planner.onnx"
     random = np.random.default_rng(0)
     policy = agent.policy(planner=True)
     assert export(policy, OBS, policy.noise_size, CONTRACT.to_json(), path, carry=policy.carry) <= SEEING_TOLERANCE

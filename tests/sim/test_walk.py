@@ -124,6 +124,23 @@ def test_gravity_is_told_in_the_trunks_own_frame() -> None:
         np.testing.assert_allclose(got, down, atol=1e-12)
 
 
+def test_a_gaits_clock_turns_once_in_its_period_and_starts_with_the_episode() -> None:
+    robot = load_robot("quadruped")
+    clock = Term(name="stride", source="clock", period_s=0.08, transform="sin_cos")
+    spec = policy_spec(robot, task="x", rate_hz=50, time_limit_s=1, rewards=(),
+                       observations=(clock, Term(name="seconds", source="clock")),
+                       action=ActionSpec(kind="absolute", joints=("FL_hip_joint",), scale=(0.1,)))
+    episode = Episode(spec)
+    for _ in range(2):
+        episode.begin()
+        seen = []
+        for _ in range(6):
+            seen.append(episode.observe(Readings(upright_readings())).observation)
+            episode.act(np.zeros(1))
+        quarter = [[0, 1], [1, 0], [0, -1], [-1, 0], [0, 1], [1, 0]]  # four decisions are a turn
+        np.testing.assert_allclose(np.array(seen), np.c_[quarter, np.arange(6) / 50], atol=1e-6)
+
+
 def test_a_fall_terminates_and_is_no_success() -> None:
     spec, _ = sim.task_spec("quadruped-walk")
     episode = Episode(spec)
@@ -164,6 +181,8 @@ def test_the_script_follows_what_is_asked_for_better_than_standing() -> None:
     ({"observations": (Term(name="d", source="odometry.orientation", axes=("x",)),)}, "choose among coordinates"),
     ({"observations": (Term(name="s", source="steering"),)}, "not offered"),
     ({"observations": (Term(name="d", source="imu.angular_velocity", transform="down"),)}, "of an orientation alone"),
+    ({"observations": (Term(name="j", source="joints.position", period_s=0.5),)}, "period_s=0.5; it is of clock"),
+    ({"observations": (Term(name="c", source="clock", period_s=-0.5),)}, "at least 0"),
 ])
 def test_terms_that_cannot_be_are_refused_by_name(part: dict, words: str) -> None:
     robot = load_robot("quadruped")
