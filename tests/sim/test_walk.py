@@ -20,6 +20,7 @@ from hardware import messages
 from hardware.bus import COMMAND, connect
 from hardware.robot_io import decode, encode
 from robot_rl.episode import Episode
+from robot_rl.evaluate import evaluate
 from robot_rl.finetune import bags_in, fill
 from robot_rl.observe import Quantity, Readings
 from robot_rl.replay import Replay
@@ -173,6 +174,28 @@ def test_the_script_follows_what_is_asked_for_better_than_standing() -> None:
         while not env.outcome.done:
             stood += env.step(STANDING)[1]
         assert total > stood + 50
+
+
+class Stand:
+    def reset(self) -> None:
+        pass
+
+    def __call__(self, observation: Any) -> np.ndarray:
+        return STANDING
+
+
+@pytest.mark.parametrize("falls", [False, True])
+def test_an_evaluation_says_who_fell_and_what_each_reward_term_gave(falls: bool) -> None:
+    spec, robot = sim.task_spec("quadruped-walk")
+    assert spec.failure is not None
+    always = msgspec.structs.replace(spec.failure, above=-2.0)
+    short = msgspec.structs.replace(spec, time_limit_s=0.2, failure=always if falls else spec.failure)
+    figures = evaluate(RobotEnv(short, mjcf_file(robot)), Stand(), 2, seed=0, show=False)
+    steps = 1 if falls else 10
+    assert figures["failure_rate"] == falls
+    assert figures["rewards"].keys() == {reward.term.name for reward in spec.rewards}
+    assert sum(figures["rewards"].values()) * steps == pytest.approx(figures["return_mean"])
+    assert figures["rewards"]["upright"] > 0.5 > 0 > figures["rewards"]["velocity"]
 
 
 @pytest.mark.parametrize(("part", "words"), [
