@@ -14,7 +14,7 @@ class Rewards:
     def __init__(self, spec: PolicySpec) -> None:
         self._terms = [(Quantity(r.term, spec), r) for r in spec.rewards]
         self.parts: dict[str, float] = {}
-        """What each term gave in the last step, by its name."""
+        """What each term gave in the last step, by its name; of terms with one name together."""
 
     def reset(self) -> None:
         """Start an episode."""
@@ -23,7 +23,9 @@ class Rewards:
 
     def __call__(self, values: Values) -> float:
         """Reward of the step that led to these values."""
-        self.parts = {r.term.name: float(r.weight * shape(r, quantity(values)).sum()) for quantity, r in self._terms}
+        self.parts = dict.fromkeys((r.term.name for _, r in self._terms), 0.0)
+        for quantity, r in self._terms:
+            self.parts[r.term.name] += float(r.weight * shape(r, quantity(values)).sum())
         return sum(self.parts.values())
 
 

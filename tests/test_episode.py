@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+import sim
 from robot_rl.act import ActionMap
 from robot_rl.episode import Episode
 from robot_rl.observe import Readings
-from robot_rl.reward import shape
+from robot_rl.reward import Rewards, shape
 from robot_rl.safety import Reason
 from robot_rl.spec import ActionSpec, Reward, Success, Term, Vision
 from tests.robots import CAMERAS, contract, robot
@@ -203,3 +204,14 @@ def test_an_endless_episode_ends_by_a_fault_only_and_follows_its_goal() -> None:
     assert outcome.observation[-1] == pytest.approx(np.sqrt(3) * 0.5) and not outcome.success
     episode.halt()
     assert episode.observe(readings()).truncated
+
+
+def test_two_rewards_of_one_term_both_count() -> None:
+    spec, _ = sim.task_spec("so101-reach")
+    rewards = Rewards(spec)
+    values = {"goal.position": np.array([0.3, 0.0, 0.1]), "tip.position": np.array([0.2, 0.0, 0.1]),
+              "action": np.full(spec.action_size, 0.5)}
+    far, near = (1 - 0.1 ** (miss / margin) ** 2 for miss, margin in ((0.1, 0.3), (0.095, 0.03)))
+    effort = -0.01 * 0.25 * spec.action_size
+    assert rewards(values) == pytest.approx(-0.5 * far - 0.5 * near + effort)
+    assert rewards.parts == pytest.approx({"distance": -0.5 * far - 0.5 * near, "effort": effort})
