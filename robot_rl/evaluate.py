@@ -50,9 +50,11 @@ def evaluate(env: gymnasium.Env, act: Act, episodes: int, seed: int, show: bool 
         successes.append(info.get("success"))
         actions.append(np.array(taken, float))
     steps = sum(map(len, actions))
-    more = {"failure_rate": failures / episodes if episodes else None,
-            "rewards": {name: total / steps for name, total in rewards.items()}}
-    return summary(returns, successes) | effort(actions) | more
+    figures = summary(returns, successes) | effort(actions)
+    figures["failure_rate"] = failures / episodes if episodes else None
+    if rewards:
+        figures["rewards"] = {name: total / steps for name, total in rewards.items()}
+    return figures
 
 
 def effort(actions: Sequence[np.ndarray]) -> dict[str, float | None]:
