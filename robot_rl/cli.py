@@ -611,7 +611,8 @@ def bench_learner(
     agent: Annotated[str, typer.Option(help="Which recipe, such as sac or rlpd.")] = "sac",
     seconds: Annotated[float, typer.Option(help="Seconds of each turn.")] = 4.0,
     repetitions: Annotated[int, typer.Option(help="Turns of each contestant.")] = 5,
-    threads: Annotated[int, typer.Option(help="CPU threads of everybody; 0: as each library chooses.")] = 0,
+    threads: Annotated[int, typer.Option(help="Cores and threads of everybody; 0: as each library chooses.")] = 0,
+    set_: Options = None,
     peer_python: Annotated[str, typer.Option(help="Python that has the extra `bench` installed.")] = sys.executable,
     peer: Annotated[list[str] | None, typer.Option(metavar="NAME=PATH", help="Checkout of public code, repeatable: "
                                                    "rlpd, mrq, or xqc (for default).")] = None,
@@ -619,11 +620,13 @@ def bench_learner(
     as_json: Json = False,
 ) -> None:
     """Gradient updates per second against Stable-Baselines3 and sbx (install the extra `bench`), and public code."""
+    from robot_rl import session
     from robot_rl.learn.bench import bench as run
     from robot_rl.learn.bench import checkouts
     from robot_rl.page.rates import write_page
     found = run(agent, repetitions, seconds, threads or None, peer_python=peer_python,
-                report=lambda line: print(line, file=sys.stderr), checkouts=checkouts(peer or []))
+                report=lambda line: print(line, file=sys.stderr), checkouts=checkouts(peer or []),
+                **session.options(agent, set_ or []))
     if out:
         write_page(out, found)
         found["page"] = str(out)
@@ -635,7 +638,7 @@ def bench_world(
     agent: Annotated[str, typer.Option(help="Which recipe with a world model.")] = "tdmpc2",
     seconds: Annotated[float, typer.Option(help="Seconds of each turn.")] = 4.0,
     repetitions: Annotated[int, typer.Option(help="Turns of each contestant.")] = 5,
-    threads: Annotated[int, typer.Option(help="CPU threads of everybody; 0: as each library chooses.")] = 0,
+    threads: Annotated[int, typer.Option(help="Cores and threads of everybody; 0: as each library chooses.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     set_: Options = None,
     peer: Annotated[Path | None, typer.Option(help="The folder `tdmpc2` of a checkout of the public TD-MPC2.")] = None,

@@ -68,9 +68,9 @@ def bench(
 
     Keys: agent, updates_per_s, peers (name -> updates/s), ratio (name -> ours / theirs), cpu_ms (name -> processor time
     of an update over all threads, which other work on the machine disturbs less), missing (name -> why a peer did not
-    run), repetitions (name -> updates/s of each turn), machine. `threads` limits everybody (None: as each
-    library chooses); `peer_python` is the interpreter that has the peers installed; `checkouts` are folders of PUBLIC
-    ones by name; `configuration` goes to our recipe.
+    run), repetitions (name -> updates/s of each turn), machine. `threads` limits everybody to so many cores and
+    threads (None: as each library chooses); `peer_python` is the interpreter that has the peers installed; `checkouts`
+    are folders of PUBLIC ones by name; `configuration` goes to our recipe.
     """
     counterparts = COUNTERPARTS.get(agent, {})
     shared: dict[str, Any] = {"agent": agent, "threads": threads, "configuration": configuration}
@@ -296,6 +296,8 @@ def _baselines(request: dict[str, Any]) -> Callable[[], int]:
 
 def _child(request: dict[str, Any]) -> None:
     """Warm up, say so, then answer each line on stdin (seconds) with a line of JSON."""
+    if request["threads"] and hasattr(os, "sched_setaffinity"):  # XLA's pool has a thread for each core that it may use
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-request["threads"] :])
     try:
         module = importlib.import_module(request.get("module", "robot_rl.learn.bench"))
         call, facts = module.contestant(request)

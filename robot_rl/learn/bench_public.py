@@ -86,7 +86,7 @@ def _mrq(path: str, updates: int) -> Callable[[], int]:
 
 
 def _xqc(path: str, updates: int) -> Callable[[], int]:
-    """`danielpalenicek/xqc` in the shape of our default: its option of layer norm, two categorical critics, 3 steps."""
+    """`danielpalenicek/xqc`, its own options in the sizes of our default."""
     sys.path.insert(0, path)
     import gymnasium
     import jax
@@ -95,16 +95,16 @@ def _xqc(path: str, updates: int) -> Callable[[], int]:
     from xqc.replay_buffer import ParallelReplayBuffer
 
     rates = {"actor_lr": 3e-4, "critic_lr": 3e-4, "temp_lr": 3e-4, "lr_end": 3e-4, "num_interactions": 10**6}
-    shape = {"use_layer_norm": True, "use_batch_norm": False, "use_weight_norm": False, "normalize_last_layer": False,
-             "skip_connections": False, "pre_activation_bn": False, "decay_bn": False, "weight_decay": 0.0}
+    shape = {"use_layer_norm": False, "use_batch_norm": True, "use_weight_norm": True, "normalize_last_layer": True,
+             "skip_connections": False, "pre_activation_bn": True, "decay_bn": False, "weight_decay": 0.0}
     learner = XQCLearner(
-        0, np.zeros((1, OBS), np.float32), np.zeros((1, ACTION), np.float32), hidden_dims_critic=HIDDEN,
-        hidden_dims_actor=HIDDEN, n_critics=2, critic_loss="categorical", max_v=5.0, min_v=-5.0, policy_delay=updates,
-        updates_per_step=updates, tau=0.005, target_net_update_freq=1, target_entropy="auto", init_temperature=0.01,
-        num_seeds=1, **rates, **shape)
+        0, np.zeros((1, OBS), np.float32), np.zeros((1, ACTION), np.float32),
+        hidden_dims_critic=(256, 256, 256), hidden_dims_actor=HIDDEN, n_critics=2, critic_loss="categorical", max_v=5.0,
+        min_v=-5.0, policy_delay=3, updates_per_step=updates, tau=0.005, target_net_update_freq=1,
+        target_entropy="auto", init_temperature=0.01, num_seeds=1, **rates, **shape)
     seen = gymnasium.spaces.Box(-np.inf, np.inf, (OBS,), np.float32)
     done = gymnasium.spaces.Box(-1, 1, (ACTION,), np.float32)
-    replay, random = ParallelReplayBuffer(seen, done, 2 * FILL, 1, 3, 0.99), np.random.default_rng(0)
+    replay, random = ParallelReplayBuffer(seen, done, 2 * FILL, 1, 1, 0.99), np.random.default_rng(0)
     one, zero = np.ones(1), np.zeros(1)
     for step in range(FILL):
         obs, following = random.normal(size=(2, 1, OBS))

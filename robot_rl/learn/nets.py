@@ -111,7 +111,8 @@ ACTIVATIONS = {
     "mish": Activation(mish, Mish, _mish_of_arrays),
     "silu": Activation(F.silu, nn.SiLU, lambda x: x * (0.5 + 0.5 * np.tanh(0.5 * x))),
 }
-NORM_EPS, NORM_MEMORY = 1e-5, 0.99
+NORM_EPS = 1e-5
+BATCH_EPS, NORM_MEMORY = 1e-3, 0.99  # a unit that hardly varies in a batch is not to be blown up (as in CrossQ, XQC)
 WIDENING = 4  # of a residual block
 
 
@@ -201,9 +202,11 @@ class Mlp(nn.Module):
     def project(self) -> None:
         """Bring the weights that have a bounded norm back to it, in place."""
         if self.shape.unit:
-            for depth, layer in enumerate(self.layers()):
-                if depth < len(self.spans) - 1:
-                    layer.weight.div_(layer.weight.norm(dim=1, keepdim=True).clamp(min=1e-8))
+            parts = []
+            for layer in self.layers():  # put together anew: a write into each view is a pass over the whole vector
+                parts += [weight / weight.square().sum(0).sqrt().clamp(min=1e-8) for weight in layer.weight.unbind()]
+                parts += [part for part in layer[1:] if part is not None]
+            self.flat.copy_(torch.cat([part.flatten() for part in parts]))
 
     def once(self) -> Callable[[Tensor], Tensor]:
         """`forward` with the layers taken apart now: for many calls of which the gradient is one."""
@@ -249,14 +252,10 @@ class Mlp(nn.Module):
         else:
             mean, var = next(kept)
             if training:
-                now, spread = x.mean(-2, keepdim=True), x.var(-2, correction=0, keepdim=True)
-                with torch.no_grad():
-                    mean.lerp_(now.float(), 1 - NORM_MEMORY)
-                    var.lerp_(spread.float(), 1 - NORM_MEMORY)
-                mean, var = now, spread
-            elif members is not None:
+                return _by_the_batch(x, layer.scale, layer.shift, mean, var)
+            if members is not None:
                 mean, var = mean[members], var[members]
-            x = (x - mean) * (var + NORM_EPS).rsqrt()
+            x = (x - mean) * (var + BATCH_EPS).rsqrt()
         return x * layer.scale.to(x.dtype) + layer.shift.to(x.dtype)
 
     def frozen(self, member: int = 0) -> nn.Module:
@@ -274,7 +273,7 @@ class Mlp(nn.Module):
             if self.shape.norm == "rms":
                 return [Root(), Affine(scale.detach(), shift.detach())]
             mean, var = next(kept)
-            factor = scale.detach() * (var + NORM_EPS).rsqrt()
+            factor = scale.detach() * (var + BATCH_EPS).rsqrt()
             return [Affine(factor, shift.detach() - mean * factor)]
 
         act = ACTIVATIONS[self.shape.activation].layer
@@ -305,7 +304,7 @@ class Mlp(nn.Module):
                 x = x - x.mean(-1, keepdims=True) if shape.norm == "layer" else x
                 return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + NORM_EPS) * norm[0] + norm[1]
             mean, var = kept[which]
-            return (x - mean) / np.sqrt(var + np.float32(NORM_EPS)) * norm[0] + norm[1]
+            return (x - mean) / np.sqrt(var + np.float32(BATCH_EPS)) * norm[0] + norm[1]
 
         activate = ACTIVATIONS[shape.activation].mirror
 
@@ -467,6 +466,26 @@ def linear(x: Tensor, layer: Layer, dtype: torch.dtype) -> Tensor:
     if len(weight) == 1:  # a plain product is faster than a batch of one
         return (x.reshape(-1, x.shape[-1]) @ weight[0])[None] + layer.bias.to(dtype)
     return torch.bmm(x.expand(len(weight), *x.shape[-2:]), weight) + layer.bias.to(dtype)
+
+
+def _by_the_batch(x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    """x (E, B, O) normalised over B, times scale plus shift, (E, 1, O) each; `mean` and `var`, likewise, follow, in place.
+
+    Member by member: the compiler makes quick code of column sums of a matrix and slow code, by a factor of ten, of
+    those of a stack of matrices.
+    """
+    found = []
+    for rows, factor, addend in zip(x.unbind(), scale.unbind(), shift.unbind(), strict=True):
+        rows = rows.float()
+        centre = rows.mean(0)
+        rows = rows - centre
+        spread = rows.square().mean(0)
+        found.append((rows * ((spread + BATCH_EPS).rsqrt() * factor) + addend, centre, spread))
+    normal, centres, spreads = (torch.stack(parts) for parts in zip(*found, strict=True))
+    with torch.no_grad():
+        mean.lerp_(centres[:, None], 1 - NORM_MEMORY)
+        var.lerp_(spreads[:, None], 1 - NORM_MEMORY)
+    return normal.to(x.dtype)
 
 
 class Adam:

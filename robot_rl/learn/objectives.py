@@ -72,7 +72,8 @@ class Bellman:
 class JointBellman(Bellman):
     """This step and the next go through the critics in one batch, so that a batch norm sees both (CrossQ).
 
-    There are no target critics: the norm keeps the critics from running away.
+    Without target critics the norm alone keeps the critics from running away; with them, as in XQC (Palenicek et al.
+    2026), they see the same joint batch.
     """
 
     def draw(self, batch: int, generator: torch.Generator) -> tuple[Draw, Chance]:
@@ -83,9 +84,11 @@ class JointBellman(Bellman):
         """See Bellman."""
         with torch.no_grad():
             action, log_density = self.backup.actor.sample(batch["next_latent"], draw[0].noise)
-        latents = torch.cat((batch["latent"], batch["next_latent"]))
-        now, following = self.critic(latents, torch.cat((batch["action"], action)), training=True).chunk(2, 1)
+        both = torch.cat((batch["latent"], batch["next_latent"])), torch.cat((batch["action"], action))
+        now, following = self.critic(*both, training=True).chunk(2, 1)
         with torch.no_grad():
+            if self.backup.critic is not self.critic:
+                following = self.backup.critic(*both, training=True).chunk(2, 1)[1]
             bonus = self.backup.bonus(batch["next_latent"], action, log_density)
             y = self.backup.bootstrap(batch, following.detach(), bonus)
         return y, now

@@ -159,7 +159,7 @@ class Values(Options):
     def shape(self) -> Shape:
         """Of the critics' networks."""
         if self.norm == "batch" and not self.batched:
-            raise ValueError("norm is batch, which crossq alone learns with; others take none, layer or rms")
+            raise ValueError("norm is batch, which crossq and default learn with; others take none, layer or rms")
         return replace(self.plain(), norm=self.norm, residual=self.residual, unit=self.unit)
 
     def agent(self, latent: Latent, actor: Actor, lessons: Sequence[Lesson], start: torch.Generator,

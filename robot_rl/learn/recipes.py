@@ -181,13 +181,15 @@ class Tqc(Slow, Soft):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrossQ(Ensemble, Projecting, Soft):
+class CrossQ(Chunked, Ensemble, Projecting, Soft):
     """CrossQ (Bhatt et al. 2024): wide batch-normalised critics that need no target network.
 
-    The norm of a whole batch stands in for the target network.
+    The norm of a whole batch stands in for the target network; with `tau` above 0 there is one all the same, that much
+    of the way behind.
     """
 
     lr: float = 1e-3
+    tau: float = 0.0
     norm: str = "batch"
     batched: ClassVar[bool] = True
     critic_hidden: Sequence[int] | None = (1024, 1024)
@@ -196,17 +198,21 @@ class CrossQ(Ensemble, Projecting, Soft):
 
     def build(self, sizes: Sizes) -> Agent:
         """See Options."""
+        sizes = self.whole(sizes)
         start, heat = self.start(), self.heat(sizes)
         latent = self.latent(sizes, start)
         actor = self.gaussian(latent, sizes, start)
         critic = self.ensemble(latent, sizes, self.head(), start)
+        target = copy.deepcopy(critic) if self.tau else critic
         lessons: list[Lesson] = [
-            JointBellman(critic, SoftBackup(actor, critic, heat, Minimum()), latent),
+            JointBellman(critic, SoftBackup(actor, target, heat, Minimum()), latent),
             self.smoothed(SoftValue(actor, critic, heat, Minimum(), self.actor_period)),
             Tuning(heat, self.actor_period),
         ]
-        parts = {"critic": critic, "temperature": heat}
-        return self.agent(latent, actor, lessons, start, parts)
+        parts, targets = {"critic": critic, "temperature": heat}, []
+        if self.tau:
+            parts, targets = {**parts, "target": target}, [Target(target, critic, self.tau)]
+        return self.agent(latent, actor, lessons, start, parts, targets=targets)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -599,9 +605,11 @@ class Recipe(NamedTuple):
 RECIPES = {
     "sac": Recipe(Sac, "soft actor-critic", {}),
     "default": Recipe(
-        Sac, "what we would ship: SAC with layer-normalised categorical critics, one of the two in each target",
-        {"norm": "layer", "categories": 101, "subset": 1, "actor_asks": "mean", "updates_per_step": 2,
-         "actor_period": 2, "average": 0.001, "n_step": 3, "temperature": 0.01, "entropy_share": 0.5, "hold": 16}),
+        CrossQ, "what we would ship: SAC with batch-normalised categorical critics of unit weights and scaled returns "
+        "(as XQC, Palenicek et al. 2026, at half of its width)",
+        {"critic_hidden": (256, 256, 256), "tau": 0.005, "unit": True, "categories": 101, "support": "linear",
+         "bound": 5.0, "projected": True, "returns": 5.0, "lr": 3e-4, "updates_per_step": 2, "temperature": 0.01,
+         "entropy_share": 0.5, "hold": 16}),
     "td3": Recipe(Td3, "twin delayed deterministic policy gradient", {}),
     "redq": Recipe(
         Sac, "ten critics, a random pair in each target, 20 updates a step (Chen et al. 2021)",

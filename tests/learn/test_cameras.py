@@ -61,7 +61,7 @@ def weights(module: nn.Module) -> torch.Tensor:
 
 @every_recipe
 def test_every_recipe_learns_from_frames_and_exports(recipe: str, tmp_path: Path) -> None:
-    agent, path = seeing(recipe), tmp_path / "policy.onnx"
+    agent, path = seeing(recipe, dtype="float32"), tmp_path / "policy.onnx"  # as the file
     encoder = next(module for module in agent.latent.modules() if isinstance(module, Convolutions))
     before = weights(encoder)
     assert all(np.isfinite(value) for value in learn(agent, 2).values())

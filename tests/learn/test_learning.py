@@ -37,8 +37,6 @@ def learner(recipe: str, seed: int) -> Agent:
     }
     if recipe == "tqc":
         configuration["critics"] = 2
-    if recipe == "default":
-        configuration["average"] = 0.02
     if recipe == "mrq":
         configuration["price"] = 0.01  # else most seeds' actors stay where tanh is flat
     if recipe == "cqn_as":

@@ -29,6 +29,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "smoothness": {"smoothness": 0.5},
     "average": {"average": 0.2},
     "chain": {"chain": 3},
+    "tau": {"tau": 0.01},
     "harmony": {"harmony": True},
     "imitation": {"imitation": 0.1},
     "rms": {"norm": "rms", "residual": True, "unit": True},
@@ -254,7 +255,7 @@ def test_unknown_names_are_answered_with_the_choices() -> None:
     ({"norm": "lyer"}, "norm is 'lyer'.*none, layer, rms, batch"),
     ({"support": "log"}, "support is 'log'.*symlog, linear"),
     ({"projected": True}, "projected.*categories"), ({"projected": True, "categories": 21}, "support linear.*symlog"),
-    ({"norm": "batch"}, "crossq alone"), ({"average": 2.0}, r"average is 2\.0"), ({"chunk": 0}, "chunk is 0"),
+    ({"norm": "batch"}, "crossq and default"), ({"average": 2.0}, r"average is 2\.0"), ({"chunk": 0}, "chunk is 0"),
     ({"subset": 3}, "subset is 3.*2 critics"), ({"shift": -1}, "shift is -1"), ({"encoder": "a.pt2"}, "no camera"),
     ({"chain": 0}, "chain is 0"), ({"hold": 0}, "hold is 0"),
     ({"optimism": 1.5}, r"optimism is 1\.5"), ({"returns": -1.0}, r"returns.*-1\.0")])
