@@ -272,15 +272,24 @@ class Mlp(nn.Module):
                 return [_filled(nn.LayerNorm(len(scale)), scale, shift)]
             if self.shape.norm == "rms":
                 return [Root(), Affine(scale.detach(), shift.detach())]
-            mean, var = next(kept)
-            factor = scale.detach() * (var + BATCH_EPS).rsqrt()
-            return [Affine(factor, shift.detach() - mean * factor)]
+            return []  # it is in the layer's weights
+
+        def affine(layer: Layer) -> nn.Linear:
+            weight, bias = layer.weight[member].T.double(), layer.bias[member, 0].double()
+            if self.shape.norm == "batch" and layer.scale is not None and layer.shift is not None:
+                mean, var = next(kept)
+                factor = layer.scale[member, 0] * (var.double() + BATCH_EPS).rsqrt()
+                addend = layer.shift[member, 0] - mean * factor
+                if self.shape.residual:  # of what goes in
+                    weight, bias = weight * factor, bias + weight @ addend
+                else:
+                    weight, bias = weight * factor[:, None], bias * factor + addend
+            return _filled(nn.Linear(weight.shape[1], weight.shape[0]), weight.float(), bias.float())
 
         act = ACTIVATIONS[self.shape.activation].layer
         block: list[nn.Module] = []
         for depth, layer in enumerate(self.layers()):
-            inputs, outputs = layer.weight.shape[1:]
-            plane = _filled(nn.Linear(inputs, outputs), layer.weight[member].T, layer.bias[member, 0])
+            plane = affine(layer)
             if not self.shape.residual:
                 plain += [plane, *norm(layer), act()] if depth < last else [plane]
             elif depth in (0, last):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robot_rl.learn import recipes
-from robot_rl.learn.export import TOLERANCE, ExportError, export, weights_hash
+from robot_rl.learn.export import SEEING_TOLERANCE, TOLERANCE, ExportError, export, weights_hash
 from tests.learn.cases import ACTION, OBS, first_action, random_replay, small
 
 
@@ -70,6 +70,27 @@ def test_a_difference_is_an_error_and_the_old_file_stays(tmp_path: Path) -> None
     with pytest.raises(ExportError, match=r"policy\.onnx.*differ by"):
         export(Fickle(), OBS, ACTION, "{}", path)
     assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+class Steep(nn.Module):
+    """Sines of long sums, which float32 rounds by more the larger the weights are."""
+
+    def __init__(self, steepness: float) -> None:
+        super().__init__()
+        random = torch.Generator().manual_seed(0)
+        self.there, self.back = nn.Linear(OBS, 256), nn.Linear(256, ACTION)
+        for layer in (self.there, self.back):
+            layer.weight.data.copy_(torch.randn(layer.weight.shape, generator=random) * steepness)
+
+    def forward(self, obs: Tensor, noise: Tensor) -> Tensor:
+        return self.back(self.there(obs).tanh()).sin() + noise * 0.0
+
+
+def test_rounding_that_torch_has_too_is_allowed_and_no_more(tmp_path: Path) -> None:
+    mild, wild = Steep(3.0), Steep(100.0)
+    assert TOLERANCE < export(mild, OBS, ACTION, "{}", tmp_path / "mild.onnx") <= SEEING_TOLERANCE
+    with pytest.raises(ExportError, match=r"wild\.onnx.*differ by .*0\.0001 is allowed"):
+        export(wild, OBS, ACTION, "{}", tmp_path / "wild.onnx")
 
 
 def test_weights_that_are_not_numbers_are_an_error(tmp_path: Path) -> None:
