@@ -53,8 +53,7 @@ def export(
     The two are compared on random observations, with `frames` (C, H, W) where the policy sees, and on `examples`, a
     batch's obs (B, O) and frames, with and without noise. A difference above TOLERANCE (SEEING_TOLERANCE with frames
     or a planner, or where torch itself is a quarter as far from double precision) is an ExportError, and a file that
-    was at `path` stays. `carry` is the shape, without the batch, of
-    what a step hands to the next; () for nothing.
+    was at `path` stays. `carry` is the shape, without the batch, of what a step hands to the next; () for nothing.
     """
     policy = policy.cpu().eval()
     tests = _tests(obs_size, noise_size, frames, examples, carry)

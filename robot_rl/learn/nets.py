@@ -478,7 +478,7 @@ def linear(x: Tensor, layer: Layer, dtype: torch.dtype) -> Tensor:
 
 
 def _by_the_batch(x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-    """x (E, B, O) normalised over B, times scale plus shift, (E, 1, O) each; `mean` and `var` (E, 1, O) follow, in place.
+    """x (E, B, O) normalised over B, times scale plus shift (E, 1, O); `mean` and `var` (E, 1, O) follow, in place.
 
     Member by member: the compiler makes quick code of column sums of a matrix and slow code, by a factor of ten, of
     those of a stack of matrices.
