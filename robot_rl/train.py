@@ -93,7 +93,7 @@ class Training:
             self.seconds = time.monotonic() - began
             if step % schedule.log_every == 0:
                 self._write(step)
-            if step % schedule.evaluate_every == 0 and step < schedule.steps:
+            if schedule.evaluate_every and step % schedule.evaluate_every == 0 and step < schedule.steps:
                 bar.set_postfix_str(_short(self._evaluate(step)))
             due = step - self._saved >= schedule.checkpoint_every
             if due or step >= schedule.steps:

@@ -107,7 +107,7 @@ def training(folder: Path, envs: list[Any], steps: int = 150, save: Any = lambda
              ) -> Training:
     agent = Checking(len(envs))
     collector = Parallel(envs, 1, agent, Replay(capacity, 2, 1, seed=2, plan_size=1), seed=3, random_steps=0)
-    plan = Plan(steps, learn_after=30, evaluate_every=1000, evaluation_episodes=1, checkpoint_every=40, log_every=50)
+    plan = Plan(steps, learn_after=30, evaluate_every=0, evaluation_episodes=1, checkpoint_every=40, log_every=50)
     return Training(collector, agent, Uneven(), plan, Log(folder), save)
 
 
