@@ -59,7 +59,7 @@ def train(
                                                      "many.")] = None,
     learn_after: Annotated[int, typer.Option(help="Decisions before the first update: random ones or, after offline "
                                                   "updates, the policy's, made up for by as many updates.")] = 1_000,
-    evaluate_every: Annotated[int, typer.Option(help="Decisions between evaluations; 0: none before the end.")] = 10_000,
+    evaluate_every: Annotated[int, typer.Option(help="Decisions between evaluations; 0: none but the last.")] = 10_000,
     evaluation_episodes: Annotated[int, typer.Option(help="Episodes of each evaluation.")] = 10,
     checkpoint_every: Annotated[int, typer.Option(help="Decisions between checkpoints.")] = 10_000,
     capacity: Annotated[int, typer.Option(help="Decisions that the replay holds.")] = 1_000_000,
@@ -561,7 +561,7 @@ def suite_run(
     seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "0,1",
     steps: Annotated[int, typer.Option(help="Decisions of each run.")] = 100_000,
     learn_after: Annotated[int, typer.Option(help="Random decisions before the first update.")] = 1_000,
-    evaluate_every: Annotated[int, typer.Option(help="Decisions between evaluations; 0: none before the end.")] = 10_000,
+    evaluate_every: Annotated[int, typer.Option(help="Decisions between evaluations; 0: none but the last.")] = 10_000,
     evaluation_episodes: Annotated[int, typer.Option(help="Episodes of each evaluation.")] = 10,
     checkpoint_every: Annotated[int, typer.Option(help="Decisions between checkpoints.")] = 10_000,
     action_repeat: Annotated[int, typer.Option(help="Simulator steps to a decision (dmc: and gym: tasks).")] = 1,
