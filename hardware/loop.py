@@ -17,6 +17,7 @@ from types import FrameType
 import numpy as np
 
 SPIN_NS = 200_000  # the last stretch is spun, because a sleep may wake some 100 µs late
+REHEARSE_NS = 3_000_000  # of a decision or two that start cold and as many that do not
 PRESENT_PAGES = 1  # mlockall's MCL_CURRENT
 
 
@@ -34,29 +35,23 @@ class Ticker:
         """Lateness of the newest `capacity` ticks, ns."""
         self.late_ns = 0
         self._next = 0
-        self._rehearsal_ns = self.period_ns // 4
 
     def start(self) -> None:
         """Put the first deadline one period from now."""
         self._next = time.monotonic_ns() + self.period_ns
 
-    def wait(self, rehearse: Callable[[], None] | None = None) -> int:
+    def wait(self, rehearse: Callable[[int], None] | None = None) -> int:
         """Sleep until the next deadline; returns how many periods have passed (1 when on time).
 
-        `rehearse` runs just before it, where there is time: what a tick will use lies in the processor's caches then,
-        which after a sleep it does not.
+        `rehearse` is called just before it, with the time, ns, by which to return: what a tick will use lies in the
+        processor's caches then, which after a sleep it does not.
         """
         behind = (time.monotonic_ns() - self._next) // self.period_ns
         skipped = max(0, behind)
         self._next += skipped * self.period_ns
-        ahead = SPIN_NS + 2 * self._rehearsal_ns
-        if rehearse is not None and self._next - time.monotonic_ns() > ahead:
-            self._sleep(ahead)
-            began = time.monotonic_ns()
-            rehearse()
-            # the longest of late; at most a quarter of a period, or a stall would leave no time for it ever after
-            longest = max(time.monotonic_ns() - began, self._rehearsal_ns * 15 // 16)
-            self._rehearsal_ns = min(longest, self.period_ns // 4)
+        if rehearse is not None:
+            self._sleep(min(REHEARSE_NS, self.period_ns * 2 // 3))
+            rehearse(self._next - SPIN_NS)
         self._sleep(SPIN_NS)
         while (now := time.monotonic_ns()) < self._next:
             pass

@@ -23,7 +23,7 @@ from hardware import messages
 from hardware.bus import COMMAND, Qos, connect
 from hardware.camera_bench import Sightings, cpu_s, filmed
 from hardware.loop import RealTime, Ticker, percentiles, steady
-from hardware.rehearsal import rehearsal
+from hardware.rehearsal import Rehearsal
 from hardware.robot_io import RobotIO, decode, encode_command
 from robot_rl import image
 from robot_rl.episode import Episode
@@ -296,7 +296,7 @@ def _on_the_bus(turn: Turn, policy: Policy, spec: PolicySpec) -> Iterator[tuple[
 
 def _ours(turn: Turn, policy: Policy, spec: PolicySpec) -> Kept:
     with _on_the_bus(turn, policy, spec) as (io, decide, watch):
-        rehearse = rehearsal(io, policy, spec) if turn.rehearse else None
+        rehearse = Rehearsal(io, policy, spec) if turn.rehearse else None
         ticker = Ticker(turn.rate_hz, 1)
         with steady(turn.cpu) as granted:
             ticker.start()

@@ -21,7 +21,7 @@ from hardware import messages
 from hardware.bus import EVENTS, LATCHED, Bus, Sample
 from hardware.either import BOOL, Either, Switch
 from hardware.loop import Alarm, Ticker, percentiles, steady
-from hardware.rehearsal import rehearsal
+from hardware.rehearsal import Rehearsal
 from hardware.robot_io import RobotIO, heard_on
 from robot_rl import image, stop
 from robot_rl.episode import Command, Episode, Outcome
@@ -240,7 +240,7 @@ class PolicyNode:
         total, readings = 0.0, Readings({})
         self.policy.reset()
         idle = np.full(self.spec.action_size, np.nan)
-        rehearse = rehearsal(self._io, self.policy, self.spec)
+        rehearse = Rehearsal(self._io, self.policy, self.spec)
         self.ticker.start()
         try:
             while True:

@@ -1,27 +1,57 @@
-"""A decision that is thrown away, run just before the real one: see Ticker.wait."""
+"""A decision that is thrown away, again and again until just before the real one: see Ticker.wait."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
 
 import numpy as np
 
 from hardware.robot_io import RobotIO, encode_command
-from robot_rl.episode import Episode
+from robot_rl.episode import Episode, Outcome
 from robot_rl.policy import Policy
 from robot_rl.spec import PolicySpec
 
 
-def rehearsal(io: RobotIO, policy: Policy, spec: PolicySpec) -> Callable[[], None]:
+class Rehearsal:
     """Everything that a tick does but publishing, on an episode of its own; the policy carries nothing on.
 
-    A policy that plans is left out: what takes long anyway would only make the tick late.
+    It goes in parts, so that the last one ends close to the deadline: what was run a millisecond ago is half forgotten,
+    whatever the processor did since. The network of a policy that plans is left out, since it takes long anyway.
     """
-    twin, idle = Episode(spec), np.zeros(spec.action_size)
-    goal = spec.goal.sample(np.random.default_rng(0)) if spec.goal else None
 
-    def rehearse() -> None:
-        twin.begin(goal)
-        if not twin.observe(io.read()).done:
-            encode_command(io.robot, twin.act(idle if policy.plans else policy.again()).sent)
-    return rehearse
+    def __init__(self, io: RobotIO, policy: Policy, spec: PolicySpec) -> None:
+        self._io, self._policy, self._twin = io, policy, Episode(spec)
+        self._goal = spec.goal.sample(np.random.default_rng(0)) if spec.goal else None
+        self._outcome: Outcome | None = None
+        self._action = np.zeros(spec.action_size)
+        self._parts = [self._see, self._send] if policy.plans else [self._see, self._decide, self._send]
+        self._typical_ns = [0] * len(self._parts)  # a low quantile of late: a stall is not the part's own
+        for _ in range(3):
+            self._through(time.monotonic_ns() + 1_000_000_000)
+
+    def __call__(self, until_ns: int) -> None:
+        """Parts as long as there is time for one, on the clock of time.monotonic_ns."""
+        while self._through(until_ns):
+            pass
+
+    def _through(self, until_ns: int) -> bool:
+        """Each part for which there is time, once; whether there was for any."""
+        ran, now = False, time.monotonic_ns()
+        for i, part in enumerate(self._parts):
+            typical = self._typical_ns[i]
+            if now + 2 * typical < until_ns:
+                part()
+                began, now, ran = now, time.monotonic_ns(), True
+                self._typical_ns[i] = min(now - began, typical + typical // 32) if typical else now - began
+        return ran
+
+    def _see(self) -> None:
+        self._twin.begin(self._goal)
+        self._outcome = self._twin.observe(self._io.read())
+
+    def _decide(self) -> None:
+        self._action = self._policy.again()
+
+    def _send(self) -> None:
+        if self._outcome is not None and not self._outcome.done:
+            encode_command(self._io.robot, self._twin.act(self._action).sent)
