@@ -6,6 +6,7 @@ Axes: E ensemble, B batch, O observation (latent), A action, V outputs of a valu
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -225,6 +226,7 @@ class Critic(nn.Module):
     ):
         super().__init__()
         self.head, self.members, self.tilt = head, members, tilt or Even()
+        shape = replace(shape, gives_hidden=isinstance(head, Histogram))
         self.net = Mlp((obs_size + action_size, *hidden, head.size), members, generator, shape, final_scale)
 
     def forward(self, latent: Tensor, action: Tensor, chance: Chance = Chance(), training: bool = False) -> Tensor:  # noqa: B008
@@ -295,6 +297,7 @@ class CoarseCritic(nn.Module):
         super().__init__()
         self.action_size, self.levels, self.bins, self.head = action_size, levels, bins, head
         sizes = (obs_size + levels + action_size, *hidden, action_size * bins * head.size)
+        shape = replace(shape, gives_hidden=isinstance(head, Histogram))
         self.net: Mlp | Recurrent = Mlp(sizes, 1, generator, shape)
 
     def forward(self, latent: Tensor, level: int, centre: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ The frames of a batch that learns are floats in [0, 1]; those that come from a r
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -196,14 +197,15 @@ class ModelLatent(Latent):
         dtype: torch.dtype = torch.float32,
     ):
         super().__init__()
-        shape = Shape("layer", "elu", dtype=dtype)
+        shape = Shape("layer", "elu", dtype=dtype, gives_hidden=True)
+        inside = replace(shape, sees_hidden=True)
         self.inner = inner
         self.reward = TwoHot(65)
         self.size = self.width = width
         self.state = Mlp((inner.size, width, width, width), 1, generator, shape)
         self.action = Mlp((action_size, width // 2), 1, generator, shape)
-        self.both = Mlp((width + width // 2, width, width, width), 1, generator, shape)
-        self.head = Mlp((width, self.reward.size + width + 1), 1, generator, shape)
+        self.both = Mlp((width + width // 2, width, width, width), 1, generator, inside)
+        self.head = Mlp((width, self.reward.size + width + 1), 1, generator, inside)
 
     def observe(self, obs: Tensor) -> None:
         """Take a batch (B, O) into the statistics."""

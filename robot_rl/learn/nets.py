@@ -59,8 +59,12 @@ class Shape:
     unit: bool = False
     """The weights into each normalised unit are kept at norm 1, so that the learning rate keeps its meaning."""
     dtype: torch.dtype = torch.float32
-    """Of the products between hidden layers. The small first and last ones are float32 always, as are the parameters:
-    an observation or a value rounded to bfloat16's 8 bits would cost a robot its last centimetre."""
+    """Of the products between hidden layers. The first and the last one are float32, as are the parameters: an
+    observation, an action or a value rounded to bfloat16's 8 bits would cost a robot its last centimetre."""
+    sees_hidden: bool = False
+    """What goes in are hidden units of another network, so that the first product is of `dtype` too."""
+    gives_hidden: bool = False
+    """What comes out are hidden units or the logits of a distribution, so that the last one is."""
 
     def __post_init__(self) -> None:
         for name, value, choices in (("norm", self.norm, ("none", "layer", "rms", "batch")),
@@ -225,7 +229,8 @@ class Mlp(nn.Module):
         for depth, layer in enumerate(layers):
             if self.shape.residual and depth % 2:
                 rest, x = x, self._normalise(x, layer, kept, training, members)
-            x = linear(x, layer, self.shape.dtype if 0 < depth < last else torch.float32)
+            hidden = (depth > 0 or self.shape.sees_hidden) and (depth < last or self.shape.gives_hidden)
+            x = linear(x, layer, self.shape.dtype if hidden else torch.float32)
             if self.shape.residual:
                 if depth % 2 and depth < last:
                     x = self._activate(x)

@@ -239,9 +239,9 @@ class MrQ(Acting, Greedy):
         """See Options."""
         start, dtype = self.start(), self.plain().dtype
         latent = ModelLatent(self.latent(sizes, start), sizes.action, self.width, start, dtype)
-        actor = self.deterministic(latent, sizes, start, Shape("layer", dtype=dtype))
+        actor = self.deterministic(latent, sizes, start, Shape("layer", dtype=dtype, sees_hidden=True))
         slow, slow_latent, scale = copy.deepcopy(actor), copy.deepcopy(latent), RewardScale()
-        shape = Shape("layer", "elu", dtype=dtype)
+        shape = Shape("layer", "elu", dtype=dtype, sees_hidden=True)
         critic, target = (
             PairCritic(one.pair, self.width, self.hidden, self.critics, Scalar(1.0), start, shape, self.tilt())
             for one in (latent, slow_latent))
@@ -520,7 +520,7 @@ class Dreamer(Remembering):
         """See Options."""
         if self.n_step != 1:
             raise ValueError(f"n_step is {self.n_step}; a world model learns from single steps, horizon of them a time")
-        start, shape = self.start(), replace(self.plain(), norm="rms", activation="silu")
+        start, shape = self.start(), replace(self.plain(), norm="rms", activation="silu", sees_hidden=True)
         world, prices = self.remembered(sizes, start), self.prices()
         actor = BoundedActor(world.size, sizes.action, self.hidden, start, shape)
         critic = Critic(world.size, 0, self.hidden, 1, self.head(), start, shape, final_scale=0.0)
