@@ -13,12 +13,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
+from typing import Protocol
 
 import numpy as np
 
 SPIN_NS = 200_000  # the last stretch is spun, because a sleep may wake some 100 µs late
-REHEARSE_NS = 3_000_000  # of a decision or two that start cold and as many that do not
 PRESENT_PAGES = 1  # mlockall's MCL_CURRENT
+
+
+class Rehearsing(Protocol):
+    """Work that is thrown away, before a deadline."""
+
+    @property
+    def ahead_ns(self) -> int:
+        """How long before the deadline to begin, ns."""
+
+    def __call__(self, until_ns: int) -> None:
+        """Work until then, ns of time.monotonic_ns."""
 
 
 class Ticker:
@@ -40,17 +51,17 @@ class Ticker:
         """Put the first deadline one period from now."""
         self._next = time.monotonic_ns() + self.period_ns
 
-    def wait(self, rehearse: Callable[[int], None] | None = None) -> int:
+    def wait(self, rehearse: Rehearsing | None = None) -> int:
         """Sleep until the next deadline; returns how many periods have passed (1 when on time).
 
-        `rehearse` is called just before it, with the time, ns, by which to return: what a tick will use lies in the
-        processor's caches then, which after a sleep it does not.
+        `rehearse` runs just before it: what a tick will use lies in the processor's caches then, which after a sleep
+        it does not.
         """
         behind = (time.monotonic_ns() - self._next) // self.period_ns
         skipped = max(0, behind)
         self._next += skipped * self.period_ns
         if rehearse is not None:
-            self._sleep(min(REHEARSE_NS, self.period_ns * 2 // 3))
+            self._sleep(min(rehearse.ahead_ns, self.period_ns * 2 // 3))
             rehearse(self._next - SPIN_NS)
         self._sleep(SPIN_NS)
         while (now := time.monotonic_ns()) < self._next:

@@ -37,7 +37,7 @@ class RobotIO:
 
     def __init__(self, robot: RobotSpec, bus: Bus, cameras: Sequence[Camera] = (), steering: Steering | None = None
                  ) -> None:
-        self.robot, self._bus = robot, bus
+        self.robot, self.cameras, self._bus = robot, tuple(cameras), bus
         inputs: tuple[Sensor | Camera, ...] = (*robot.sensors, *cameras)
         self._sensors: list[tuple[Sensor | Camera, Reader]] = [
             (s, bus.reader(*heard_on(s), SENSOR)) for s in inputs]
