@@ -34,6 +34,7 @@ class Schedule:
     horizon: int = 1
     """Steps of the sequences (B, T, ...) that lessons see; 1: single transitions (B, ...)."""
     n_step: int = 1
+    """Rewards in a return."""
     discount: float = 0.99
     updates_per_step: int = 1
     """Updates in one call of `update`, which a trainer makes once per environment step."""
@@ -44,6 +45,14 @@ class Schedule:
     """Exponent by which transitions that the critics were wrong about are drawn more often; 0: all alike."""
     shift: int = 0
     """Pixels by which camera frames are moved at most."""
+    anneal: int = 0
+    """Updates in which returns shorten from `n_step` to `least` rewards, in even stretches; 0: they do not."""
+    least: int = 1
+
+    def n_step_at(self, updates: int) -> int:
+        """Rewards in a return after so many updates."""
+        lengths = self.n_step - self.least + 1
+        return self.n_step - min(updates * lengths // self.anneal, lengths - 1) if self.anneal else self.n_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +211,8 @@ class Agent:
             self.updates += 1
             self.prepared += apart
             length = plan.horizon * self.execution.length  # one of the two is 1
-            sampled = self.execution.cut(data.sample(plan.batch, length, plan.n_step, plan.discount))
+            n_step = plan.n_step_at(self.updates - 1)
+            sampled = self.execution.cut(data.sample(plan.batch, length, n_step, plan.discount))
             due = tuple(i for i in numbers if self.updates % every[i].period == 0)
             draws = [every[i].draw(plan.batch, self.generator) for i in due]
             metrics |= self._step(due)(self._tensors(sampled), draws)

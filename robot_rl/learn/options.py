@@ -43,7 +43,9 @@ class Sizes(NamedTuple):
 class Options:
     """Of every learner: seed, data, budget, arithmetic, and how camera frames are seen.
 
-    `hold` is the most actions that one exploring noise is for. `features` is the size of what is made of frames by
+    Returns shorten from `n_step` rewards to 1 in `anneal` updates, in even stretches, unless that is 0: long ones learn
+    quicker at first and, being of what older actors did, less in the end. `hold` is the most actions that one exploring
+    noise is for. `features` is the size of what is made of frames by
     convolutions of so many `channels`, or by the file `encoder` (see Pretrained), `shift` how many pixels they are
     moved by at most while learning.
     """
@@ -56,6 +58,7 @@ class Options:
     clip: float = 0.0
     discount: float = 0.99
     n_step: int = 1
+    anneal: int = 0
     updates_per_step: int = 1
     prioritized: float = 0.0
     normalize: bool = True
@@ -88,9 +91,9 @@ class Options:
                    Pretrained(self.encoder, sizes.frames))
         return CameraLatent(state, encoder, self.features, start)
 
-    def steps(self) -> int:
-        """Rewards in a return."""
-        return self.n_step
+    def steps(self) -> tuple[int, int]:
+        """Rewards in a return: at first, and at least."""
+        return self.n_step, 1
 
     def sequence(self) -> int:
         """Steps of the sequences that lessons see; 1: single transitions."""
@@ -105,8 +108,11 @@ class Options:
         """The agent of these parts and of the two that every agent has; see Agent."""
         parts = {"latent": latent, "actor": actor, **parts}
         noise = Held(self.hold) if self.hold != 1 else White()
-        plan = Schedule(self.batch, self.sequence(), self.steps(), self.discount, self.updates_per_step, self.lr,
-                        self.clip, self.prioritized, self.shift)
+        if self.anneal < 0:
+            raise ValueError(f"anneal is {self.anneal}; returns shorten in so many updates, or with 0 they do not")
+        first, least = self.steps()
+        plan = Schedule(self.batch, self.sequence(), first, self.discount, self.updates_per_step, self.lr,
+                        self.clip, self.prioritized, self.shift, self.anneal, least)
         return Agent(latent, actor, parts, lessons, plan, start, noise=noise, device=self.device,
                      compile=self.compile, **more)
 
@@ -127,9 +133,9 @@ class Chunked(Options):
             raise ValueError(f"chunk is {self.chunk}; an actor gives at least 1 action")
         return sizes._replace(action=sizes.action * self.chunk)
 
-    def steps(self) -> int:
+    def steps(self) -> tuple[int, int]:
         """See Options."""
-        return max(self.n_step, self.chunk)
+        return max(self.n_step, self.chunk), self.chunk
 
     def agent(self, latent: Latent, actor: Actor, lessons: Sequence[Lesson], start: torch.Generator,
               parts: Mapping[str, nn.Module], **more: Any) -> Agent:

@@ -223,6 +223,22 @@ def test_prior_data_and_several_steps(recipe: str) -> None:
     assert all(torch.isfinite(value) for value in metrics.values())
 
 
+@pytest.mark.parametrize("chosen, lengths", [
+    ({"n_step": 3}, [3] * 8), ({"n_step": 3, "anneal": 6}, [3, 3, 2, 2, 1, 1, 1, 1]),
+    ({"n_step": 3, "anneal": 4, "chunk": 2}, [3, 3, 2, 2, 2, 2, 2, 2])])  # of a chunk they are of its steps at least
+def test_returns_shorten(chosen: dict[str, Any], lengths: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    agent, replay, asked = small("sac", batch=10, **chosen), random_replay(), []
+    sample = replay.sample
+
+    def noted(batch: int, horizon: int = 1, n_step: int = 1, discount: float = 0.99) -> Batch:
+        asked.append(n_step)
+        return sample(batch, horizon, n_step, discount)
+    monkeypatch.setattr(replay, "sample", noted)
+    while agent.updates < 8:
+        agent.update(replay)
+    assert asked == lengths
+
+
 @pytest.mark.parametrize("recipe", ["sac", "mrq"])
 def test_what_the_critics_were_wrong_about_is_drawn_more_often(recipe: str) -> None:
     agent = small(recipe, prioritized=1.0)
@@ -257,7 +273,7 @@ def test_unknown_names_are_answered_with_the_choices() -> None:
     ({"projected": True}, "projected.*categories"), ({"projected": True, "categories": 21}, "support linear.*symlog"),
     ({"norm": "batch"}, "crossq and default"), ({"average": 2.0}, r"average is 2\.0"), ({"chunk": 0}, "chunk is 0"),
     ({"subset": 3}, "subset is 3.*2 critics"), ({"shift": -1}, "shift is -1"), ({"encoder": "a.pt2"}, "no camera"),
-    ({"chain": 0}, "chain is 0"), ({"hold": 0}, "hold is 0"),
+    ({"chain": 0}, "chain is 0"), ({"hold": 0}, "hold is 0"), ({"anneal": -1}, "anneal is -1"),
     ({"optimism": 1.5}, r"optimism is 1\.5"), ({"returns": -1.0}, r"returns.*-1\.0")])
 def test_values_that_make_no_sense_are_refused(chosen: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
