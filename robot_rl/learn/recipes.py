@@ -520,7 +520,7 @@ class Dreamer(Remembering):
         """See Options."""
         if self.n_step != 1:
             raise ValueError(f"n_step is {self.n_step}; a world model learns from single steps, horizon of them a time")
-        start, shape = self.start(), replace(self.plain(), norm="rms", activation="silu", sees_hidden=True)
+        start, shape = self.start(), replace(self.plain(), norm="rms", activation="silu")
         world, prices = self.remembered(sizes, start), self.prices()
         actor = BoundedActor(world.size, sizes.action, self.hidden, start, shape)
         critic = Critic(world.size, 0, self.hidden, 1, self.head(), start, shape, final_scale=0.0)

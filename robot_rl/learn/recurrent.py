@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -158,20 +157,18 @@ class RecurrentWorld(Latent):
             raise ValueError(f"blocks is {blocks}; it divides the state's width of {width}")
         if classes < 2 or groups < 1:
             raise ValueError(f"groups is {groups} and classes {classes}; there is at least 1 group of at least 2")
-        shape = Shape("rms", "silu", dtype=dtype, gives_hidden=True)
-        inside = replace(shape, sees_hidden=True)
+        shape = Shape("rms", "silu", dtype=dtype)
         unit, codes, part = hidden[-1], groups * classes, width // blocks
         self.inner, self.reward, self.action_size = inner, reward, action_size
         self.encoder = Mlp((inner.size, *hidden, unit), 1, generator, shape)
-        enter = Mlp((width + codes + action_size, unit, unit), 1, generator, inside)
-        gates = Mlp((part + unit, part, 3 * part), blocks, generator, inside)
-        posterior = Mlp((width + unit, unit, codes), 1, generator, inside)
+        enter = Mlp((width + codes + action_size, unit, unit), 1, generator, shape)
+        gates = Mlp((part + unit, part, 3 * part), blocks, generator, shape)
+        posterior = Mlp((width + unit, unit, codes), 1, generator, shape)
         self.cell = Cell(Nets(enter, gates, posterior), width, blocks, groups, classes)
         self.size = self.cell.size
-        self.expect = Mlp((width, unit, unit, codes), 1, generator, inside)
-        self.outcome = Mlp((self.size, unit, reward.size + 1), 1, generator, inside, final_scale=0.0)
-        telling = replace(inside, gives_hidden=False)
-        self.tell = Mlp((self.size, *hidden, self.state.size), 1, generator, telling) if self.state.size else None
+        self.expect = Mlp((width, unit, unit, codes), 1, generator, shape)
+        self.outcome = Mlp((self.size, unit, reward.size + 1), 1, generator, shape, final_scale=0.0)
+        self.tell = Mlp((self.size, *hidden, self.state.size), 1, generator, shape) if self.state.size else None
         self.paint = None if frames is None else Painter(self.size, frames, channels, generator)
 
     @property

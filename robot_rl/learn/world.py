@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -86,13 +85,12 @@ class World(Latent):
         pace: float = 1.0,
     ):
         super().__init__()
-        shape = Shape("layer", "mish", dtype=dtype, gives_hidden=True)
-        inside = replace(shape, sees_hidden=True)
+        shape = Shape("layer", "mish", dtype=dtype)
         self.inner, self.reward, self.size = inner, reward, width
         self.encoder = Mlp((inner.size, *encoder, width), 1, generator, shape)
         self.encoder.pace = pace
-        self.dynamics = Mlp((width + action_size, *hidden, width), 1, generator, inside)
-        self.outcome = Mlp((width + action_size, *hidden, reward.size + 1), 1, generator, inside, final_scale=0.0)
+        self.dynamics = Mlp((width + action_size, *hidden, width), 1, generator, shape)
+        self.outcome = Mlp((width + action_size, *hidden, reward.size + 1), 1, generator, shape, final_scale=0.0)
         self.seen, self.predicted = Simplex(width, simplex), Simplex(width, simplex)
 
     def observe(self, obs: Tensor) -> None:
