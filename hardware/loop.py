@@ -61,7 +61,9 @@ class Ticker:
         skipped = max(0, behind)
         self._next += skipped * self.period_ns
         if rehearse is not None:
-            self._sleep(min(rehearse.ahead_ns, self.period_ns * 2 // 3))
+            # a real-time thread that never sleeps is stopped by Linux for 50 ms in every second
+            left = self._next - time.monotonic_ns()
+            self._sleep(min(rehearse.ahead_ns, left * 3 // 4))
             rehearse(self._next - SPIN_NS)
         self._sleep(SPIN_NS)
         while (now := time.monotonic_ns()) < self._next:
