@@ -118,6 +118,9 @@ def test_lateness_is_against_the_schedule_and_missed_periods_are_counted() -> No
     late, missed = judged(stalled, 10 * MS)
     assert missed == 2
     assert (late[50:] == 5 * MS).all() and (late[:50] == 0).all()
+    held_up = on_time + np.where(np.arange(200) == 50, 12 * MS, np.where(np.arange(200) == 51, 3 * MS, 0)) - MS // 10
+    late, missed = judged(np.append(on_time[:1], held_up[1:]), 10 * MS)  # the one after it comes in its own period
+    assert missed == 1 and late[50] == late[51] - MS == 2 * MS and (late[60:] == 0).all()
 
 
 def test_a_step_s_work_without_the_step_changes_nothing() -> None:
