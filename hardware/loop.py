@@ -60,9 +60,9 @@ class Ticker:
         behind = (time.monotonic_ns() - self._next) // self.period_ns
         skipped = max(0, behind)
         self._next += skipped * self.period_ns
-        if rehearse is not None:
+        left = self._next - time.monotonic_ns()
+        if rehearse is not None and left > 4 * SPIN_NS:  # where there is less, as at 1,000 Hz, nothing grows cold
             # a real-time thread that never sleeps is stopped by Linux for 50 ms in every second
-            left = self._next - time.monotonic_ns()
             self._sleep(min(rehearse.ahead_ns, left * 3 // 4))
             rehearse(self._next - SPIN_NS)
         self._sleep(SPIN_NS)
