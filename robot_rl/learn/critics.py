@@ -81,7 +81,7 @@ class Histogram(Head):
 
     def decode(self, outputs: Tensor) -> Tensor:
         """(..., V) -> (...)."""
-        return self.expand(outputs.softmax(-1) @ self.atoms.to(outputs.device))
+        return self.expand(outputs.softmax(-1) @ self.atoms.to(outputs))
 
     def place(self, values: Tensor) -> Tensor:
         """(...) -> where they lie among the atoms, counted from the first as 0 to the last as V - 1."""

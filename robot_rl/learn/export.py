@@ -68,7 +68,7 @@ def export(
     content = seal(model.SerializeToString(), contract_json)
     difference = parity(policy, content, tests)
     allowed = SEEING_TOLERANCE if frames is not None or plans(policy) else TOLERANCE
-    if allowed < difference and allowed < SEEING_TOLERANCE:
+    if allowed < difference:
         allowed = min(max(allowed, 4 * rounding(policy, tests)), SEEING_TOLERANCE)
     if not difference <= allowed:
         raise ExportError(f"{path}: torch and ONNX Runtime differ by {difference:.3g}, {allowed:g} is allowed")

@@ -45,9 +45,8 @@ class Options:
 
     Returns shorten from `n_step` rewards to 1 in `anneal` updates, in even stretches, unless that is 0: long ones learn
     quicker at first and, being of what older actors did, less in the end. `hold` is the most actions that one exploring
-    noise is for. `features` is the size of what is made of frames by
-    convolutions of so many `channels`, or by the file `encoder` (see Pretrained), `shift` how many pixels they are
-    moved by at most while learning.
+    noise is for. `features` is the size of what is made of frames by convolutions of so many `channels`, or by the file
+    `encoder` (see Pretrained), `shift` how many pixels they are moved by at most while learning.
     """
 
     seed: int = 0

@@ -63,6 +63,11 @@ def test_a_rehearsal_comes_before_the_deadline_and_is_told_when_to_end() -> None
         assert 0 < time.monotonic_ns() - until < 50 * MS
         assert until - began < 3 * MS
     assert len(told.calls) == 5
+    ticker = Ticker(1250.0)  # no period of its has time for one
+    ticker.start()
+    for _ in range(5):
+        ticker.wait(told)
+    assert len(told.calls) == 5
 
 
 def test_a_rehearsal_repeats_what_fits_and_ends_in_time(domain: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robot_rl.learn import recipes
-from robot_rl.learn.export import SEEING_TOLERANCE, TOLERANCE, ExportError, export, weights_hash
+from robot_rl.learn.export import SEEING_TOLERANCE, TOLERANCE, ExportError, export, rounding, weights_hash
 from tests.learn.cases import ACTION, OBS, first_action, random_replay, small
 
 
@@ -91,6 +91,11 @@ def test_rounding_that_torch_has_too_is_allowed_and_no_more(tmp_path: Path) -> N
     assert TOLERANCE < export(mild, OBS, ACTION, "{}", tmp_path / "mild.onnx") <= SEEING_TOLERANCE
     with pytest.raises(ExportError, match=r"wild\.onnx.*differ by .*0\.0001 is allowed"):
         export(wild, OBS, ACTION, "{}", tmp_path / "wild.onnx")
+
+
+def test_rounding_is_found_where_values_are_those_of_categories() -> None:
+    policy, inputs = small("cqn").policy(), {"obs": torch.randn(4, OBS), "noise": torch.zeros(4, ACTION)}
+    assert 0 < rounding(policy, [inputs]) < TOLERANCE
 
 
 def test_weights_that_are_not_numbers_are_an_error(tmp_path: Path) -> None:
