@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,9 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 def progress(what: str, total: int | None = None, unit: str = "it", start: int = 0,
              items: Iterable[Any] | None = None) -> tqdm:
-    """A progress bar on stderr with rate and time left."""
-    return tqdm(items, desc=what, total=total, unit=unit, initial=start, dynamic_ncols=True, mininterval=0.5,
-                smoothing=0.05)
+    """A progress bar on stderr with rate and time left; in a file, which keeps every state of it, one a minute."""
+    return tqdm(items, desc=what, total=total, unit=unit, initial=start, dynamic_ncols=True, smoothing=0.05,
+                mininterval=0.5 if sys.stderr.isatty() else 60.0)
 
 
 def _board(folder: Path, step: int) -> Any:

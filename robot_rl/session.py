@@ -192,7 +192,7 @@ def export(folder: Path, out: Path, planner: bool = False, changes: Sequence[str
     if changes and not planner:
         raise SpecError(f"--set {changes[0]} without --planner: a network without one has nothing left to set")
     agent, config, steps = load_agent(run, options(run.config.recipe, changes, SEARCHES))
-    return {"policy": str(out)} | write_policy(agent, stamped(run.contract, config, steps), out, planner)
+    return {"policy": str(out)} | write_policy(agent, stamped(run.contract, config, steps, agent), out, planner)
 
 
 def write_policy(agent: Agent, contract: PolicySpec, out: Path, planner: bool = False) -> dict[str, Any]:
@@ -204,12 +204,10 @@ def write_policy(agent: Agent, contract: PolicySpec, out: Path, planner: bool = 
     return {"largest_difference": difference, "bytes": out.stat().st_size}
 
 
-def stamped(contract: PolicySpec, config: RunConfig, steps: int) -> PolicySpec:
-    """The contract with where the policy comes from."""
-    from robot_rl.learn import recipes
-    hold = (recipes.options(config.recipe) | config.options)["hold"]
-    trained = {"recipe": config.recipe, "options": config.options, "seed": config.seed, "steps": steps, "hold": hold,
-               "action_repeat": config.action_repeat, "robot_rl": __version__}
+def stamped(contract: PolicySpec, config: RunConfig, steps: int, agent: Agent) -> PolicySpec:
+    """The contract with where the policy comes from, and how it explores by now."""
+    trained = {"recipe": config.recipe, "options": config.options, "seed": config.seed, "steps": steps,
+               "hold": agent.hold, "action_repeat": config.action_repeat, "robot_rl": __version__}
     return msgspec.structs.replace(contract, trained=trained)
 
 
@@ -247,7 +245,8 @@ def camera_policy(out: Path, cameras: int) -> Path:
                                        vision=msgspec.structs.replace(contract.vision, cameras=known[:cameras]))
     config = RunConfig(task=contract.task, recipe="default", steps=0, learn_after=0, evaluate_every=0,
                        evaluation_episodes=0, checkpoint_every=0)
-    write_policy(make_agent(config, contract, "cpu"), stamped(contract, config, 0), out)
+    agent = make_agent(config, contract, "cpu")
+    write_policy(agent, stamped(contract, config, 0, agent), out)
     return out
 
 
@@ -370,7 +369,7 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
     policy = run.folder / "policy.onnx"
 
     def write() -> None:
-        write_policy(agent, stamped(contract, config, tuning.episodes), policy)
+        write_policy(agent, stamped(contract, config, tuning.episodes, agent), policy)
 
     def save(state: dict[str, Any]) -> None:
         checkpoint.save(run.checkpoint, state | {"recipe": config.recipe})

@@ -17,7 +17,7 @@ from robot_rl.learn.compiled import compiled
 from robot_rl.learn.crowd import Guide
 from robot_rl.learn.latents import Latent, LatentMirror
 from robot_rl.learn.nets import Adam, follow
-from robot_rl.learn.noise import Noise, White
+from robot_rl.learn.noise import Noise
 from robot_rl.learn.objectives import Lesson
 from robot_rl.learn.pixels import Pixels
 from robot_rl.observe import Observation
@@ -46,13 +46,23 @@ class Schedule:
     shift: int = 0
     """Pixels by which camera frames are moved at most."""
     anneal: int = 0
-    """Updates in which returns shorten from `n_step` to `least` rewards, in even stretches; 0: they do not."""
+    """Updates in which returns shorten from `n_step` to `least` rewards, and `hold` to 1, in even stretches; 0: they do
+    not."""
     least: int = 1
+    hold: int = 1
+    """Actions that one exploring noise is for, at most."""
 
     def n_step_at(self, updates: int) -> int:
         """Rewards in a return after so many updates."""
-        lengths = self.n_step - self.least + 1
-        return self.n_step - min(updates * lengths // self.anneal, lengths - 1) if self.anneal else self.n_step
+        return self._shortened(self.n_step, self.least, updates)
+
+    def hold_at(self, updates: int) -> int:
+        """The most actions that one exploring noise is for after so many updates."""
+        return self._shortened(self.hold, 1, updates)
+
+    def _shortened(self, first: int, last: int, updates: int) -> int:
+        lengths = first - last + 1
+        return first - min(updates * lengths // self.anneal, lengths - 1) if self.anneal else first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +124,6 @@ class Agent:
         studies: Sequence[Study] = (),
         target_latent: Latent | None = None,
         scale: Scale | None = None,
-        noise: Noise | None = None,
         execution: Execution = Steps(),  # noqa: B008  # holds nothing
         exploring: Execution | None = None,
         guide: Guide | None = None,
@@ -125,16 +134,16 @@ class Agent:
     ):
         """`parts` is everything that is saved, by name. `start` made the first weights and seeds the agent's own
         generator, which all later chance comes from. `target_latent` sees next observations where it is given;
-        `scale` changes rewards before any lesson sees them, `noise` explores, `execution` is the way from the actor's
-        output to the action of a step and `exploring` that of training, if it is another (with the same carry); `shown`
-        the actor that is exported and acts without exploring, if it is another. After offline updates `guide` takes a
-        share of the steps of training.
-        `offline` are the lessons of offline updates, where these have their own, that teach the actor but no model.
+        `scale` changes rewards before any lesson sees them, `execution` is the way from the actor's output to the
+        action of a step and `exploring` that of training, if it is another (with the same carry); `shown` the actor
+        that is exported and acts without exploring, if it is another. After offline updates `guide` takes a share of
+        the steps of training. `offline` are the lessons of offline updates, where these have their own, that teach the
+        actor but no model.
         """
         self.latent, self.actor, self.schedule, self.execution = latent, actor, schedule, execution
         self.exploring, self.guide = exploring or execution, guide
         self.shown = shown or actor
-        self.target_latent, self.scale, self.noise = target_latent or latent, scale or NoScale(), noise or White()
+        self.target_latent, self.scale, self.noise = target_latent or latent, scale or NoScale(), Noise()
         self.lessons, self.targets, self.events, self.studies = lessons, targets, events, studies
         self.offline, self._every = offline, (*lessons, *offline)
         self.modules = nn.ModuleDict(parts).to(device)
@@ -165,7 +174,7 @@ class Agent:
         shape = len(seen[0]), self.actor.action_size
         noise = np.zeros(shape, np.float32)
         if explore:
-            noise = self.noise.draw(shape, self.generator).cpu().numpy()
+            noise = self.noise.draw(shape, self.generator, self.hold).cpu().numpy()
         if explore and self.guide and 0 < self.prepared < self.updates:
             chance = float(torch.rand((), generator=self.generator, device=self.generator.device))
             if chance >= self.guide.share(self.updates - self.prepared):
@@ -178,6 +187,11 @@ class Agent:
                 for key, (actor, execution) in ways.items()}
         latent, execute = self._mirror
         return execute[explore](latent(*seen), noise, carry)
+
+    @property
+    def hold(self) -> int:
+        """The most actions that one exploring noise is for, by now."""
+        return self.schedule.hold_at(self.updates)
 
     @property
     def unmodelled(self) -> bool:

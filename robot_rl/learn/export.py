@@ -34,7 +34,7 @@ Inputs = dict[str, Tensor]
 _traced: dict[str, onnx.ModelProto] = {}  # graphs of earlier exports: tracing takes seconds, new weights do not
 
 
-class ExportError(RuntimeError):
+class ExportError(ValueError):
     """The file would not do what the module does."""
 
 

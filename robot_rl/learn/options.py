@@ -22,7 +22,6 @@ from robot_rl.learn.dreams import Harmony, Prices
 from robot_rl.learn.encoders import Convolutions, Pretrained
 from robot_rl.learn.latents import CameraLatent, Identity, Latent, RunningNorm
 from robot_rl.learn.nets import Shape, compute_dtype
-from robot_rl.learn.noise import Held, White
 from robot_rl.learn.objectives import Bellman, Fading, Imitating, Lesson, Smooth, SoftValue, Temperature
 from robot_rl.learn.planner import Planner, Search, WorldModel
 from robot_rl.learn.recurrent import RecurrentWorld
@@ -43,9 +42,10 @@ class Sizes(NamedTuple):
 class Options:
     """Of every learner: seed, data, budget, arithmetic, and how camera frames are seen.
 
-    Returns shorten from `n_step` rewards to 1 in `anneal` updates, in even stretches, unless that is 0: long ones learn
-    quicker at first and, being of what older actors did, less in the end. `hold` is the most actions that one exploring
-    noise is for. `features` is the size of what is made of frames by convolutions of so many `channels`, or by the file
+    `hold` is the most actions that one exploring noise is for. In `anneal` updates, unless that is 0, returns shorten
+    from `n_step` rewards to 1 and `hold` to 1, in even stretches: long returns learn quicker at first and, being of
+    what older actors did, less in the end; held noise finds what is worth something and disturbs what is good.
+    `features` is the size of what is made of frames by convolutions of so many `channels`, or by the file
     `encoder` (see Pretrained), `shift` how many pixels they are moved by at most while learning.
     """
 
@@ -106,13 +106,15 @@ class Options:
               parts: Mapping[str, nn.Module], **more: Any) -> Agent:
         """The agent of these parts and of the two that every agent has; see Agent."""
         parts = {"latent": latent, "actor": actor, **parts}
-        noise = Held(self.hold) if self.hold != 1 else White()
+        if self.hold < 1:
+            raise ValueError(f"hold is {self.hold}; noise is held for at least 1 action")
         if self.anneal < 0:
-            raise ValueError(f"anneal is {self.anneal}; returns shorten in so many updates, or with 0 they do not")
+            raise ValueError(f"anneal is {self.anneal}; returns and held noise shorten in so many updates, or with 0 "
+                             "they do not")
         first, least = self.steps()
         plan = Schedule(self.batch, self.sequence(), first, self.discount, self.updates_per_step, self.lr,
-                        self.clip, self.prioritized, self.shift, self.anneal, least)
-        return Agent(latent, actor, parts, lessons, plan, start, noise=noise, device=self.device,
+                        self.clip, self.prioritized, self.shift, self.anneal, least, self.hold)
+        return Agent(latent, actor, parts, lessons, plan, start, device=self.device,
                      compile=self.compile, **more)
 
 

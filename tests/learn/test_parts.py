@@ -37,7 +37,7 @@ from robot_rl.learn.critics import (
 )
 from robot_rl.learn.latents import Identity, RunningNorm
 from robot_rl.learn.nets import ACTIVATIONS, Adam, Mlp, Shape, compute_dtype, follow, mish
-from robot_rl.learn.noise import Held
+from robot_rl.learn.noise import Noise
 from robot_rl.learn.objectives import (
     Bellman,
     CoarseBellman,
@@ -255,23 +255,23 @@ def test_prior_data_is_imitated_at_a_price_that_fades() -> None:
 
 
 def test_noise_is_held_for_as_long_as_it_should_be() -> None:
-    held, random, runs = Held(3), generator(), [0]
-    noise = [held.draw((1, 2), random) for _ in range(4000)]
+    held, random, runs = Noise(), generator(), [0]
+    noise = [held.draw((1, 2), random, 3) for _ in range(4000)]
     for before, now in itertools.pairwise(noise):
         runs.append(1) if not torch.equal(before, now) else runs.append(runs.pop() + 1)
     lengths = np.bincount(runs[1:-1], minlength=4)
     np.testing.assert_allclose(lengths[1:] / lengths.sum(), np.array([36, 9, 4]) / 49, atol=0.03)  # 1, 1/4, 1/9
     assert torch.stack(noise).std() == pytest.approx(1.0, abs=0.05)
-    with pytest.raises(ValueError, match="hold is 0"):
-        Held(0)
+    anew = [held.draw((1, 2), random, 1) for _ in range(100)]  # what was held is let go
+    assert not any(torch.equal(before, now) for before, now in itertools.pairwise([noise[-1], *anew]))
 
 
 def test_rows_hold_noise_of_their_own_and_another_number_of_them_starts_anew() -> None:
-    held, random = Held(16), generator()
-    before = held.draw((200, 1), random)
-    kept = (held.draw((200, 1), random) == before)[:, 0]
+    held, random = Noise(), generator()
+    before = held.draw((200, 1), random, 16)
+    kept = (held.draw((200, 1), random, 16) == before)[:, 0]
     assert 0.2 < kept.float().mean() < 0.55  # that of a run longer than 1, 1 - 1 / 1.584
-    assert held.draw((3, 1), random).shape == (3, 1)
+    assert held.draw((3, 1), random, 16).shape == (3, 1)
 
 
 def test_quantile_loss_worked_out_by_hand() -> None:

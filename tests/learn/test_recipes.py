@@ -239,6 +239,15 @@ def test_returns_shorten(chosen: dict[str, Any], lengths: list[int], monkeypatch
     assert asked == lengths
 
 
+def test_noise_is_held_for_less_and_less() -> None:
+    agent, replay, longest = small("sac", batch=10, hold=4, anneal=16), random_replay(), []
+    while agent.updates < 20:  # two in a step
+        longest.append(agent.hold)
+        agent.update(replay)
+    assert longest == [4, 4, 3, 3, 2, 2, 1, 1, 1, 1]
+    assert small("sac", hold=4).hold == 4
+
+
 @pytest.mark.parametrize("recipe", ["sac", "mrq"])
 def test_what_the_critics_were_wrong_about_is_drawn_more_often(recipe: str) -> None:
     agent = small(recipe, prioritized=1.0)
