@@ -1,11 +1,13 @@
-"""Whether something large fits into this machine's memory."""
+"""Whether something large fits into this machine's memory, and what becomes of memory that is freed."""
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 GB = 1e9
 MEMINFO, GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 
 def available() -> float:
@@ -26,3 +28,17 @@ def demand(size: float, what: str) -> None:
     free = available()
     if size > free:
         raise ValueError(f"{what}: needs {size / GB:,.2f} GB of memory, {max(free, 0.0) / GB:,.2f} GB are available")
+
+
+def keep_freed() -> None:
+    """Have this process keep what it frees, up to 512 MB, for what it allocates next; only glibc is told so.
+
+    Otherwise blocks of more than some hundred kB go back to the system, and an update gets them anew page by page, each
+    of which the system clears: an eighth of the time of a world model's update.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return  # another C library
+    mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
+    mallopt(M_TRIM_THRESHOLD, 512 << 20)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -55,3 +58,25 @@ def test_a_control_group_limits_memory(tmp_path: Path, monkeypatch: pytest.Monke
     assert memory.available() == 1000 * 1024
     (tmp_path / "memory.max").write_text("1200\n")
     assert memory.available() == 1000
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_what_is_freed_is_taken_again_without_the_system() -> None:
+    program = """
+import resource, sys
+import numpy as np
+from robot_rl import memory
+if sys.argv[1] == "kept":
+    memory.keep_freed()
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def update():
+    arrays = [np.ones(size << 20, np.uint8) for size in (8, 1, 30)]
+update()
+before = faults()
+for _ in range(5):
+    update()
+print((faults() - before) / 5)
+"""
+    given, kept = (float(subprocess.run([sys.executable, "-c", program, how], check=True, capture_output=True,
+                                        text=True).stdout) for how in ("given", "kept"))
+    assert kept < given / 10, (given, kept)  # pages; of a system with huge ones few as well

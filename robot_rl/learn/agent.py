@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robot_rl import memory
 from robot_rl.learn.actors import Actor, Policy
 from robot_rl.learn.backups import NoScale, Tensors
 from robot_rl.learn.chunks import Execute, Execution, Steps
@@ -140,6 +141,7 @@ class Agent:
         the steps of training. `offline` are the lessons of offline updates, where these have their own, that teach the
         actor but no model.
         """
+        memory.keep_freed()
         self.latent, self.actor, self.schedule, self.execution = latent, actor, schedule, execution
         self.exploring, self.guide = exploring or execution, guide
         self.shown = shown or actor
