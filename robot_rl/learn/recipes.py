@@ -606,9 +606,9 @@ RECIPES = {
     "sac": Recipe(Sac, "soft actor-critic", {}),
     "default": Recipe(
         CrossQ, "what we would ship: SAC with batch-normalised categorical critics of unit weights and scaled returns "
-        "(as XQC, Palenicek et al. 2026, at half of its width, with returns of three steps at first)",
+        "(as XQC, Palenicek et al. 2026, at half of its width, with returns of three steps and held noise at first)",
         {"critic_hidden": (256, 256, 256), "tau": 0.005, "unit": True, "categories": 101, "support": "linear",
-         "bound": 5.0, "projected": True, "returns": 5.0, "lr": 3e-4, "n_step": 3, "anneal": 60_000,
+         "bound": 5.0, "projected": True, "returns": 5.0, "lr": 3e-4, "n_step": 3, "anneal": 30_000,
          "updates_per_step": 2, "temperature": 0.01, "entropy_share": 0.5, "hold": 16}),
     "td3": Recipe(Td3, "twin delayed deterministic policy gradient", {}),
     "redq": Recipe(
