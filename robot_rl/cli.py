@@ -598,12 +598,15 @@ def suite_report(
                                                 "docs/results/public_curves.csv in a checkout].")] = None,
     baseline: Annotated[str | None, typer.Option(help="Recipe that the others are compared with "
                                                  "\\[default: the first].")] = None,
+    recipe: Annotated[list[str] | None, typer.Option(help="Show only these, with commas or repeated, as the tables "
+                                                     "name them \\[default: all].")] = None,
     page: Annotated[Path | None, typer.Option(help="The page \\[default: OUT/report.html].")] = None,
     as_json: Json = False,
 ) -> None:
     """Write one self-contained HTML page and PNG figures: curves beside public learners, scores with intervals."""
+    from robot_rl.suite import words
     from robot_rl.suite_report import write_suite_report
-    _finish(write_suite_report(out, page or out / "report.html", curves, baseline), as_json)
+    _finish(write_suite_report(out, page or out / "report.html", curves, baseline, words(recipe or ())), as_json)
 
 
 @bench.command(name="learner")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ PUBLIC_CURVES = Path(__file__).parents[1] / "docs/results/public_curves.csv"
 """Comes with a checkout, not with an installed package."""
 
 
-def write_suite_report(folder: Path, out: Path, curves: Path | None = None, baseline: str | None = None
-                       ) -> dict[str, Any]:
+def write_suite_report(folder: Path, out: Path, curves: Path | None = None, baseline: str | None = None,
+                       recipes: Sequence[str] = ()) -> dict[str, Any]:
     """Write the page about `folder` to `out`, figures to folder/figures and both tables again; returns what was made.
 
     Where `folder` is a table like returns.csv, only its learning curves are drawn, to figures/ beside it.
     `curves` is a CSV file of public learners, `PUBLIC_CURVES` where that is present; `baseline` is the recipe that the
-    others are compared with, else the first. Raises SpecError without an evaluated run, or without one of `baseline`.
+    others are compared with, else the first; `recipes` are those that are shown, else all. Raises SpecError without an
+    evaluated run, or without one of `baseline` or of one of `recipes`.
     """
     if curves is None and PUBLIC_CURVES.exists():
         curves = PUBLIC_CURVES
@@ -32,6 +34,11 @@ def write_suite_report(folder: Path, out: Path, curves: Path | None = None, base
     observed = sorted({result.observation for result in found})
     if len(observed) > 1:
         raise SpecError(f"{folder}: runs from {' and from '.join(observed)}; give each kind a folder of its own")
+    known = {result.config.recipe for result in found}
+    if unknown := set(recipes) - known:
+        raise SpecError(f"--recipe {', '.join(sorted(unknown))}: the runs in {folder} are of "
+                        f"{', '.join(sorted(known))}")
+    found = [result for result in found if not recipes or result.config.recipe in recipes]
     compared = Comparison(found, read_public(curves, *observed) if curves else [])
     if not compared.results:
         raise SpecError(f"{folder}: no evaluated run below it; make some with `robot-rl suite run --out {folder}`")

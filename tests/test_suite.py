@@ -301,6 +301,8 @@ def test_page(suite: Path) -> None:
         assert said in text, said
     assert "discount" not in text  # `train` filled it in; nobody asked for it
     assert "723.0 <small>TD-MPC2</small>" in text
+    write_suite_report(suite, suite / "one.html", recipes=["rlpd"])
+    assert "6 of 6 runs finished" in (suite / "one.html").read_text()
     assert text.count("12 of 12 runs finished") == 1
     if told["figures"]:
         names = {Path(file).name for file in told["figures"]}
@@ -321,6 +323,11 @@ def test_curves_of_a_table(suite: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "report.html").exists()
     if told["figures"]:
         assert (tmp_path / "figures/curves_cheetah-run.png").exists()
+    shutil.rmtree(tmp_path / "figures", ignore_errors=True)
+    only = write_suite_report(table, tmp_path / "report.html", recipes=["rlpd"])
+    assert len(only["figures"]) == len(told["figures"])  # of the tasks that it ran on
+    with pytest.raises(SpecError, match=r"--recipe ppo, ppo2: the runs in .* are of rlpd, sac"):
+        write_suite_report(table, tmp_path / "report.html", recipes=["sac", "ppo2", "ppo"])
     table.write_text(table.read_text() + "state,cheetah-run,sac,0,far,1\n")
     with pytest.raises(SpecError, match=r"returns.csv, line \d+: .*'far'"):
         tabled(table)
