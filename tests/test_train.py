@@ -251,7 +251,7 @@ def test_a_planner_is_exported_as_it_is_to_search_on_the_robot(tmp_path: Path) -
     from robot_rl import session
     from robot_rl.policy import Policy
     trained = {"width": 16, "hidden": [16], "encoder_hidden": [16], "samples": 16, "iterations": 1, "elites": 4,
-               "proposals": 2, "batch": 8, "compile": False}
+               "proposals": 2, "batch": 8, "compile": False, "hold": 3, "anneal": 2}
     config = RunConfig(task="so101-reach", recipe="tdmpc2", steps=24, learn_after=20, evaluate_every=24,
                        evaluation_episodes=1, checkpoint_every=24, options=trained)
     run, file = tmp_path / "run", tmp_path / "planner.onnx"
@@ -264,6 +264,7 @@ def test_a_planner_is_exported_as_it_is_to_search_on_the_robot(tmp_path: Path) -
         sizes.append(policy.spec.trained["options"] | {"bytes": file.stat().st_size})
     assert [(one["samples"], one["iterations"], one["width"]) for one in sizes] == [(16, 1, 16), (32, 3, 16)]
     assert sizes[0]["bytes"] < sizes[1]["bytes"], "its candidates are stored"
+    assert policy.hold == 1, "by then noise is drawn anew"
     for changes, planner, said in ((["samples=32"], False, "--set samples=32 without --planner"),
                                    (["width=8"], True, "--set width=8: tdmpc2 takes .* one of horizon, iterations, "),
                                    (["elites=40"], True, "elites is 40")):
