@@ -125,7 +125,7 @@ def test_newest_is_the_same_sample_until_a_newer_comes(bus: Bus, peer: Peer, top
 def test_arrival_is_that_of_the_take_not_of_the_wire(bus: Bus, peer: Peer, topic: str) -> None:
     [reader] = heard(bus, peer, topic, TEXT, COMMAND, SENSOR)
     peer.ask("publish", topic, text("x"))
-    time.sleep(0.1)
+    assert reader.wait(5)
     looked = time.monotonic_ns()
     sample = reader.newest()
     assert sample is not None
