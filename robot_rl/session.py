@@ -56,7 +56,8 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     """Train or continue a run; returns the last evaluation."""
     import sim
     from robot_rl.collect import Collector
-    from robot_rl.learn import checkpoint
+    from robot_rl.learn import checkpoint, recipes
+    from robot_rl.learn.options import Options
     from robot_rl.log import Log
     from robot_rl.parallel import Parallel
     from robot_rl.replay import Ratio
@@ -79,7 +80,7 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     env, evaluation = make(), make()
     contract = sim.env_spec(env, config.task)
     state = checkpoint.load(run.checkpoint) if resume and run.checkpoint.exists() else None
-    if not resume:
+    if not resume and recipes.options(config.recipe)["discount"] == Options.discount:  # others have one of their own
         horizon = discount_for(round(contract.time_limit_s * contract.rate_hz))
         config = msgspec.structs.replace(config, options={"discount": horizon} | config.options)
     agent = make_agent(config, contract, device)

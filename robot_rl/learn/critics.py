@@ -19,6 +19,8 @@ class Head:
     """What the V outputs of a critic mean. Backups and objectives see scalars, or targets that `loss` understands."""
 
     size: int
+    coarse = False
+    """Whether outputs may be rounded to bfloat16's 8 bits."""
 
     def decode(self, outputs: Tensor) -> Tensor:
         """Outputs (..., V) -> the values (...)."""
@@ -64,6 +66,7 @@ class Histogram(Head):
     """
 
     atoms: Tensor
+    coarse = True
 
     def __init__(self, size: int = 101, bound: float = 10.0, device: str = "cpu", projected: bool = False):
         if size < 2 or bound <= 0:
@@ -117,8 +120,11 @@ class Histogram(Head):
 class TwoHot(Histogram):
     """A histogram over values whose symlogs lie evenly in [-bound, bound] (Hafner et al. 2023).
 
-    It bounds the gradient whatever the scale of the rewards.
+    It bounds the gradient whatever the scale of the rewards. Rounded outputs would be a rounded logarithm of the value:
+    of one of 22, as a planner compares them, 0.03, as much as its candidates differ by.
     """
+
+    coarse = False
 
     def squash(self, values: Tensor) -> Tensor:
         """See Histogram."""
@@ -226,7 +232,7 @@ class Critic(nn.Module):
     ):
         super().__init__()
         self.head, self.members, self.tilt = head, members, tilt or Even()
-        shape = replace(shape, gives_hidden=isinstance(head, Histogram))
+        shape = replace(shape, gives_hidden=head.coarse)
         self.net = Mlp((obs_size + action_size, *hidden, head.size), members, generator, shape, final_scale)
 
     def forward(self, latent: Tensor, action: Tensor, chance: Chance = Chance(), training: bool = False) -> Tensor:  # noqa: B008
@@ -297,7 +303,7 @@ class CoarseCritic(nn.Module):
         super().__init__()
         self.action_size, self.levels, self.bins, self.head = action_size, levels, bins, head
         sizes = (obs_size + levels + action_size, *hidden, action_size * bins * head.size)
-        shape = replace(shape, gives_hidden=isinstance(head, Histogram))
+        shape = replace(shape, gives_hidden=head.coarse)
         self.net: Mlp | Recurrent = Mlp(sizes, 1, generator, shape)
 
     def forward(self, latent: Tensor, level: int, centre: Tensor) -> Tensor:

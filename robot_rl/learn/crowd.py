@@ -18,7 +18,7 @@ from robot_rl.learn.backups import Draw, SoftBackup, Tensors
 from robot_rl.learn.critics import Chance, Critic, Mean
 from robot_rl.learn.latents import Latent
 from robot_rl.learn.objectives import NoTemperature
-from robot_rl.learn.planner import Act, Planner
+from robot_rl.learn.planner import Act, Drawn, Planner
 from robot_rl.learn.world import Spread, alive
 
 
@@ -128,15 +128,16 @@ class Centred(Planner):
         super().__init__(*planning)
         self.explore, self._planning = explore, planning
 
-    def plan(self, actor: Act, latent: Tensor, carry: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def plan(self, actor: Act, latent: Tensor, carry: Tensor,
+             drawn: Drawn | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """See Planner."""
         search, rows, size = self.search, latent.shape[0], latent.shape[1]
-        members = search.samples // search.proposals
+        members, (_, proposed) = search.samples // search.proposals, drawn or (self.draws, self.proposed)
         seen = latent[:, None].expand(-1, search.proposals, -1).reshape(1, -1, size).repeat(members, 1, 1)
         value, going = torch.zeros_like(seen[..., 0]).flatten(), torch.ones_like(seen[..., 0]).flatten()
         taken = []
         for t in range(search.horizon):
-            noise = self.explore * self.proposed[:, t].repeat(rows, 1)
+            noise = self.explore * proposed[:, t].repeat(rows, 1)
             taken.append((self.model.actors(seen).tanh() + noise).clamp(-1.0, 1.0))
             value, going, following = self.advance(value, going, seen.flatten(0, 1), taken[-1].flatten(0, 1))
             seen = following.view_as(seen)

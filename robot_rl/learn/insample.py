@@ -5,14 +5,12 @@ Axes: B batch, T time (horizon), E ensemble, A action, Z latent.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from robot_rl.learn.actors import Actor, ClippedActor
+from robot_rl.learn.actors import Actor, DeterministicActor
 from robot_rl.learn.backups import Draw, SoftBackup, Tensors
-from robot_rl.learn.critics import Chance, Critic, Mean, PairCritic
+from robot_rl.learn.critics import Chance, Critic, Mean, Minimum, PairCritic
 from robot_rl.learn.objectives import NoTemperature
 from robot_rl.learn.world import Weights
 
@@ -38,7 +36,7 @@ class InSampleBackup(SoftBackup):
 
 
 class Expectile:
-    """State values learn an expectile of what slow critics say of the actions that were taken, the smallest of each.
+    """State values learn an expectile of what slow critics say of the actions that were taken, the smaller of two.
 
     Above 0.5 it is near the best of what the data did there. The latents are those of an unrolled sequence.
     """
@@ -52,14 +50,14 @@ class Expectile:
         self.critic, self.expectile, self.rho = critic, expectile, rho
 
     def draw(self, batch: int, generator: torch.Generator) -> Chance:
-        """Nothing is random here."""
-        return Chance()
+        """Which two critics are asked."""
+        return Chance(Minimum(2).members(self.critic.members, generator))
 
     def loss(self, batch: Tensors, draw: Chance) -> tuple[Tensor, Tensors, Tensors]:
         """See Lesson; it also finds by how much each action was better than expected (B, T)."""
         latent, action = batch["latents"][:, :-1].flatten(0, 1), batch["action"].flatten(0, 1)
         with torch.no_grad():
-            wanted = self.critic.values(latent, action).amin(0)
+            wanted = self.critic.values(latent, action, draw).amin(0)
         outputs, head = self.value(latent, latent), self.value.head
         gap = wanted - head.decode(outputs.detach())
         tilt = 2 * torch.where(gap > 0, self.expectile, 1 - self.expectile)
@@ -69,14 +67,14 @@ class Expectile:
 
 
 class Regression:
-    """The actor becomes likelier to do what was done, the more so the better it was (advantage-weighted regression).
+    """The actor comes to do what was done, the more so the better it was (advantage-weighted regression).
 
-    An action counts exp(`sharpness` * advantage), at most MOST.
+    The squared distance from an action counts exp(`sharpness` * advantage), at most MOST.
     """
 
     period = 1
 
-    def __init__(self, actor: ClippedActor, sharpness: float, rho: float):
+    def __init__(self, actor: DeterministicActor, sharpness: float, rho: float):
         self.part = self.actor = actor
         self.sharpness, self.rho = sharpness, rho
 
@@ -85,9 +83,8 @@ class Regression:
 
     def loss(self, batch: Tensors, draw: None) -> tuple[Tensor, Tensors, Tensors]:
         """See Lesson."""
-        mean, log_std = self.actor.moments(batch["latents"][:, :-1].flatten(0, 1), training=True)
-        off = (batch["action"].flatten(0, 1) - mean) / log_std.exp()
-        likely = (-0.5 * off.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1).view_as(batch["reward"])
+        done = self.actor.raw(batch["latents"][:, :-1].flatten(0, 1), training=True).tanh()
+        off = 0.5 * (batch["action"].flatten(0, 1) - done).square().mean(-1).view_as(batch["reward"])
         counts = (self.sharpness * batch["advantage"]).exp().clamp(max=MOST)
-        loss = -(likely * counts * Weights(rho=self.rho).along(batch["weight"])).sum(1).mean()
-        return loss, {"actor/loss": loss.detach(), "actor/likelihood": likely.detach().mean()}, {}
+        loss = (off * counts * Weights(rho=self.rho).along(batch["weight"])).sum(1).mean()
+        return loss, {"actor/loss": loss.detach(), "actor/error": off.detach().mean()}, {}

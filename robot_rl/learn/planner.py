@@ -5,13 +5,16 @@ Axes: B rows of observations, I iterations, N candidates of a row, H steps of a 
 What is random in planning is drawn once and stored, so that planning is a function: the same observation and the same
 previous plan give the same action, in training, on a robot and in ONNX Runtime. `noise` only explores, by the spread
 that the last iteration leaves; of zeros it gives the plan itself. Were `noise` what candidates are drawn from, zeros
-would make all of them the same.
+would make all of them the same. While training explores they are drawn anew for each plan, for many directions are
+missing from those that are stored.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import math
+import zlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -27,6 +30,9 @@ from robot_rl.learn.world import World
 from robot_rl.replay import Batch, Data
 
 EVEN, NEAR = 0.1, 10.0  # weight that all candidates share that are nearly as good as the best, and how near
+EXPLORE = math.sqrt(2)  # TD-MPC2 adds the noise to one of the elites, which lies as far from the mean itself
+Drawn = tuple[Tensor, Tensor]
+"""Standard normal numbers: of the candidates of each iteration (I, N - P, H, A), and of the actor's P (P, H, A)."""
 Act = Callable[[Tensor, Tensor], Tensor]
 """A latent (R, Z) and noise (R, A) -> action (R, A)."""
 
@@ -194,12 +200,18 @@ class Planner(nn.Module):
         self.model, self.action_size, self.search, self.discount = model, action_size, search, discount
         self.carry = (search.horizon, action_size)
         self._compile, self._device = compile, device
-        chance = torch.Generator().manual_seed(0)  # a constant of the method, the same for every seed of a run
+        # a constant of the method, the same for every seed of a run
+        draws, proposed = self.draw(torch.Generator().manual_seed(0))
+        self.register_buffer("draws", draws)
+        self.register_buffer("proposed", proposed)
+
+    def draw(self, chance: torch.Generator) -> Drawn:
+        """What candidates are made of, on the planner's device; their mean is 0, for they come in pairs."""
+        search, size = self.search, self.action_size
         drawn = search.samples - search.proposals
-        half = torch.randn(search.iterations, -(-drawn // 2), search.horizon, action_size, generator=chance)
-        self.register_buffer("draws", torch.cat((half, -half), 1)[:, :drawn].to(device))  # in pairs: their mean is 0
-        shape = search.proposals, search.horizon, action_size
-        self.register_buffer("proposed", torch.randn(shape, generator=chance).to(device))
+        half = torch.randn(search.iterations, -(-drawn // 2), search.horizon, size, generator=chance)
+        proposed = torch.randn(search.proposals, search.horizon, size, generator=chance)
+        return torch.cat((half, -half), 1)[:, :drawn].to(self._device), proposed.to(self._device)
 
     @property
     def bare(self) -> Steps:
@@ -213,16 +225,21 @@ class Planner(nn.Module):
     def mirror(self, actor: Actor) -> Execute:
         """See Execution: torch itself, whose products are most of the work; compiled where learning is."""
 
-        def run(latent: Tensor, noise: Tensor, carry: Tensor) -> dict[str, Tensor]:
+        def run(latent: Tensor, noise: Tensor, carry: Tensor, draws: Tensor, proposed: Tensor) -> dict[str, Tensor]:
             with torch.no_grad():
-                action, carry, _ = self(lambda seen, noise: actor.sample(seen, noise)[0], latent, noise, carry)
+                action, carry, _ = self(lambda seen, noise: actor.sample(seen, noise)[0], latent, noise, carry,
+                                        (draws, proposed))
             return {"action": action, "carry": carry}
 
         plan = compiled(run, self._compile, self._device)
 
         def execute(latent: np.ndarray, noise: np.ndarray, carry: Any) -> tuple[np.ndarray, Any]:
             before = np.zeros((len(latent), *self.carry), np.float32) if carry is None else carry
-            planned = plan(*(torch.from_numpy(one).to(self.draws.device) for one in (latent, noise, before)))
+            drawn = self.draws, self.proposed
+            if noise.any():  # by what is random already, so that a run is repeated exactly
+                drawn = self.draw(torch.Generator().manual_seed(zlib.crc32(noise.tobytes())))
+            given = (torch.from_numpy(one).to(self.draws.device) for one in (latent, noise, before))
+            planned = plan(*given, *drawn)
             return planned["action"].cpu().numpy(), planned["carry"].cpu().numpy()
 
         return execute
@@ -231,22 +248,31 @@ class Planner(nn.Module):
         """A copy that is exported."""
         return Planner(self.model.frozen(), self.action_size, self.search, self.discount)
 
-    def forward(self, actor: Act, latent: Tensor, noise: Tensor, carry: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, actor: Act, latent: Tensor, noise: Tensor, carry: Tensor,
+                drawn: Drawn | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Latent (B, Z), noise (B, A), the carry -> action (B, A) in [-1, 1], the next carry, the first scores (B, N).
         """
-        plan, std, scores = self.plan(actor, latent, carry)
-        action = (plan[:, 0] + std[:, 0] * noise).clamp(-1.0, 1.0)
-        return action, torch.cat((plan[:, 1:], torch.zeros_like(plan[:, :1])), 1), scores
+        plan, std, scores = self.plan(actor, latent, carry, drawn)
+        return self.explored(plan, std, noise), moved_on(plan), scores
 
-    def plan(self, actor: Act, latent: Tensor, carry: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """-> the plan (B, H, A), its standard deviation (B, H, A), and the first candidates' values (B, N)."""
+    def explored(self, plan: Tensor, std: Tensor, noise: Tensor) -> Tensor:
+        """The first action (B, A) of a plan and its standard deviation (B, H, A), with noise (B, A)."""
+        return (plan[:, 0] + EXPLORE * std[:, 0] * noise).clamp(-1.0, 1.0)
+
+    def plan(self, actor: Act, latent: Tensor, carry: Tensor,
+             drawn: Drawn | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """-> the plan (B, H, A), its standard deviation (B, H, A), and the first candidates' values (B, N).
+
+        Candidates are of what is `drawn`, or stored.
+        """
         search, mean, std = self.search, carry, torch.full_like(carry, self.search.most)
-        proposals, worth = self.propose(actor, latent)
+        draws, proposed = drawn or (self.draws, self.proposed)
+        proposals, worth = self.propose(actor, latent, proposed)
         first = torch.empty(0)
         for i in range(search.iterations):
-            drawn = (mean[:, None] + std[:, None] * self.draws[i]).clamp(-1.0, 1.0)
-            candidates = torch.cat((proposals, drawn), 1)  # (B, N, H, A)
-            values = torch.cat((worth, self.value(actor, latent, drawn)), 1)
+            tried = (mean[:, None] + std[:, None] * draws[i]).clamp(-1.0, 1.0)
+            candidates = torch.cat((proposals, tried), 1)  # (B, N, H, A)
+            values = torch.cat((worth, self.value(actor, latent, tried)), 1)
             first = first if i else values
             mean, std = self.weigh(candidates, values)
         return mean, std, first
@@ -270,14 +296,14 @@ class Planner(nn.Module):
         weight = (weight - least).clamp(min=0) + EVEN / self.search.samples * weight**NEAR
         return weight / weight.sum(1, keepdim=True)
 
-    def propose(self, actor: Act, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """What the actor would do from (B, Z) on, (B, P, H, A), and its values (B, P)."""
+    def propose(self, actor: Act, latent: Tensor, proposed: Tensor) -> tuple[Tensor, Tensor]:
+        """What the actor would do from (B, Z) on with noise (P, H, A): (B, P, H, A), and its values (B, P)."""
         count, rows = self.search.proposals, latent.shape[0]
         seen = latent[:, None].expand(-1, count, -1).flatten(0, 1)
         taken = []
         value, going = torch.zeros_like(seen[:, 0]), torch.ones_like(seen[:, 0])
         for t in range(self.search.horizon):
-            noise = self.proposed[:, t].expand(rows, -1, -1).flatten(0, 1)
+            noise = proposed[:, t].expand(rows, -1, -1).flatten(0, 1)
             taken.append(actor(seen, noise))
             value, going, seen = self.advance(value, going, seen, taken[-1])
         value = self.finish(actor, value, going, seen)
@@ -319,12 +345,16 @@ class Telling(Planner):
         super().__init__(model, action_size, search, discount, compile, device)
         self.carry, self.plan_size = (search.horizon + 2, action_size), 2 * action_size
 
-    def forward(self, actor: Act, latent: Tensor, noise: Tensor, carry: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, actor: Act, latent: Tensor, noise: Tensor, carry: Tensor,
+                drawn: Drawn | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """See Planner."""
-        plan, std, scores = self.plan(actor, latent, carry[:, :-2])
-        action = (plan[:, 0] + std[:, 0] * noise).clamp(-1.0, 1.0)
-        told = (plan[:, 1:], torch.zeros_like(plan[:, :1]), plan[:, :1], std[:, :1])
-        return action, torch.cat(told, 1), scores
+        plan, std, scores = self.plan(actor, latent, carry[:, :-2], drawn)
+        return self.explored(plan, std, noise), torch.cat((moved_on(plan), plan[:, :1], std[:, :1]), 1), scores
+
+
+def moved_on(plan: Tensor) -> Tensor:
+    """A plan (B, H, A) a step later, (B, H, A): zeros in its last."""
+    return torch.cat((plan[:, 1:], torch.zeros_like(plan[:, :1])), 1)
 
 
 class Replan:

@@ -422,7 +422,8 @@ class Fowm(Planned):
     """FOWM (method 65): a world model that learns from logs without asking beyond them, and a planner wary of the rest.
 
     State values learn the `expectile` of what the critics say of actions that were taken; the actor repeats these, by
-    exp(`advantage` * how much better one was). `doubt` is the price, to the planner, of the critics' disagreement.
+    exp(`advantage` * how much better one was). `doubt` is the price, to the planner, of the critics' disagreement, and
+    `explore` the noise of what the actor proposes to it.
     """
 
     horizon: int = 5
@@ -434,6 +435,7 @@ class Fowm(Planned):
     expectile: float = 0.7
     advantage: float = 3.0
     doubt: float = 1.0
+    explore: float = 0.05
 
     def sequence(self) -> int:
         """See Options."""
@@ -445,7 +447,8 @@ class Fowm(Planned):
             raise ValueError(f"critics is {self.critics}; it takes at least 2 to disagree")
         start = self.single()
         world = self.world(sizes, start)
-        actor = ClippedActor(self.width, sizes.action, self.hidden, start, self.modern())
+        actor = DeterministicActor(self.width, sizes.action, self.hidden, start, self.modern(), self.explore,
+                                   smooth=self.explore, smooth_bound=2.0)  # as in MoDem
         critic = self.judges(sizes, start)
         value = PairCritic(alone, self.width, self.hidden, 1, self.head(), start, self.modern(), final_scale=0.0)
         target = copy.deepcopy(critic)

@@ -241,16 +241,24 @@ def test_expectiles_and_advantages_worked_out_by_hand(held: tuple[float, float])
     assert float(loss.detach()) == pytest.approx(wanted)
 
 
+def test_a_random_pair_of_critics_says_what_an_action_was_worth() -> None:
+    batch = sequence() | {"latents": torch.tensor([[[1.0], [1.5], [9.0]]])}
+    critic = linear_critic((0, 0, 1), (0, 0, 2), (0, 0, 3))
+    lesson, chance = Expectile(state_values(0.0, 0.0), critic, 0.9, 0.5), generator()
+    found = {float(lesson.loss(batch, lesson.draw(2, chance))[2]["advantage"][0, 0]) for _ in range(30)}
+    assert found == {1.0, 2.0}  # the third counts only beside a smaller one
+
+
 def test_regression_by_advantage_worked_out_by_hand() -> None:
-    # mean 0, std exp(-1); actions 0.5 and -1 count exp(0.5 * 1) and exp(0.5 * -3); the third, 100, by its bound
+    # the actor does 0; actions 0.5 and -1 count exp(0.5 * 1) and exp(0.5 * -3); the third, 100, by its bound
     batch = sequence() | {"latents": torch.ones(1, 3, 1), "advantage": torch.tensor([[1.0, -3.0]])}
-    normal = torch.distributions.Normal(0.0, math.exp(-1))
-    one, two = (float(normal.log_prob(torch.tensor(a))) for a in (0.5, -1.0))
-    lesson = Regression(clipped(0.0, 0.0), 0.5, 0.5)
-    wanted = -(math.exp(0.5) * one * 0.5 + math.exp(-1.5) * two * 0.25)
+    actor = DeterministicActor(1, 1, (), generator())
+    actor.net.flat.data.zero_()
+    lesson = Regression(actor, 0.5, 0.5)
+    wanted = 0.5 * (math.exp(0.5) * 0.25 * 0.5 + math.exp(-1.5) * 1.0 * 0.25)
     assert float(lesson.loss(batch, None)[0].detach()) == pytest.approx(wanted)
     batch["advantage"] = torch.tensor([[1e3, -1e3]])
-    assert float(lesson.loss(batch, None)[0].detach()) == pytest.approx(-100 * one * 0.5)
+    assert float(lesson.loss(batch, None)[0].detach()) == pytest.approx(0.5 * 100 * 0.25 * 0.5)
 
 
 def test_what_critics_disagree_about_costs_a_wary_planner() -> None:
@@ -557,7 +565,28 @@ def test_the_previous_plan_is_where_the_next_begins() -> None:
     later = planner(Rest(), start, zero, carry)[0]
     assert not torch.equal(later, action)
     noisy = planner(Rest(), start, torch.ones(1, 2), torch.zeros(1, 3, 2))[0]
-    torch.testing.assert_close(noisy, (action + std[:, 0]).clamp(-1, 1))
+    torch.testing.assert_close(noisy, (action + 2**0.5 * std[:, 0]).clamp(-1, 1))
+
+
+def test_exploring_tries_other_candidates_each_time_and_all_else_the_same() -> None:
+    agent = small("tdmpc2", samples=16, elites=4)
+    latent, zero = np.full((1, agent.latent.size), 0.5, np.float32), np.zeros((1, ACTION), np.float32)
+    execute = agent.exploring.mirror(agent.actor)
+    still = execute(latent, zero, None)[0]
+    one, again, other = (execute(latent, zero + np.float32(tiny), None)[0] for tiny in (1e-20, 1e-20, 2e-20))
+    np.testing.assert_array_equal(execute(latent, zero, None)[0], still)
+    np.testing.assert_array_equal(one, again)
+    assert np.abs(one - other).max() > 1e-3 and np.abs(one - still).max() > 1e-3
+
+
+@pytest.mark.parametrize("recipe, exact", [("tdmpc2", True), ("bmpc", True), ("fowm", True), ("default", False)])
+def test_what_a_planner_compares_is_not_rounded(recipe: str, exact: bool) -> None:
+    agent = recipes.make(recipe, OBS, ACTION, dtype="bfloat16", compile=False)
+    net = agent.modules["critic"].net
+    with torch.no_grad():
+        net.flat.uniform_(-0.1, 0.1, generator=torch.Generator().manual_seed(0))
+        outputs = net(torch.rand(4, net.sizes[0]))
+    assert torch.equal(outputs, outputs.bfloat16().float()) is not exact
 
 
 def test_a_planner_that_tells_plans_as_any_and_carries_what_it_planned() -> None:
@@ -686,6 +715,7 @@ def test_the_planners_file_plans_as_torch_does_and_carries_the_plan(recipe: str,
     random = np.random.default_rng(0)
     policy = agent.policy(planner=True)
     assert export(policy, OBS, policy.noise_size, CONTRACT.to_json(), path, carry=policy.carry) <= SEEING_TOLERANCE
+    monkeypatch.setattr(Planner, "draw", lambda self, chance: (self.draws, self.proposed))  # as in a file, always
     loaded = Policy(path)
     loaded.warm_up(2)
     for _ in range(2):
