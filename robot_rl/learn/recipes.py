@@ -471,7 +471,8 @@ class Fowm(Planned):
 class Tcrl(Modelled, Acting, Greedy):
     """TCRL (method 33): a deterministic actor and critics of latents that a world model alone trains; no planner.
 
-    The model is to be true to a slow copy of itself; slow copies follow by `tau`.
+    The model is to be true to a slow copy of itself; slow copies follow by `tau`. `price` is that of the squared action
+    before the tanh.
     """
 
     horizon: int = 5
@@ -479,6 +480,7 @@ class Tcrl(Modelled, Acting, Greedy):
     tau: float = 0.01
     encoder_pace: float = 1.0
     actor_period: int = 2
+    price: float = 1e-5
 
     def build(self, sizes: Sizes) -> Agent:
         """See Options."""
@@ -490,7 +492,7 @@ class Tcrl(Modelled, Acting, Greedy):
         target, slow_actor, slow_world = copy.deepcopy(critic), copy.deepcopy(actor), copy.deepcopy(world)
         lessons: list[Lesson] = [
             Bellman(critic, SoftBackup(slow_actor, target, NoTemperature(), Minimum())),
-            self.smoothed(GreedyValue(actor, critic, Minimum(), self.actor_period)),
+            self.smoothed(GreedyValue(actor, critic, Minimum(), self.actor_period, price=self.price)),
         ]
         pairs = ((target, critic), (slow_actor, actor), (slow_world, world))
         parts = {"critic": critic, "target": target, "slow_actor": slow_actor, "slow_latent": slow_world}
