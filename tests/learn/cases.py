@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from robot_rl.collect import Greedy
 from robot_rl.learn import recipes
 from robot_rl.learn.actors import Policy
 from robot_rl.learn.agent import Agent
+from robot_rl.learn.planner import Planner
 from robot_rl.replay import Mixture, Replay
 
 OBS, ACTION = 3, 2
@@ -40,6 +42,11 @@ def first_action(policy: Policy, obs: Tensor, noise: Tensor | None = None) -> Te
     executed = policy(obs, noise, carry=carry)
     action: Tensor = executed[0] if policy.carry else executed
     return action
+
+
+def stored_draws(patch: pytest.MonkeyPatch) -> None:
+    """Planners that are made already try the candidates that they store, as in a file, while training explores too."""
+    patch.setattr(Planner, "draw", lambda self, chance: (self.draws, self.proposed))
 
 
 def random_replay(steps: int = 500, seed: int = 0, obs_size: int = OBS, action_size: int = ACTION,

@@ -15,7 +15,7 @@ from robot_rl.learn import compiled, recipes
 from robot_rl.learn.actors import Policy
 from robot_rl.learn.agent import Agent
 from robot_rl.replay import Batch, Mixture, Replay
-from tests.learn.cases import ACTION, OBS, first_action, random_replay, small
+from tests.learn.cases import ACTION, OBS, first_action, random_replay, small, stored_draws
 
 every_recipe = pytest.mark.parametrize("recipe", list(recipes.RECIPES))
 KINDS = {recipes.RECIPES[name].kind: name for name in reversed(recipes.RECIPES)}.values()  # one recipe of each
@@ -169,7 +169,7 @@ def test_a_checkpoint_of_another_agent_is_refused(recipe: str) -> None:
 
 
 @every_recipe
-def test_acting_and_the_policy_are_the_same_function(recipe: str) -> None:
+def test_acting_and_the_policy_are_the_same_function(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = small(recipe)
     learn(agent, 3)
     policy, obs = acting(agent), np.random.default_rng(0).normal(size=(6, OBS)).astype(np.float32)
@@ -178,6 +178,7 @@ def test_acting_and_the_policy_are_the_same_function(recipe: str) -> None:
     np.testing.assert_allclose(action, first_action(policy, torch.as_tensor(obs)).numpy(), atol=near)
     if agent.shown is not agent.actor:  # a robot explores by what is exported, a simulator by what learns
         return
+    stored_draws(monkeypatch)
     noise = torch.randn(6, policy.noise_size, generator=copy_of(agent.generator))
     action, _ = agent.act(obs, explore=True)
     np.testing.assert_allclose(action, first_action(policy, torch.as_tensor(obs), noise).numpy(), atol=near)

@@ -31,7 +31,7 @@ from robot_rl.learn.world import PriorValue, Simplex, Spread, Step, Unroll, Weig
 from robot_rl.policy import Policy
 from robot_rl.replay import Replay
 from robot_rl.spec import PolicySpec
-from tests.learn.cases import ACTION, OBS, first_action, random_replay, small
+from tests.learn.cases import ACTION, OBS, first_action, random_replay, small, stored_draws
 from tests.learn.test_parts import linear_actor, linear_critic
 
 CONTRACT = PolicySpec(task="test", rate_hz=20.0, time_limit_s=1.0, observation_size=OBS, action_size=ACTION)
@@ -715,7 +715,7 @@ def test_the_planners_file_plans_as_torch_does_and_carries_the_plan(recipe: str,
     random = np.random.default_rng(0)
     policy = agent.policy(planner=True)
     assert export(policy, OBS, policy.noise_size, CONTRACT.to_json(), path, carry=policy.carry) <= SEEING_TOLERANCE
-    monkeypatch.setattr(Planner, "draw", lambda self, chance: (self.draws, self.proposed))  # as in a file, always
+    stored_draws(monkeypatch)
     loaded = Policy(path)
     loaded.warm_up(2)
     for _ in range(2):
