@@ -132,7 +132,7 @@ class Centred(Planner):
              drawn: Drawn | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """See Planner."""
         search, rows, size = self.search, latent.shape[0], latent.shape[1]
-        members, (_, proposed) = search.samples // search.proposals, drawn or (self.draws, self.proposed)
+        members, (_, proposed) = search.samples // search.proposals, drawn or self.stored
         seen = latent[:, None].expand(-1, search.proposals, -1).reshape(1, -1, size).repeat(members, 1, 1)
         value, going = torch.zeros_like(seen[..., 0]).flatten(), torch.ones_like(seen[..., 0]).flatten()
         taken = []

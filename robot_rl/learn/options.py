@@ -417,6 +417,11 @@ class Planned(Smoothed, Modelled):
         return Critic(self.width, sizes.action, self.hidden, self.critics, self.head(), start,
                       replace(self.modern(), dropout=self.dropout), final_scale=0.0)
 
+    def proposing(self, sizes: Sizes, start: torch.Generator, explore: float, members: int = 1) -> DeterministicActor:
+        """An actor of the model's latents, with the same noise wherever some is drawn."""
+        return DeterministicActor(self.width, sizes.action, self.hidden, start, self.modern(), explore, smooth=explore,
+                                  smooth_bound=2.0, members=members)
+
     def acting(self, planning: Sequence[Any]) -> Planner | chunks.Steps:
         """What acts, of what a planner is made of."""
         return Planner(*planning) if self.plan else chunks.Steps()

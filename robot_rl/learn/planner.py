@@ -214,6 +214,11 @@ class Planner(nn.Module):
         return torch.cat((half, -half), 1)[:, :drawn].to(self._device), proposed.to(self._device)
 
     @property
+    def stored(self) -> Drawn:
+        """What was drawn once."""
+        return self.draws, self.proposed
+
+    @property
     def bare(self) -> Steps:
         """The actor without a planner."""
         return Steps()
@@ -235,7 +240,7 @@ class Planner(nn.Module):
 
         def execute(latent: np.ndarray, noise: np.ndarray, carry: Any) -> tuple[np.ndarray, Any]:
             before = np.zeros((len(latent), *self.carry), np.float32) if carry is None else carry
-            drawn = self.draws, self.proposed
+            drawn = self.stored
             if noise.any():  # by what is random already, so that a run is repeated exactly
                 drawn = self.draw(torch.Generator().manual_seed(zlib.crc32(noise.tobytes())))
             given = (torch.from_numpy(one).to(self.draws.device) for one in (latent, noise, before))
@@ -266,7 +271,7 @@ class Planner(nn.Module):
         Candidates are of what is `drawn`, or stored.
         """
         search, mean, std = self.search, carry, torch.full_like(carry, self.search.most)
-        draws, proposed = drawn or (self.draws, self.proposed)
+        draws, proposed = drawn or self.stored
         proposals, worth = self.propose(actor, latent, proposed)
         first = torch.empty(0)
         for i in range(search.iterations):

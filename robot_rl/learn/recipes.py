@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from robot_rl.learn.actors import Actor, BoundedActor, ClippedActor, CoarseActor, DeterministicActor, GaussianActor
+from robot_rl.learn.actors import Actor, BoundedActor, ClippedActor, CoarseActor, GaussianActor
 from robot_rl.learn.agent import Agent, Target
 from robot_rl.learn.backups import CuriousBackup, Disagreement, RewardScale, SoftBackup, TruncatedBackup
 from robot_rl.learn.chunks import Steps
@@ -333,8 +333,7 @@ class MoDem(TdMpc2):
 
     def pupil(self, world: World, sizes: Sizes, start: torch.Generator) -> tuple[Actor, list[Lesson]]:
         """See TdMpc2."""
-        actor = DeterministicActor(self.width, sizes.action, self.hidden, start, self.modern(), self.explore,
-                                   smooth=self.explore, smooth_bound=2.0)  # the same noise wherever it is drawn
+        actor = self.proposing(sizes, start, self.explore)
         return actor, [Cloning(actor, world)]
 
 
@@ -366,8 +365,7 @@ class MoDemV2(MoDem):
                              "alone disagree here, at the price doubt")
         start = self.single()
         world, spread = self.world(sizes, start), Spread(self.tau)
-        actor = DeterministicActor(self.width, sizes.action, self.hidden, start, self.modern(), self.explore,
-                                   smooth=self.explore, smooth_bound=2.0, members=self.critics)
+        actor = self.proposing(sizes, start, self.explore, self.critics)
         critic = self.judges(sizes, start)
         target, guide = copy.deepcopy(critic), Guide(world, actor, self.handover_from, self.handover_to, self.ceiling)
         lessons: list[Lesson] = [
@@ -447,8 +445,7 @@ class Fowm(Planned):
             raise ValueError(f"critics is {self.critics}; it takes at least 2 to disagree")
         start = self.single()
         world = self.world(sizes, start)
-        actor = DeterministicActor(self.width, sizes.action, self.hidden, start, self.modern(), self.explore,
-                                   smooth=self.explore, smooth_bound=2.0)  # as in MoDem
+        actor = self.proposing(sizes, start, self.explore)
         critic = self.judges(sizes, start)
         value = PairCritic(alone, self.width, self.hidden, 1, self.head(), start, self.modern(), final_scale=0.0)
         target = copy.deepcopy(critic)

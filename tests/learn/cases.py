@@ -46,7 +46,7 @@ def first_action(policy: Policy, obs: Tensor, noise: Tensor | None = None) -> Te
 
 def stored_draws(patch: pytest.MonkeyPatch) -> None:
     """Planners that are made already try the candidates that they store, as in a file, while training explores too."""
-    patch.setattr(Planner, "draw", lambda self, chance: (self.draws, self.proposed))
+    patch.setattr(Planner, "draw", lambda self, chance: self.stored)
 
 
 def random_replay(steps: int = 500, seed: int = 0, obs_size: int = OBS, action_size: int = ACTION,
