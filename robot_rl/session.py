@@ -56,12 +56,11 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     """Train or continue a run; returns the last evaluation."""
     import sim
     from robot_rl.collect import Collector
-    from robot_rl.learn import checkpoint, recipes
-    from robot_rl.learn.options import Options
+    from robot_rl.learn import checkpoint
     from robot_rl.log import Log
     from robot_rl.parallel import Parallel
     from robot_rl.replay import Ratio
-    from robot_rl.train import Plan, Training, discount_for
+    from robot_rl.train import Plan, Training
     from sim.remote import RemoteEnv
     use_threads(threads)
     try:
@@ -80,9 +79,8 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     env, evaluation = make(), make()
     contract = sim.env_spec(env, config.task)
     state = checkpoint.load(run.checkpoint) if resume and run.checkpoint.exists() else None
-    if not resume and recipes.options(config.recipe)["discount"] == Options.discount:  # others have one of their own
-        horizon = discount_for(round(contract.time_limit_s * contract.rate_hz))
-        config = msgspec.structs.replace(config, options={"discount": horizon} | config.options)
+    if not resume:
+        config = suited(config, contract)
     agent = make_agent(config, contract, device)
     prior = _prior(config, contract, agent, state is None)  # a checkpoint holds what the bags said when the run began
     replay = _memory(agent, config, contract, min(config.capacity, 2 * config.steps + 1_000), config.seed)
@@ -118,6 +116,17 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
         for one in remote:
             one.close()
     return {"run": str(run.folder), "task": config.task} | figures
+
+
+def suited(config: RunConfig, contract: PolicySpec) -> RunConfig:
+    """A new run's configuration, with a discount that suits its episodes; recipes with one of their own keep it."""
+    from robot_rl.learn import recipes
+    from robot_rl.learn.options import Options
+    from robot_rl.train import discount_for
+    if recipes.options(config.recipe)["discount"] != Options.discount:
+        return config
+    horizon = discount_for(round(contract.time_limit_s * contract.rate_hz))
+    return msgspec.structs.replace(config, options={"discount": horizon} | config.options)
 
 
 def _memory(agent: Agent, config: RunConfig, contract: PolicySpec, capacity: int, seed: int) -> Replay:

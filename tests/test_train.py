@@ -22,8 +22,8 @@ from robot_rl.finite import rescue
 from robot_rl.log import Log, read_lines
 from robot_rl.replay import NotFinite, Replay
 from robot_rl.run import Run, RunConfig
-from robot_rl.session import fitting
-from robot_rl.spec import SpecError
+from robot_rl.session import fitting, suited
+from robot_rl.spec import PolicySpec, SpecError
 from robot_rl.train import Plan, Training, discount_for
 
 LENGTH = 7
@@ -179,6 +179,17 @@ def test_wilson_by_hand() -> None:
 
 def test_discount_suits_the_episode() -> None:
     assert [discount_for(n) for n in (60, 500, 1000, 10_000, 0)] == pytest.approx([0.95, 0.99, 0.995, 0.995, 0.99])
+
+
+@pytest.mark.parametrize(("recipe", "given", "expected"), [
+    ("sac", {}, {"discount": 0.95}), ("sac", {"discount": 0.9}, {"discount": 0.9}), ("dreamer_tiny", {}, {})])
+def test_a_run_has_the_discount_of_its_episodes_unless_its_recipe_has_its_own(recipe: str, given: dict[str, float],
+                                                                             expected: dict[str, float]) -> None:
+    pytest.importorskip("torch")
+    config = RunConfig(task="x", recipe=recipe, options=given, steps=100, learn_after=10, evaluate_every=0,
+                       evaluation_episodes=1, checkpoint_every=50)
+    short = PolicySpec(task="x", rate_hz=20, time_limit_s=3, observation_size=3, action_size=1)
+    assert suited(config, short).options == expected
 
 
 def test_metrics_after_the_checkpoint_are_dropped_on_resume(tmp_path: Path) -> None:
