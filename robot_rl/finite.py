@@ -32,6 +32,10 @@ class Watched:
         """As the data's own."""
         self.data.renew(index, source, plan)
 
+    def reward_size(self) -> float:
+        """As the data's own."""
+        return self.data.reward_size()
+
     def __len__(self) -> int:
         """Transitions held."""
         return len(self.data)

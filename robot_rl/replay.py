@@ -38,6 +38,8 @@ class Data(Protocol):
 
     def renew(self, index: np.ndarray, source: np.ndarray, plan: np.ndarray) -> None: ...
 
+    def reward_size(self) -> float: ...
+
     def __len__(self) -> int: ...
 
 
@@ -169,6 +171,11 @@ class Replay:
         del source
         held = index > self._head - self.capacity
         self._rows[index[held] % self.capacity, self._plan :] = plan[held]
+
+    def reward_size(self) -> float:
+        """The mean of |reward| over the steps held, however often each is drawn; 0 without any."""
+        starts = self._starts[np.arange(self._first, self._last) % self.capacity]
+        return float(np.abs(self._rows[starts % self.capacity, self._reward]).mean()) if len(self) else 0.0
 
     def _draw(self, batch: int) -> np.ndarray:
         """Row numbers (B,) of held steps."""
@@ -369,6 +376,11 @@ class Mixture:
         """As `Replay.renew`, to whichever of the two each entry of a batch is from by its `source`."""
         for data, number in ((self.prior, PRIOR), (self.online, ONLINE)):
             data.renew(index[source == number], source[source == number], plan[source == number])
+
+    def reward_size(self) -> float:
+        """As `Replay.reward_size`, the two weighed by their shares of a batch."""
+        share = self._share()
+        return share * self.prior.reward_size() + (1.0 - share) * self.online.reward_size()
 
     def _share(self) -> float:
         ratio = self.ratio.at(self.step())

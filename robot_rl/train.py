@@ -71,8 +71,8 @@ class Training:
     def run(self) -> dict[str, Any]:
         """Train to the last step; returns the last evaluation's figures with steps and seconds.
 
-        Raises NotFinite, with the newest batch, for metrics when they are written (looking at each would make a GPU
-        wait) and for the agent before a checkpoint keeps it; the replay raises it for what is collected.
+        Raises NotFinite, with the newest batch, for metrics when they are written and for the agent before a checkpoint
+        keeps it; the agent raises it for losses and actions, the replay for what is collected.
         """
         schedule, collector = self.schedule, self.collector
         data = collector.replay if self.prior is None else Mixture(

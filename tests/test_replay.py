@@ -183,6 +183,17 @@ def test_a_ratio_that_changes_goes_by_the_steps() -> None:
     assert Ratio.parse("0.25").at(7) == 0.25 and (str(ratio), str(Ratio.parse("0.25"))) == ("0.5:0:20000", "0.25")
 
 
+def test_the_size_of_rewards_is_that_of_what_is_held() -> None:
+    replay = Replay(6, 1, 1)
+    assert replay.reward_size() == 0.0
+    for _ in range(2):  # the second segment drives out all but the last row of the first
+        replay.begin(np.zeros(1))
+        for reward in (9.0, -2.0, 4.0, 0.0):
+            replay.step(np.zeros(1), reward, np.zeros(1), False, False)
+    assert len(replay) == 4 and replay.reward_size() == pytest.approx(15 / 4)
+    assert Mixture(replay, filled(3, 5), 0.2).reward_size() == pytest.approx(0.2 * 15 / 4)
+
+
 @pytest.mark.parametrize("text", ["half", "0.5:0", "0.5:0:9.5", "0.5:0:0", "1.5", "0.5:-1:9", "nan", "0.1:0.2:3:4"])
 def test_a_ratio_that_makes_no_sense_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="ratio"):

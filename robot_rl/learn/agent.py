@@ -22,9 +22,10 @@ from robot_rl.learn.noise import Noise
 from robot_rl.learn.objectives import Lesson
 from robot_rl.learn.pixels import Pixels
 from robot_rl.observe import Observation
-from robot_rl.replay import Batch, Data
+from robot_rl.replay import Batch, Data, NotFinite
 
 USED = ("obs", "action", "reward", "discount", "next_obs", "weight", "held", "plan", "source")
+LOOKS_EVERY = 50  # updates from one look at a GPU's losses to the next: each makes the host wait
 
 
 @dataclasses.dataclass
@@ -40,6 +41,8 @@ class Schedule:
     updates_per_step: int = 1
     """Updates in one call of `update`, which a trainer makes once per environment step."""
     lr: float = 3e-4
+    beta1: float = 0.9
+    """What Adam's average of the gradients keeps of itself."""
     clip: float = 0.0
     """Bound on the norm of each gradient; 0: none."""
     prioritized: float = 0.0
@@ -87,8 +90,6 @@ class Event(Protocol):
 
 class Scale(Protocol):
     """Units of rewards and values; it is a module too."""
-
-    def observe(self, reward: Tensor) -> None: ...
 
     def __call__(self, batch: Tensors) -> Tensors: ...
 
@@ -155,13 +156,15 @@ class Agent:
         self._names = within | {id(part): name for name, part in parts.items()}
         rates = {self._name(lesson.part): (lesson.part, schedule.lr) for lesson in self._every}
         rates |= {self._name(study.part): (study.part, study.lr) for study in studies}
-        self.optimisers = {name: Adam(part, lr, schedule.clip) for name, (part, lr) in rates.items()}
+        self.optimisers = {name: Adam(part, lr, schedule.clip, (schedule.beta1, 0.999))
+                           for name, (part, lr) in rates.items()}
         seed = int(torch.randint(2**62, (), generator=start))
         self.generator = torch.Generator(device).manual_seed(seed)
         self.updates = self.prepared = 0
         self._mirror: tuple[LatentMirror, dict[bool, Execute]] | None = None
         self._guided: Callable[..., np.ndarray] | None = None
         self._pixels = Pixels(schedule.shift, device=device)
+        self._newest: Batch = {}
         self._device, self._compile = device, compile
         every = tuple(range(len(lessons)))
         self._steps = {every: compiled(self._step_of(every), compile, device)}  # warns early, if at all
@@ -170,7 +173,8 @@ class Agent:
     def act(self, obs: Observation, carry: Any = None, explore: bool = True) -> tuple[np.ndarray, Any]:
         """obs (B, O) float32, or {"state", "frames"} of B, -> action (B, A) float32 in [-1, 1], and the next carry.
 
-        The carry is None at an episode's start, and stays so where nothing is handed from step to step.
+        The carry is None at an episode's start, and stays so where nothing is handed from step to step. Raises
+        NotFinite, with the newest batch learned from, rather than give an action that is none.
         """
         seen = (obs["state"], obs["frames"]) if isinstance(obs, dict) else (np.asarray(obs, np.float32),)
         shape = len(seen[0]), self.actor.action_size
@@ -181,14 +185,20 @@ class Agent:
             chance = float(torch.rand((), generator=self.generator, device=self.generator.device))
             if chance >= self.guide.share(self.updates - self.prepared):
                 self._guided = self._guided or self.guide.mirror()
-                return self._guided(noise, *seen), None
+                return self._real(self._guided(noise, *seen)), None
         if self._mirror is None:
             ways = {True: (self.actor, self.exploring), False: (self.shown, self.execution)}
             self._mirror = self.latent.mirror(), {
                 key: (execution.bare if self.unmodelled else execution).mirror(actor)
                 for key, (actor, execution) in ways.items()}
         latent, execute = self._mirror
-        return execute[explore](latent(*seen), noise, carry)
+        action, carry = execute[explore](latent(*seen), noise, carry)
+        return self._real(action), carry
+
+    def _real(self, action: np.ndarray) -> np.ndarray:
+        if not np.isfinite(action).all():
+            raise NotFinite(f"update {self.updates}: the policy's action is {action.tolist()}", self._newest)
+        return action
 
     @property
     def hold(self) -> int:
@@ -208,7 +218,8 @@ class Agent:
     def update(self, data: Data, offline: bool = False) -> Tensors:
         """Learn from `updates_per_step` batches of `data`; returns the last one's metrics, () each, on the device.
 
-        `offline` says that `data` is prior data alone, before anything is collected.
+        `offline` says that `data` is prior data alone, before anything is collected. Raises NotFinite, with the batch,
+        for a loss that is none; on a GPU only every so often, with the newest batch then.
         """
         metrics: Tensors = {}
         plan, before = self.schedule, self.unmodelled
@@ -232,11 +243,19 @@ class Agent:
             due = tuple(i for i in numbers if self.updates % every[i].period == 0)
             draws = [every[i].draw(plan.batch, self.generator) for i in due]
             metrics |= self._step(due)(self._tensors(sampled), draws)
-            error = metrics.pop("error")
+            self._newest, error = sampled, metrics.pop("error")
+            if self.generator.device.type == "cpu" or self.updates % LOOKS_EVERY == 0:
+                self._demand_finite(metrics)
             if plan.prioritized and not apart:
                 data.prioritise(sampled["index"], sampled["source"], error.cpu().numpy())
         self._changed(before != self.unmodelled)
         return metrics
+
+    def _demand_finite(self, metrics: Tensors) -> None:
+        finite = torch.stack([value.float() for value in metrics.values()]).isfinite()
+        if not finite.all():
+            bad = [name for name, fine in zip(metrics, finite.tolist(), strict=True) if not fine]
+            raise NotFinite(f"update {self.updates}: {', '.join(bad)} not finite", self._newest)
 
     def learn(self, due: tuple[int, ...], batch: Tensors, draws: list[Any]) -> Tensors:
         """One step of the lessons that are due, and of the targets, on a batch (B, ...): metrics, and `error` (B,).
@@ -247,7 +266,6 @@ class Agent:
         with torch.no_grad():
             following = self.target_latent.look(batch, "next_")
             metrics = {"critic/reward": batch["reward"].mean()}
-            self.scale.observe(batch["reward"])
             batch = self.scale(batch)
         batch = batch | {"latent": self.latent.look(batch), "next_latent": following}
         for i, draw in zip(due, draws, strict=True):

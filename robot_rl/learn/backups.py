@@ -156,9 +156,6 @@ class TruncatedBackup(SoftBackup):
 class NoScale(nn.Module):
     """Rewards as they are."""
 
-    def observe(self, reward: Tensor) -> None:
-        """Nothing to learn from rewards."""
-
     def forward(self, batch: Tensors) -> Tensors:
         """The batch."""
         return batch
@@ -218,26 +215,19 @@ class Survey:
 class RewardScale(NoScale):
     """The mean size of a reward, by which values are divided; targets keep the scale of their own critics (MR.Q)."""
 
-    mean: Tensor
     value: Tensor
     target: Tensor
 
-    def __init__(self, memory: float = 0.999):
+    def __init__(self) -> None:
         super().__init__()
-        self.memory = memory
-        for name in ("mean", "value", "target"):
+        for name in ("value", "target"):
             self.register_buffer(name, torch.ones(()))
 
     @torch.no_grad()
-    def observe(self, reward: Tensor) -> None:
-        """Take the rewards (B,) into the mean, in place."""
-        self.mean.lerp_(reward.abs().mean(), 1 - self.memory)
-
-    @torch.no_grad()
-    def sync(self) -> None:
-        """The target critics are those of now; the critics learn by today's mean from here on."""
+    def sync(self, data: Data) -> None:
+        """The target critics are those of now; the critics learn by the mean size in `data` from here on."""
         self.target.copy_(self.value)
-        self.value.copy_(self.mean.clamp(min=1e-3))
+        self.value.fill_(max(data.reward_size(), 1e-3))
 
     def forward(self, batch: Tensors) -> Tensors:
         """The batch in units of today's critics: rewards, and discounts of values in units of the target critics."""

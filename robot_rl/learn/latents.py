@@ -296,14 +296,13 @@ class ModelStudy:
 class Sync:
     """Every `period` updates the copies become their originals at once, and what is given besides is done."""
 
-    def __init__(self, period: int, pairs: list[tuple[nn.Module, nn.Module]], besides: list[Callable[[], None]]):
+    def __init__(self, period: int, pairs: list[tuple[nn.Module, nn.Module]], besides: list[Callable[[Data], None]]):
         self.period, self.pairs, self.besides = period, pairs, besides
 
     @torch.no_grad()
     def __call__(self, data: Data) -> None:
         """See Event."""
-        del data
         for copy, source in self.pairs:
             copy.load_state_dict(source.state_dict())
         for act in self.besides:
-            act()
+            act(data)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
+from msgspec import Meta
 from torch import nn
 
 from robot_rl.learn import chunks
@@ -28,6 +29,12 @@ from robot_rl.learn.recurrent import RecurrentWorld
 from robot_rl.learn.world import Weights, World
 from robot_rl.smoothing import Smoothing
 
+Count = Annotated[int, Meta(ge=1)]
+Natural = Annotated[int, Meta(ge=0)]
+Positive = Annotated[float, Meta(gt=0)]
+Price = Annotated[float, Meta(ge=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+
 
 class Sizes(NamedTuple):
     """What an agent sees and does, in numbers."""
@@ -42,30 +49,31 @@ class Sizes(NamedTuple):
 class Options:
     """Of every learner: seed, data, budget, arithmetic, and how camera frames are seen.
 
-    `hold` is the most actions that one exploring noise is for. In `anneal` updates, unless that is 0, returns shorten
-    from `n_step` rewards to 1 and `hold` to 1, in even stretches: long returns learn quicker at first and, being of
-    what older actors did, less in the end; held noise finds what is worth something and disturbs what is good.
-    `features` is the size of what is made of frames by convolutions of so many `channels`, or by the file
-    `encoder` (see Pretrained), `shift` how many pixels they are moved by at most while learning.
+    `beta1` is Adam's first decay rate, `hold` the most actions that one exploring noise is for. In `anneal` updates,
+    unless that is 0, returns shorten from `n_step` rewards to 1 and `hold` to 1, in even stretches: long returns learn
+    quicker at first and, being of what older actors did, less in the end; held noise finds what is worth something and
+    disturbs what is good. `features` is the size of what is made of frames by convolutions of so many `channels`, or by
+    the file `encoder` (see Pretrained), `shift` how many pixels they are moved by at most while learning.
     """
 
-    seed: int = 0
+    seed: Natural = 0
     device: str = "cpu"
-    hidden: Sequence[int] = (256, 256)
-    batch: int = 256
-    lr: float = 3e-4
-    clip: float = 0.0
-    discount: float = 0.99
-    n_step: int = 1
-    anneal: int = 0
-    updates_per_step: int = 1
-    prioritized: float = 0.0
+    hidden: Sequence[Count] = (256, 256)
+    batch: Count = 256
+    lr: Positive = 3e-4
+    beta1: Annotated[float, Meta(ge=0, lt=1)] = 0.9
+    clip: Price = 0.0
+    discount: Share = 0.99
+    n_step: Count = 1
+    anneal: Natural = 0
+    updates_per_step: Count = 1
+    prioritized: Share = 0.0
     normalize: bool = True
-    hold: int = 1
-    features: int = 64
-    channels: int = 32
+    hold: Count = 1
+    features: Count = 64
+    channels: Count = 32
     encoder: str | None = None
-    shift: int = 4
+    shift: Natural = 4
     dtype: str = "auto"
     compile: bool | None = None
 
@@ -79,8 +87,6 @@ class Options:
 
     def latent(self, sizes: Sizes, start: torch.Generator) -> Latent:
         """What the actor and the critics see of an observation: chosen here only."""
-        if self.shift < 0:
-            raise ValueError(f"shift is {self.shift}; frames are moved by at least 0 pixels")
         if self.encoder is not None and sizes.frames is None:
             raise ValueError(f"encoder {self.encoder}: the task shows no camera frames")
         state = RunningNorm(sizes.obs) if self.normalize and sizes.obs else Identity(sizes.obs)
@@ -106,14 +112,9 @@ class Options:
               parts: Mapping[str, nn.Module], **more: Any) -> Agent:
         """The agent of these parts and of the two that every agent has; see Agent."""
         parts = {"latent": latent, "actor": actor, **parts}
-        if self.hold < 1:
-            raise ValueError(f"hold is {self.hold}; noise is held for at least 1 action")
-        if self.anneal < 0:
-            raise ValueError(f"anneal is {self.anneal}; returns and held noise shorten in so many updates, or with 0 "
-                             "they do not")
         first, least = self.steps()
         plan = Schedule(self.batch, self.sequence(), first, self.discount, self.updates_per_step, self.lr,
-                        self.clip, self.prioritized, self.shift, self.anneal, least, self.hold)
+                        self.beta1, self.clip, self.prioritized, self.shift, self.anneal, least, self.hold)
         return Agent(latent, actor, parts, lessons, plan, start, device=self.device,
                      compile=self.compile, **more)
 
@@ -125,13 +126,11 @@ class Chunked(Options):
     `execute` (open_loop or ensemble) makes steps of them; returns are of as many steps at least.
     """
 
-    chunk: int = 1
+    chunk: Count = 1
     execute: str = "open_loop"
 
     def whole(self, sizes: Sizes) -> Sizes:
         """The sizes with a chunk as the action."""
-        if self.chunk < 1:
-            raise ValueError(f"chunk is {self.chunk}; an actor gives at least 1 action")
         return sizes._replace(action=sizes.action * self.chunk)
 
     def steps(self) -> tuple[int, int]:
@@ -159,7 +158,7 @@ class Values(Options):
     norm: str = "none"
     residual: bool = False
     unit: bool = False
-    returns: float = 0.0
+    returns: Price = 0.0
     batched: ClassVar[bool] = False
     """Whether the critics see this step and the next in one batch, which a batch norm learns from."""
 
@@ -186,9 +185,9 @@ class Headed(Options):
     The categories lie evenly within +-`bound`: the values (`support` linear) or their symlogs (symlog).
     """
 
-    categories: int = 0
+    categories: Natural = 0
     support: str = "symlog"
-    bound: float = 10.0
+    bound: Positive = 10.0
 
     def head(self, projected: bool = False) -> Head:
         """What the outputs of the critics mean."""
@@ -225,14 +224,14 @@ class Acting(Options):
     out what an actor unlearns.
     """
 
-    critics: int = 2
-    actor_period: int = 1
-    average: float = 0.0
-    smoothness: float = 0.0
-    imitation: float = 0.0
-    imitation_steps: int = 20_000
-    optimism: float = 0.5
-    optimism_steps: int = 100_000
+    critics: Count = 2
+    actor_period: Count = 1
+    average: Share = 0.0
+    smoothness: Price = 0.0
+    imitation: Price = 0.0
+    imitation_steps: Count = 20_000
+    optimism: Annotated[float, Meta(gt=0, lt=1)] = 0.5
+    optimism_steps: Count = 100_000
 
     def tilt(self) -> Even | Tilt:
         """How much the errors of critics weigh."""
@@ -246,8 +245,6 @@ class Acting(Options):
     def agent(self, latent: Latent, actor: Actor, lessons: Sequence[Lesson], start: torch.Generator,
               parts: Mapping[str, nn.Module], *, targets: Sequence[Target] = (), **more: Any) -> Agent:
         """See Options."""
-        if not 0.0 <= self.average <= 1.0:
-            raise ValueError(f"average is {self.average}; it is a share in [0, 1]")
         if self.average:
             shown = copy.deepcopy(actor)
             parts, targets = {**parts, "average": shown}, [*targets, Target(shown, actor, self.average)]
@@ -261,7 +258,7 @@ class Acting(Options):
 class Ensemble(Acting, Values):
     """Of an ensemble of critics; `actor_alike` gives the actor the shape of their networks."""
 
-    critic_hidden: Sequence[int] | None = None
+    critic_hidden: Sequence[Count] | None = None
     actor_alike: bool = False
 
     def actor_shape(self) -> Shape:
@@ -311,14 +308,12 @@ class Slow(Ensemble):
     `chain` ensembles learn at once, each from the one before it.
     """
 
-    tau: float = 0.005
-    dropout: float = 0.0
-    chain: int = 1
+    tau: Share = 0.005
+    dropout: Share = 0.0
+    chain: Count = 1
 
     def chained(self, latent: Latent, sizes: Sizes, head: Head, start: torch.Generator) -> Chain:
         """The critics and the slow copy."""
-        if self.chain < 1:
-            raise ValueError(f"chain is {self.chain}; there is at least one ensemble of critics")
         ensembles = [self.ensemble(latent, sizes, head, start) for _ in range(self.chain)]
         return Chain(ensembles, copy.deepcopy(ensembles[0]))
 
@@ -353,23 +348,21 @@ class Modelled(Headed):
     `encoder_pace` of `lr`.
     """
 
-    width: int = 512
-    hidden: Sequence[int] = (512, 512)
-    encoder_hidden: Sequence[int] = (256,)
-    encoder_pace: float = 0.3
-    simplex: int = 8
-    horizon: int = 3
-    rho: float = 0.5
-    consistency: float = 20.0
-    reward_price: float = 0.1
-    end_price: float = 1.0
-    categories: int = 101
-    clip: float = 20.0
+    width: Count = 512
+    hidden: Sequence[Count] = (512, 512)
+    encoder_hidden: Sequence[Count] = (256,)
+    encoder_pace: Positive = 0.3
+    simplex: Count = 8
+    horizon: Count = 3
+    rho: Share = 0.5
+    consistency: Price = 20.0
+    reward_price: Price = 0.1
+    end_price: Price = 1.0
+    categories: Natural = 101
+    clip: Price = 20.0
 
     def world(self, sizes: Sizes, start: torch.Generator) -> World:
         """The latent and its model."""
-        if self.horizon < 1:
-            raise ValueError(f"horizon is {self.horizon}; a model is unrolled for at least 1 step")
         return World(self.latent(sizes, start), sizes.action, self.width, self.hidden, self.simplex, self.head(), start,
                      self.plain().dtype, self.encoder_hidden, self.encoder_pace)
 
@@ -401,16 +394,16 @@ class Planned(Smoothed, Modelled):
     whose networks do without the share `dropout` of their units.
     """
 
-    critics: int = 5
-    dropout: float = 0.0
+    critics: Count = 5
+    dropout: Share = 0.0
     plan: bool = True
-    iterations: int = 6
-    samples: int = 512
-    proposals: int = 24
-    elites: int = 64
-    sharpness: float = 0.5
-    least: float = 0.05
-    most: float = 2.0
+    iterations: Count = 6
+    samples: Count = 512
+    proposals: Natural = 24
+    elites: Count = 64
+    sharpness: Positive = 0.5
+    least: Positive = 0.05
+    most: Positive = 2.0
 
     def judges(self, sizes: Sizes, start: torch.Generator) -> Critic:
         """Critics of the model's latents."""
@@ -443,23 +436,23 @@ class Remembering(Smoothed, Headed):
     these steps takes long to.
     """
 
-    width: int = 2048
-    blocks: int = 8
-    groups: int = 32
-    classes: int = 16
-    hidden: Sequence[int] = (256, 256, 256)
-    horizon: int = 64
-    seen_price: float = 1.0
-    dynamics_price: float = 1.0
-    representation_price: float = 0.1
-    free: float = 1.0
+    width: Count = 2048
+    blocks: Count = 8
+    groups: Count = 32
+    classes: Count = 16
+    hidden: Sequence[Count] = (256, 256, 256)
+    horizon: Count = 64
+    seen_price: Price = 1.0
+    dynamics_price: Price = 1.0
+    representation_price: Price = 0.1
+    free: Price = 1.0
     harmony: bool = False
-    categories: int = 255
-    bound: float = 20.0
-    batch: int = 16
-    lr: float = 1e-4
-    clip: float = 100.0
-    shift: int = 0
+    categories: Natural = 255
+    bound: Positive = 20.0
+    batch: Count = 16
+    lr: Positive = 1e-4
+    clip: Price = 100.0
+    shift: Natural = 0
     compile: bool | None = False
 
     def sequence(self) -> int:
@@ -485,9 +478,9 @@ class Remembering(Smoothed, Headed):
 class Soft(Options):
     """Of a tuned price of entropy; the target entropy is -A times `entropy_share` unless it is given."""
 
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     target_entropy: float | None = None
-    entropy_share: float = 1.0
+    entropy_share: Price = 1.0
 
     def heat(self, sizes: Sizes) -> Temperature:
         """The price."""
@@ -499,9 +492,9 @@ class Soft(Options):
 class Greedy(Options):
     """Of a deterministic actor: the noise that acting adds, and the bounded noise in targets."""
 
-    explore: float = 0.1
-    smooth: float = 0.2
-    smooth_bound: float = 0.5
+    explore: Price = 0.1
+    smooth: Price = 0.2
+    smooth_bound: Price = 0.5
 
     def deterministic(self, latent: Latent, sizes: Sizes, start: torch.Generator, shape: Shape) -> DeterministicActor:
         """The actor."""

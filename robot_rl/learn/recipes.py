@@ -6,9 +6,11 @@ import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
+import msgspec
 import torch
+from msgspec import Meta
 
 from robot_rl.learn.actors import Actor, BoundedActor, ClippedActor, CoarseActor, GaussianActor
 from robot_rl.learn.agent import Agent, Target
@@ -51,14 +53,19 @@ from robot_rl.learn.objectives import (
 from robot_rl.learn.options import (
     Acting,
     Chunked,
+    Count,
     Ensemble,
     Greedy,
     Headed,
     Modelled,
+    Natural,
     Options,
     Planned,
+    Positive,
+    Price,
     Projecting,
     Remembering,
+    Share,
     Sizes,
     Slow,
     Soft,
@@ -77,8 +84,8 @@ class Sac(Chunked, Slow, Projecting, Soft):
     (minimum or mean) is the actor's view of the critics.
     """
 
-    subset: int | None = None
-    entropy_scale: float = 1.0
+    subset: Count | None = None
+    entropy_scale: Price = 1.0
     actor_asks: str = "minimum"
 
     def build(self, sizes: Sizes) -> Agent:
@@ -106,8 +113,8 @@ class MaxInfo(Slow, Projecting, Soft):
     `models` predict what comes; `curiosity` is the first price of what an action would teach them.
     """
 
-    models: int = 5
-    curiosity: float = 1.0
+    models: Natural = 5
+    curiosity: Price = 1.0
 
     def build(self, sizes: Sizes) -> Agent:
         """See Options."""
@@ -136,7 +143,7 @@ class Td3(Slow, Projecting, Greedy):
     The actor learns in every second update.
     """
 
-    actor_period: int = 2
+    actor_period: Count = 2
     actor_alike: bool = True
 
     def build(self, sizes: Sizes) -> Agent:
@@ -161,9 +168,9 @@ class Tqc(Slow, Soft):
     Each critic gives so many quantiles; the target is without the `drop` largest of each.
     """
 
-    critics: int = 5
-    quantiles: int = 25
-    drop: int = 2
+    critics: Count = 5
+    quantiles: Count = 25
+    drop: Natural = 2
 
     def build(self, sizes: Sizes) -> Agent:
         """See Options."""
@@ -188,13 +195,14 @@ class CrossQ(Chunked, Ensemble, Projecting, Soft):
     of the way behind.
     """
 
-    lr: float = 1e-3
-    tau: float = 0.0
+    lr: Positive = 1e-3
+    beta1: Annotated[float, Meta(ge=0, lt=1)] = 0.5
+    tau: Share = 0.0
     norm: str = "batch"
     batched: ClassVar[bool] = True
-    critic_hidden: Sequence[int] | None = (1024, 1024)
+    critic_hidden: Sequence[Count] | None = (1024, 1024)
     actor_alike: bool = True
-    actor_period: int = 3
+    actor_period: Count = 3
 
     def build(self, sizes: Sizes) -> Agent:
         """See Options."""
@@ -223,17 +231,17 @@ class MrQ(Acting, Greedy):
     `width` is the latents'; `price` that of the squared action before the tanh.
     """
 
-    hidden: Sequence[int] = (512, 512, 512)
-    width: int = 512
-    model_lr: float = 1e-4
-    clip: float = 20.0
-    n_step: int = 3
-    horizon: int = 5
-    target_period: int = 250
-    explore: float = 0.2
-    smooth_bound: float = 0.3
-    price: float = 1e-5
-    prioritized: float = 0.4
+    hidden: Sequence[Count] = (512, 512, 512)
+    width: Count = 512
+    model_lr: Positive = 1e-4
+    clip: Price = 20.0
+    n_step: Count = 3
+    horizon: Count = 5
+    target_period: Count = 250
+    explore: Price = 0.2
+    smooth_bound: Price = 0.3
+    price: Price = 1e-5
+    prioritized: Share = 0.4
 
     def build(self, sizes: Sizes) -> Agent:
         """See Options."""
@@ -267,13 +275,13 @@ class TdMpc2(Planned):
     otherwise (conservative roll-outs and optimistic exploration, COPlanner, method 56).
     """
 
-    dropout: float = 0.01
-    tau: float = 0.01
-    value_price: float = 0.1
-    entropy: float = 1e-4
-    models: int = 0
-    venture: float = 0.0
-    caution: float = 0.0
+    dropout: Share = 0.01
+    tau: Share = 0.01
+    value_price: Price = 0.1
+    entropy: Price = 1e-4
+    models: Natural = 0
+    venture: Price = 0.0
+    caution: Price = 0.0
 
     def sequence(self) -> int:
         """See Options."""
@@ -328,8 +336,8 @@ class MoDem(TdMpc2):
     `entropy` counts for nothing.
     """
 
-    explore: float = 0.1
-    entropy: float = 0.0
+    explore: Price = 0.1
+    entropy: Price = 0.0
 
     def pupil(self, world: World, sizes: Sizes, start: torch.Generator) -> tuple[Actor, list[Lesson]]:
         """See TdMpc2."""
@@ -347,13 +355,13 @@ class MoDemV2(MoDem):
     share one latent, and the clone makes no candidates.
     """
 
-    iterations: int = 1
-    proposals: int = 24
-    elites: int = 24
-    doubt: float = 10.0
-    handover_from: int = 5_000
-    handover_to: int = 105_000
-    ceiling: float = 1.0
+    iterations: Count = 1
+    proposals: Natural = 24
+    elites: Count = 24
+    doubt: Price = 10.0
+    handover_from: Natural = 5_000
+    handover_to: Natural = 105_000
+    ceiling: Share = 1.0
 
     def build(self, sizes: Sizes) -> Agent:
         """See Options."""
@@ -386,9 +394,9 @@ class Bmpc(TdMpc2):
     Plans are stored beside the steps; in every `replan`-th update `replan_rows` of them are renewed.
     """
 
-    critics: int = 2
-    replan: int = 10
-    replan_rows: int = 60
+    critics: Count = 2
+    replan: Count = 10
+    replan_rows: Count = 60
 
     def build(self, sizes: Sizes) -> Agent:
         """See Options."""
@@ -424,16 +432,16 @@ class Fowm(Planned):
     `explore` the noise of what the actor proposes to it.
     """
 
-    horizon: int = 5
-    iterations: int = 1
-    elites: int = 50
-    tau: float = 0.01
-    value_price: float = 0.1
-    prioritized: float = 0.6
-    expectile: float = 0.7
-    advantage: float = 3.0
-    doubt: float = 1.0
-    explore: float = 0.05
+    horizon: Count = 5
+    iterations: Count = 1
+    elites: Count = 50
+    tau: Share = 0.01
+    value_price: Price = 0.1
+    prioritized: Share = 0.6
+    expectile: Annotated[float, Meta(gt=0, lt=1)] = 0.7
+    advantage: Price = 3.0
+    doubt: Price = 1.0
+    explore: Price = 0.05
 
     def sequence(self) -> int:
         """See Options."""
@@ -472,12 +480,12 @@ class Tcrl(Modelled, Acting, Greedy):
     before the tanh.
     """
 
-    horizon: int = 5
-    n_step: int = 3
-    tau: float = 0.01
-    encoder_pace: float = 1.0
-    actor_period: int = 2
-    price: float = 1e-5
+    horizon: Count = 5
+    n_step: Count = 3
+    tau: Share = 0.01
+    encoder_pace: Positive = 1.0
+    actor_period: Count = 2
+    price: Price = 1e-5
 
     def build(self, sizes: Sizes) -> Agent:
         """See Options."""
@@ -508,15 +516,15 @@ class Dreamer(Remembering):
     `critic_pace` of `lr`.
     """
 
-    imagined: int = 15
-    discount: float = 0.997
-    share: float = 0.95
-    entropy: float = 3e-4
-    imitation: float = 0.0
-    tau: float = 0.02
-    slowly: float = 1.0
-    actor_pace: float = 0.3
-    critic_pace: float = 0.3
+    imagined: Count = 15
+    discount: Share = 0.997
+    share: Share = 0.95
+    entropy: Price = 3e-4
+    imitation: Price = 0.0
+    tau: Share = 0.02
+    slowly: Price = 1.0
+    actor_pace: Positive = 0.3
+    critic_pace: Positive = 0.3
 
     def build(self, sizes: Sizes) -> Agent:
         """See Options."""
@@ -546,12 +554,12 @@ class Cqn(Values, Headed):
     `levels` times the best of `bins` intervals is cut again; `explore` is the noise that acting adds.
     """
 
-    levels: int = 3
-    bins: int = 5
-    categories: int = 101
-    n_step: int = 3
-    tau: float = 0.02
-    explore: float = 0.1
+    levels: Count = 3
+    bins: Count = 5
+    categories: Natural = 101
+    n_step: Count = 3
+    tau: Share = 0.02
+    explore: Price = 0.1
     norm: str = "layer"
     lesson: ClassVar[type[CoarseBellman]] = CoarseBellman
 
@@ -579,9 +587,9 @@ class CqnAs(Chunked, Cqn):
     `explore` is in each prediction, so an ensemble averages some of it away.
     """
 
-    chunk: int = 4
+    chunk: Count = 4
     execute: str = "ensemble"
-    n_step: int = 4
+    n_step: Count = 4
     lesson: ClassVar[type[CoarseBellman]] = SequenceBellman
 
     def coarse(self, latent: Latent, sizes: Sizes, start: torch.Generator) -> CoarseCritic:
@@ -610,9 +618,13 @@ RECIPES = {
         CrossQ, "what we would ship: SAC with batch-normalised categorical critics of unit weights and scaled returns "
         "(as XQC, Palenicek et al. 2026, at half of its width, with returns of three steps and held noise at first)",
         {"critic_hidden": (256, 256, 256), "tau": 0.005, "unit": True, "categories": 101, "support": "linear",
-         "bound": 5.0, "projected": True, "returns": 5.0, "lr": 3e-4, "n_step": 3, "anneal": 30_000,
+         "bound": 5.0, "projected": True, "returns": 5.0, "lr": 3e-4, "beta1": 0.9, "n_step": 3, "anneal": 30_000,
          "updates_per_step": 2, "temperature": 0.01, "entropy_share": 0.5, "hold": 16}),
     "td3": Recipe(Td3, "twin delayed deterministic policy gradient", {}),
+    "drq": Recipe(
+        Td3, "DrQ-v2: cameras, whose frames are shifted, and returns of three steps (Yarats et al. 2022)",
+        {"hidden": (1024, 1024), "features": 50, "lr": 1e-4, "n_step": 3, "tau": 0.01, "actor_period": 1,
+         "explore": 0.2, "smooth_bound": 0.3}),
     "redq": Recipe(
         Sac, "ten critics, a random pair in each target, 20 updates a step (Chen et al. 2021)",
         {"critics": 10, "subset": 2, "updates_per_step": 20, "actor_period": 20, "actor_asks": "mean"}),
@@ -665,13 +677,24 @@ def make(recipe: str, obs_size: int, action_size: int, frames: tuple[int, int, i
          **configuration: Any) -> Agent:
     """The agent of `recipe` for observations (O,), and frames (C, H, W) where they are given, and actions (A,).
 
-    An unknown recipe or option is an error that lists the choices.
+    An unknown recipe or option is an error that lists the choices, a value of another type or range one that says both.
     """
     known = options(recipe)
     unknown = [name for name in configuration if name not in known]
     if unknown:
         raise ValueError(f"{recipe} has no option {', '.join(unknown)}; it has {', '.join(known)}")
-    return RECIPES[recipe].kind(**known | configuration).build(Sizes(obs_size, action_size, frames))
+    return _checked(recipe, known | configuration).build(Sizes(obs_size, action_size, frames))
+
+
+def _checked(recipe: str, values: dict[str, Any]) -> Options:
+    """The options of `recipe` with these values, of which each has the type and the range that is written beside it."""
+    try:
+        return msgspec.convert(values, RECIPES[recipe].kind)
+    except msgspec.ValidationError as error:
+        said, _, path = str(error).partition(" - at `$.")
+        name = path.rstrip("`")  # of a list's element with its place
+        value = values.get(name.partition("[")[0])
+        raise ValueError(f"{recipe}: {name} is {value!r}: {said}" if path else f"{recipe}: {said}") from error
 
 
 def _reduction(name: str) -> Reduction:

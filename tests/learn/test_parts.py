@@ -298,11 +298,13 @@ def test_truncated_target_worked_out_by_hand() -> None:
 
 
 def test_targets_keep_the_scale_of_their_own_critics() -> None:
-    # mean reward size 4 after the second sync; targets still in units of 2: y = (8 + 0.5 * 3 * 2) / 4
-    scale = RewardScale(memory=0.0)
-    for size in (2.0, 4.0):
-        scale.observe(torch.tensor([size, -size]))
-        scale.sync()
+    # mean reward sizes 2 and, after the second sync, 4; targets still in units of 2: y = (8 + 0.5 * 3 * 2) / 4
+    scale, replay = RewardScale(), Replay(5, 1, 1)
+    replay.begin(np.zeros(1))
+    for reward in (2.0, -2.0, 8.0):
+        replay.step(np.zeros(1), reward, np.zeros(1), False, False)
+        if reward != 2.0:
+            scale.sync(replay)
     assert (float(scale.target), float(scale.value)) == (2.0, 4.0)
     actor = DeterministicActor(1, 1, (), generator())
     backup = SoftBackup(actor, linear_critic((0.0, 0.0, 3.0), (0.0, 0.0, 7.0)), NoTemperature(), Minimum())

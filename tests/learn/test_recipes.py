@@ -14,7 +14,7 @@ import torch
 from robot_rl.learn import compiled, recipes
 from robot_rl.learn.actors import Policy
 from robot_rl.learn.agent import Agent
-from robot_rl.replay import Batch, Mixture, Replay
+from robot_rl.replay import Batch, Mixture, NotFinite, Replay
 from tests.learn.cases import ACTION, OBS, first_action, random_replay, small, stored_draws
 
 every_recipe = pytest.mark.parametrize("recipe", list(recipes.RECIPES))
@@ -29,6 +29,9 @@ PARTS: dict[str, dict[str, Any]] = {
     "smoothness": {"smoothness": 0.5},
     "average": {"average": 0.2},
     "chain": {"chain": 3},
+    "chunk": {"chunk": 2},
+    "dropout": {"dropout": 0.1},
+    "subset": {"subset": 1},
     "tau": {"tau": 0.03},
     "harmony": {"harmony": True},
     "imitation": {"imitation": 0.1},
@@ -55,6 +58,9 @@ class OneBatch:
 
     def prioritise(self, index: np.ndarray, source: np.ndarray, priority: np.ndarray) -> None:
         assert len(index) == len(priority)
+
+    def reward_size(self) -> float:
+        return float(np.abs(self.batch["reward"]).mean())
 
     def __len__(self) -> int:
         return len(self.batch["reward"])
@@ -209,7 +215,8 @@ def test_a_policy_is_frozen(recipe: str) -> None:
 def test_every_lesson_comes_at_its_period(recipe: str) -> None:
     agent = small(recipe, updates_per_step=4)
     calls: list[tuple[int, ...]] = []
-    agent._step = lambda due: lambda *args: calls.append(due) or {"error": torch.zeros(1)}  # type: ignore[method-assign]
+    agent._step = lambda due: lambda *args: calls.append(due) or {  # type: ignore[method-assign]
+        "error": torch.zeros(1), "loss": torch.zeros(())}
     agent.update(random_replay())
     every = range(len(agent.lessons))
     assert calls == [tuple(i for i in every if n % agent.lessons[i].period == 0) for n in (1, 2, 3, 4)]
@@ -222,6 +229,44 @@ def test_prior_data_and_several_steps(recipe: str) -> None:
     agent = small(recipe, n_step=1 if single else 3, batch=10)
     metrics = agent.update(Mixture(random_replay(seed=1), random_replay(seed=2), 0.5))
     assert all(torch.isfinite(value) for value in metrics.values())
+
+
+@pytest.mark.parametrize("prioritized", [0.0, 0.6])
+def test_a_loss_that_is_not_finite_stops_with_its_batch(prioritized: float) -> None:
+    agent, replay = small("sac", prioritized=prioritized), Replay(1_000, OBS, ACTION, 0, prioritized)
+    replay.begin(np.zeros(OBS))
+    for step in range(200):
+        replay.step(np.zeros(ACTION), 1e38 if step == 199 else 0.0, np.zeros(OBS), False, False)
+    with pytest.raises(NotFinite, match=r"update \d+: critic/loss.* not finite") as caught:
+        learn(agent, 1000, replay)
+    assert caught.value.batch["reward"].max() > 1e37 and set(caught.value.batch) >= {"obs", "action", "next_obs"}
+
+
+def test_weights_that_are_not_finite_give_no_action() -> None:
+    agent = small("sac")
+    learn(agent, 2)
+    with torch.no_grad():
+        next(agent.actor.parameters()).fill_(torch.nan)
+    with pytest.raises(NotFinite, match="update 2: the policy's action is") as caught:
+        agent.act(np.zeros((1, OBS), np.float32))
+    assert len(caught.value.batch["obs"]) == agent.schedule.batch
+
+
+@pytest.mark.parametrize("recipe, chosen, words", [
+    ("sac", {"hidden": 64}, r"sac: hidden is 64: Expected `array`, got `int`"),
+    ("sac", {"hidden": [64, 0]}, r"hidden\[1\] is \[64, 0\]: Expected `int` >= 1"),
+    ("default", {"lr": "x"}, r"lr is 'x': Expected `float`, got `str`"),
+    ("default", {"lr": float("nan")}, r"lr is nan: Expected `float` > 0"),
+    ("rlpd", {"n_step": 0}, r"n_step is 0: Expected `int` >= 1"),
+    ("rlpd", {"updates_per_step": 0}, r"updates_per_step is 0"),
+    ("td3", {"discount": 2}, r"discount is 2: Expected `float` <= 1"),
+    ("mrq", {"batch": True}, r"batch is True: Expected `int`, got `bool`"),
+    ("sac", {"subset": 3}, r"subset is 3; it is between 1 and the 2 critics"),
+    ("tdmpc2", {"smoothing": "wide"}, r"smoothing is 'wide'; it is none, gaussian"),
+])
+def test_options_of_another_type_or_range_are_refused(recipe: str, chosen: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        recipes.make(recipe, OBS, ACTION, **chosen)
 
 
 @pytest.mark.parametrize("chosen, lengths", [
