@@ -55,6 +55,10 @@ class EpisodeResult:
     robot_s: float
     """Time that the robot was in use for it, reset included, s."""
     start_unix: float
+    safety_events: int
+    """Ticks at which the safety layer changed a command, or something was wrong with what came in."""
+    peak_effort: float | None
+    """The largest effort of any joint, N·m; None where the robot tells none."""
 
 
 def forever() -> bool:
@@ -102,6 +106,8 @@ class PolicyNode:
         """Why the newest goal is not followed."""
         self.ages: dict[str, float] = {}
         """Of every input at the last tick, s."""
+        self._peak_effort: float | None = None
+        self._events_before = 0
         self.behind_s: dict[str, float] = {}
         """How much earlier than the joints each camera's image was taken, at the last tick, s."""
         self.ticker = Ticker(self.spec.rate_hz)
@@ -292,6 +298,9 @@ class PolicyNode:
         """Count one tick and tell of it."""
         self.latency_s[(self.ticker.ticks - 1) % len(self.latency_s)] = latency
         self._see(readings)
+        efforts = readings.values.get(f"{self.robot.joint_sensor.name}.effort")
+        if efforts is not None and np.isfinite(efforts).all():
+            self._peak_effort = max(self._peak_effort or 0.0, float(np.abs(efforts).max()))
         reasons = command.reasons if command else Reason.NONE
         self.reasons[int(reasons | outcome.faults)] += 1
         self.safety_events += bool((reasons | outcome.faults) & ~Reason.FADE)
@@ -391,6 +400,7 @@ class PolicyNode:
     def _begin(self, goal: np.ndarray | None, bag: str, **more: Any) -> int:
         """Tell that an episode begins; returns its number."""
         number, self.episodes = self.episodes, self.episodes + 1
+        self._events_before, self._peak_effort = self.safety_events, None
         self._tell(event="start", episode=number, bag=bag, goal=_listed(goal), task=self.spec.task,
                    policy=self.policy.sha256, **more)
         return number
@@ -398,7 +408,8 @@ class PolicyNode:
     def _end(self, number: int, steps: int, total: float, outcome: Outcome, began: float, wall: float) -> EpisodeResult:
         """Tell that an episode is over."""
         result = EpisodeResult(number, steps, total, outcome.success, outcome.faults.words(),
-                               time.monotonic() - began, wall)
+                               time.monotonic() - began, wall, self.safety_events - self._events_before,
+                               self._peak_effort)
         self._tell(event="end", terminated=outcome.terminated, truncated=outcome.truncated,
                    **msgspec.to_builtins(result))
         return result

@@ -63,7 +63,8 @@ def train(
     evaluation_episodes: Annotated[int, typer.Option(help="Episodes of each evaluation.")] = 10,
     checkpoint_every: Annotated[int, typer.Option(help="Decisions between checkpoints.")] = 10_000,
     capacity: Annotated[int, typer.Option(help="Decisions that the replay holds.")] = 1_000_000,
-    action_repeat: Annotated[int, typer.Option(help="Simulator steps to a decision (dmc: and gym: tasks).")] = 1,
+    action_repeat: Annotated[int, typer.Option(help="Simulator steps to a decision; a task of ours "
+                                                "decides so many times less often.")] = 1,
     envs: Annotated[int, typer.Option(help="Environments at once, each in a process of its own; decisions and updates "
                                            "are as many as with one.")] = 1,
     prior: Annotated[Path | None, typer.Option(help="Folder of bags to learn from too, of `demos` or a robot.")] = None,
@@ -106,7 +107,8 @@ def evaluate_(
     seed: Seed = 100,
     gap: Annotated[str, typer.Option(help="Reality gap, e.g. payload=0.1,friction=0.05 (see sim-robot).")] = "",
     latency: LatencyOption = None,
-    action_repeat: Annotated[int, typer.Option(help="Simulator steps to a decision (dmc: and gym: tasks).")] = 1,
+    action_repeat: Annotated[int, typer.Option(help="Simulator steps to a decision; a task of ours "
+                                                "decides so many times less often.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Evaluate a policy in simulation, deterministically, with 95% intervals."""
@@ -369,7 +371,8 @@ def finetune(
     out: Annotated[Path | None, typer.Option(help="Folder of the fine-tuned run; continues when it exists "
                                              "\\[default: RUN-finetuned].")] = None,
     repeats: Annotated[int, typer.Option(help="Times the recipe's update budget for each robot step.")] = 2,
-    warm_updates: Annotated[int, typer.Option(help="Updates on the bags before the robot moves.")] = 1_000,
+    warm_updates: Annotated[int, typer.Option(help="Updates on the bags, if there are any, before the robot "
+                                               "moves.")] = 1_000,
     ratio: Annotated[float, typer.Option(help="Share of each batch that comes from the bags.")] = 0.5,
     hindsight: Annotated[int, typer.Option(help="Other goals, ones it came by, by which each episode is learned from "
                                                 "too; for tasks with a goal.")] = 4,
@@ -564,7 +567,8 @@ def suite_run(
     evaluate_every: Annotated[int, typer.Option(help="Decisions between evaluations; 0: none but the last.")] = 10_000,
     evaluation_episodes: Annotated[int, typer.Option(help="Episodes of each evaluation.")] = 10,
     checkpoint_every: Annotated[int, typer.Option(help="Decisions between checkpoints.")] = 10_000,
-    action_repeat: Annotated[int, typer.Option(help="Simulator steps to a decision (dmc: and gym: tasks).")] = 1,
+    action_repeat: Annotated[int, typer.Option(help="Simulator steps to a decision; a task of ours "
+                                                "decides so many times less often.")] = 1,
     set_: Options = None,
     jobs: Annotated[int, typer.Option(help="Runs at a time; 0: one for each core.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads of each run.")] = 1,

@@ -66,13 +66,13 @@ class Finetuning:
         """
         data = Watched(Mixture(self.prior, self.online, self.ratio if len(self.prior) else 0.0))
         metrics: dict[str, Any] = {}
-        if self.episodes == 0 and self.warm_updates:
+        if self.episodes == 0 and self.warm_updates and len(self.prior):
             for _ in progress("learn from the bags", unit="update", items=range(self.warm_updates)):
                 metrics = self.agent.update(data)
             self._demand_finite(data, metrics)
             self.export()
             self.robot.reload()
-        returns, successes = [], []
+        returns, successes, peaks, events = [], [], [], 0
         bar = progress("fine-tune", episodes, "episode", self.episodes)
         while self.episodes < episodes and self.robot_s < seconds:
             result, bag = self.robot.run_episode()
@@ -87,12 +87,16 @@ class Finetuning:
             self.episodes, self.robot_s = self.episodes + 1, self.robot_s + result["robot_s"]
             returns.append(result["episode_return"])
             successes.append(result["success"])
+            peaks.append(result["peak_effort"])
+            events += result["safety_events"]
             self._note(result, metrics)
             bar.set_postfix_str(f"last 10: {in_short(returns[-10:], successes[-10:])}, "
                                 f"{self.robot_s / 60:.1f} robot minutes")
             bar.update()
         bar.close()
-        return summary(returns, successes) | {"robot_minutes": self.robot_s / 60, "transitions": self.transitions}
+        return summary(returns, successes) | {
+            "robot_minutes": self.robot_s / 60, "transitions": self.transitions, "safety_events": events,
+            "peak_effort": max((peak for peak in peaks if peak is not None), default=None)}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue between two episodes."""
@@ -124,9 +128,9 @@ class Finetuning:
         self.save(self.state_dict())
         line = {f"train/{k}": float(v) for k, v in metrics.items()}
         line |= {"robot/return": result["episode_return"], "robot/length": result["steps"],
-                 "robot/minutes": self.robot_s / 60}
-        if result["success"] is not None:
-            line["robot/success"] = float(result["success"])
+                 "robot/minutes": self.robot_s / 60, "robot/safety_events": result["safety_events"]}
+        line |= {f"robot/{name}": float(result[name]) for name in ("success", "peak_effort")
+                 if result[name] is not None}
         self.log.write(self.episodes, line)
 
 

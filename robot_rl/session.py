@@ -379,7 +379,8 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
     policy = run.folder / "policy.onnx"
 
     def write() -> None:
-        write_policy(agent, stamped(contract, config, tuning.episodes, agent), policy)
+        planner = agent.execution.bare is not agent.execution and not agent.unmodelled
+        write_policy(agent, stamped(contract, config, tuning.episodes, agent), policy, planner)
 
     def save(state: dict[str, Any]) -> None:
         checkpoint.save(run.checkpoint, state | {"recipe": config.recipe})
@@ -393,6 +394,9 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
               f"checkpoint{', --data is not read again' if data else ''}", file=sys.stderr)
     else:
         loaded, refused = tuning.load(bags_in(data) if data else [], contract)
+        if data and not loaded:
+            raise SpecError(f"--data {data}: none of its bags gave a transition to {contract.task}"
+                            f"{''.join(f': {line}' for line in refused[:1])}")
         _demand_sequences(agent, contract, prior, data)
         run.create(config, contract)
     log = tuning.log = Log(run.folder, tuning.episodes)

@@ -58,7 +58,7 @@ class Result:
     @property
     def observation(self) -> str:
         """What it learned from, as public tables have it."""
-        return "pixels" if self.config.task.startswith("dmc-pixels:") else "state"
+        return "pixels" if Run(self.folder).contract.vision else "state"
 
     @property
     def finished(self) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import gymnasium
+import msgspec
 
 from robot_rl.spec import PolicySpec, RobotSpec, SpecError, load_robot, mjcf_file
 
@@ -46,7 +47,10 @@ def task_spec(name: str, robot: str | None = None) -> tuple[PolicySpec, str]:
 
 
 def make(name: str, robot: str | None = None, action_repeat: int = 1, **options: Any) -> gymnasium.Env:
-    """An environment by task name: one of ours, `dmc:<domain>-<task>` or `gym:<id>`. Raises SpecError."""
+    """An environment by task name: one of ours, `dmc:<domain>-<task>` or `gym:<id>`. Raises SpecError.
+
+    A task of ours decides 1 / `action_repeat` times as often as it says, and so does its policy on the robot.
+    """
     if ":" in name:
         from sim import suite
         if robot:
@@ -57,6 +61,9 @@ def make(name: str, robot: str | None = None, action_repeat: int = 1, **options:
         return suite.make(name, action_repeat=action_repeat)
     from sim.env import RobotEnv
     spec, where = task_spec(name, robot)
+    if action_repeat < 1:
+        raise SpecError(f"--action-repeat {action_repeat}: it is at least 1")
+    spec = msgspec.structs.replace(spec, rate_hz=spec.rate_hz / action_repeat)
     return RobotEnv(spec, str(mjcf_file(where)), **options)
 
 
