@@ -82,9 +82,9 @@ class Finetuning:
             for _ in range(steps * self.repeats):
                 metrics = self.agent.update(data)
             self._demand_finite(data, metrics)
-            self.export()
-            self.robot.reload()
             self.episodes, self.robot_s = self.episodes + 1, self.robot_s + result["robot_s"]
+            self.export()  # says of how many episodes
+            self.robot.reload()
             returns.append(result["episode_return"])
             successes.append(result["success"])
             peaks.append(result["peak_effort"])

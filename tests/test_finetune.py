@@ -1,15 +1,27 @@
-"""Recorded episodes judged by other goals, against the rules by hand."""
+"""Recorded episodes judged by other goals, against the rules by hand; and learning on a robot that runs."""
 
 from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from hardware import messages
+from robot_rl import session
 from robot_rl.episode import Episode
 from robot_rl.finetune import add_episode, hindsight
+from robot_rl.log import read_lines
 from robot_rl.observe import Readings
+from robot_rl.policy import Policy
 from robot_rl.replay import Replay
+from robot_rl.run import Run, RunConfig
 from robot_rl.safety import Reason
 from robot_rl.spec import POSE, PolicySpec
 from robot_rl.steplog import EpisodeLog, step_record
@@ -92,3 +104,59 @@ def test_a_task_without_a_goal_has_no_other_goals(log: EpisodeLog) -> None:
     furuta = env_spec(make("furuta-swingup"), "furuta-swingup")
     assert log.reached(furuta).shape == (0, 3)
     assert hindsight(log, 4, np.random.default_rng(0), furuta).shape == (0, 3)
+
+
+DOMAIN = str(120 + os.getpid() % 80)
+
+
+@pytest.fixture(scope="module")
+def robot() -> Iterator[None]:
+    command = [sys.executable, "-m", "robot_rl.cli", "sim-robot", "so101", "--domain", DOMAIN, "--no-cameras"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and "ready" in process.stdout.readline()
+        yield
+        process.terminate()
+
+
+def finetuned(run: Path, out: Path, *more: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "robot_rl.cli", "finetune", run, "--robot", "so101", "--out", out, "--domain",
+               DOMAIN, "--repeats", 1, "--hindsight", 0, "--threads", 1, "--json", *more]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("recipe, chosen, plans", [
+    ("sac", {}, False),
+    ("tdmpc2_small", {"width": 32, "samples": 24, "proposals": 4, "elites": 4, "iterations": 2}, True)])
+def test_a_run_goes_on_learning_on_a_robot(recipe: str, chosen: dict[str, Any], plans: bool, robot: None,
+                                           tmp_path: Path) -> None:
+    """From its own episodes alone, then from its bags; what plans in simulation plans on the robot."""
+    pytest.importorskip("torch")
+    options = {"hidden": [32, 32], "batch": 32, "compile": False} | chosen
+    config = RunConfig(task="so101-reach", recipe=recipe, options=options, steps=80, learn_after=60, evaluate_every=0,
+                       evaluation_episodes=1, checkpoint_every=60)
+    session.train(Run(tmp_path / "run"), config, "cpu", 1, False)
+    first = finetuned(tmp_path / "run", tmp_path / "first", "--episodes", 1)
+    assert first.returncode == 0, first.stderr
+    told = json.loads(first.stdout.splitlines()[-1])
+    assert told["episodes"] == 1 and told["transitions"] > 0 and told["prior_transitions"] == 0
+    (line,) = read_lines(tmp_path / "first" / "metrics.jsonl")
+    assert line["robot/safety_events"] == told["safety_events"] >= 0
+    assert line["robot/peak_effort"] == told["peak_effort"] > 0
+    policy = Policy(tmp_path / "first" / "policy.onnx")
+    assert policy.plans == plans and policy.spec.trained["steps"] == 1
+    again = finetuned(tmp_path / "run", tmp_path / "second", "--episodes", 1, "--data", tmp_path / "first" / "bags",
+                      "--warm-updates", 3)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout.splitlines()[-1])["prior_transitions"] == told["transitions"]
+
+
+def test_bags_that_teach_nothing_are_refused_before_anything_moves(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    config = RunConfig(task="so101-reach", recipe="sac", options={"hidden": [8], "batch": 8, "compile": False},
+                       steps=20, learn_after=10, evaluate_every=0, evaluation_episodes=1, checkpoint_every=10)
+    session.train(Run(tmp_path / "run"), config, "cpu", 1, False)
+    (tmp_path / "bags" / "broken").mkdir(parents=True)
+    (tmp_path / "bags" / "broken" / "broken.mcap").write_bytes(b"none")
+    said = finetuned(tmp_path / "run", tmp_path / "out", "--data", tmp_path / "bags")
+    assert said.returncode == 2 and "none of its bags gave a transition to so101-reach" in said.stderr
+    assert not (tmp_path / "out").exists()
