@@ -19,6 +19,8 @@ class RunConfig(Data, kw_only=True):
     recipe: str
     options: dict[str, Any] = {}
     """Keyword arguments of the recipe that differ from its defaults."""
+    defaults: dict[str, Any] = {}
+    """Its other ones as they were when the run began, by which it goes on; older runs go by today's."""
     seed: int = 0
     steps: int
     learn_after: int

@@ -84,6 +84,7 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     agent = make_agent(config, contract, device)
     prior = _prior(config, contract, agent, state is None)  # a checkpoint holds what the bags said when the run began
     replay = _memory(agent, config, contract, min(config.capacity, 2 * config.steps + 1_000), config.seed)
+    _demand_memory(replay, prior)
     _demand_sequences(agent, contract, prior if state is None else None, config.prior)
     if state is None and prior is not None and config.offline_updates and len(prior) < agent.schedule.batch:
         raise SpecError(f"--prior {config.prior}: its bags gave {len(prior)} transitions, --offline-updates "
@@ -119,11 +120,16 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
 
 
 def suited(config: RunConfig, contract: PolicySpec) -> RunConfig:
-    """A new run's configuration, with a discount that suits its episodes; recipes with one of their own keep it."""
+    """A new run's configuration, with all of its recipe's options, and a discount that suits its episodes.
+
+    Recipes with a discount of their own keep it.
+    """
     from robot_rl.learn import recipes
     from robot_rl.learn.options import Options
     from robot_rl.train import discount_for
-    if recipes.options(config.recipe)["discount"] != Options.discount:
+    every = {name: value for name, value in recipes.options(config.recipe).items() if name not in ("seed", "device")}
+    config = msgspec.structs.replace(config, defaults=every)
+    if config.defaults["discount"] != Options.discount:
         return config
     horizon = discount_for(round(contract.time_limit_s * contract.rate_hz))
     return msgspec.structs.replace(config, options={"discount": horizon} | config.options)
@@ -134,7 +140,7 @@ def _memory(agent: Agent, config: RunConfig, contract: PolicySpec, capacity: int
     from robot_rl.frames import memory_for
     from robot_rl.learn import recipes
     from robot_rl.smoothing import Smoothing
-    chosen = recipes.options(config.recipe) | config.options
+    chosen = recipes.options(config.recipe) | config.defaults | config.options
     return memory_for(contract, capacity, seed, agent.schedule.prioritized, agent.execution.plan_size,
                       Smoothing.parse(chosen.get("smoothing", "none")))
 
@@ -152,6 +158,17 @@ def _prior(config: RunConfig, contract: PolicySpec, agent: Agent, read: bool = T
         if not steps:
             raise SpecError(f"--prior {config.prior}: none of its bags gave a transition to {contract.task}")
     return prior
+
+
+def _demand_memory(*memories: Replay | None) -> None:
+    """Raise SpecError unless they fit together, once each does alone; none of them has been filled yet."""
+    from robot_rl import memory
+    held = [one for one in memories if one is not None]
+    try:
+        memory.demand(sum(one.nbytes for one in held), f"replay: {' and '.join(f'{one.capacity:,}' for one in held)} "
+                                                       "rows")
+    except ValueError as error:
+        raise SpecError(str(error)) from error
 
 
 def _demand_sequences(agent: Agent, contract: PolicySpec, prior: Replay | None, source: Any) -> None:
@@ -216,8 +233,8 @@ def write_policy(agent: Agent, contract: PolicySpec, out: Path, planner: bool = 
 
 def stamped(contract: PolicySpec, config: RunConfig, steps: int, agent: Agent) -> PolicySpec:
     """The contract with where the policy comes from, and how it explores by now."""
-    trained = {"recipe": config.recipe, "options": config.options, "seed": config.seed, "steps": steps,
-               "hold": agent.hold, "action_repeat": config.action_repeat, "robot_rl": __version__}
+    trained = {"recipe": config.recipe, "options": config.defaults | config.options, "seed": config.seed,
+               "steps": steps, "hold": agent.hold, "action_repeat": config.action_repeat, "robot_rl": __version__}
     return msgspec.structs.replace(contract, trained=trained)
 
 
@@ -228,7 +245,7 @@ def make_agent(config: RunConfig, contract: PolicySpec, device: str = "auto") ->
     from robot_rl.learn import recipes
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     return recipes.make(config.recipe, contract.observation_size, contract.action_size,
-                        contract.frames, seed=config.seed, device=where, **config.options)
+                        contract.frames, **config.defaults | config.options | {"seed": config.seed, "device": where})
 
 
 def acting(task: str, recipe: str) -> Agent:
@@ -372,6 +389,7 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
     agent = make_agent(config, contract)
     prior, online = (_memory(agent, config, contract, SEEN_CAPACITY if contract.vision else capacity, seed + k)
                      for k, capacity in enumerate((PRIOR_CAPACITY, 200_000)))
+    _demand_memory(prior, online)
     start = run.checkpoint if resuming else origin.checkpoint
     state = checkpoint.load(start)
     with fitting(start, state, config):

@@ -49,16 +49,13 @@ class Result:
     """(N,) mean return of each evaluation."""
     last: dict[str, Any]
     """The last evaluation's line of metrics.jsonl; empty before the first."""
+    observation: str = "state"
+    """What it learned from, as public tables have it: "state" or "pixels"."""
 
     @property
     def task(self) -> str:
         """The task's name without its suite, as public tables have it."""
         return self.config.task.partition(":")[2] or self.config.task
-
-    @property
-    def observation(self) -> str:
-        """What it learned from, as public tables have it."""
-        return "pixels" if Run(self.folder).contract.vision else "state"
 
     @property
     def finished(self) -> bool:
@@ -198,32 +195,32 @@ def results(out: Path) -> list[Result]:
     """Every run below a suite's folder, by task, recipe and seed, finished or not."""
     found = []
     for file in out.glob("*/*/seed*/run.json"):
-        config = Run(file.parent).config
+        run = Run(file.parent)
+        config, observation = run.config, "pixels" if run.contract.vision else "state"
         lines = {line["step"]: line for line in read_lines(file.parent / "metrics.jsonl")
                  if "evaluate/return_mean" in line}  # a run killed at its very end is evaluated there twice
         steps = np.array(sorted(lines), int)
         returns = np.array([lines[step]["evaluate/return_mean"] for step in steps.tolist()], float)
         found.append(Result(config, file.parent, steps * config.action_repeat, returns,
-                            lines[int(steps[-1])] if len(steps) else {}))
+                            lines[int(steps[-1])] if len(steps) else {}, observation))
     return sorted(found, key=lambda r: (r.config.task, r.config.recipe, r.config.seed))
 
 
 def tabled(file: Path) -> list[Result]:
     """The runs that a table like returns.csv holds, each finished where the table ends. Raises SpecError."""
-    runs: dict[tuple[str, str, int], list[tuple[int, float]]] = {}
+    runs: dict[tuple[str, str, str, int], list[tuple[int, float]]] = {}
     for line, row in table_rows(file, RETURNS, "a table of returns", exact=True):
-        suite = "dmc-pixels:" if row["observation"] == "pixels" else ""
         try:
-            run = suite + row["task"], row["recipe"], int(row["seed"])
+            run = row["observation"], row["task"], row["recipe"], int(row["seed"])
             runs.setdefault(run, []).append((int(row["env_steps"]), float(row["return"])))
         except (TypeError, ValueError) as error:
             raise SpecError(f"{file}, line {line}: {error}") from error
     found = []
-    for (task, recipe, seed), rows in sorted(runs.items()):
+    for (observation, task, recipe, seed), rows in sorted(runs.items()):
         steps, returns = (np.array(column) for column in zip(*sorted(rows), strict=True))
         config = RunConfig(task=task, recipe=recipe, seed=seed, steps=int(steps[-1]), learn_after=0, evaluate_every=0,
                            evaluation_episodes=0, checkpoint_every=0)
-        found.append(Result(config, file, steps, returns, {"step": config.steps}))
+        found.append(Result(config, file, steps, returns, {"step": config.steps}, observation))
     return found
 
 
@@ -295,7 +292,7 @@ def _arguments(config: RunConfig, folder: Path) -> list[str]:
 def _same(asked: RunConfig, folder: Path) -> None:
     """Raise SpecError when the run in `folder` was asked for something else."""
     there = Run(folder).config
-    sides = [{k: v for k, v in msgspec.to_builtins(config).items() if k not in ("options", "capacity")}
+    sides = [{k: v for k, v in msgspec.to_builtins(config).items() if k not in ("options", "defaults", "capacity")}
              | {f"--set {k}": v for k, v in config.options.items()} for config in (asked, there)]
     ours, theirs = sides
     for name in [*ours, *theirs]:

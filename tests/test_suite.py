@@ -52,6 +52,8 @@ PRETENDER = textwrap.dedent("""
                      "action-repeat"):
             config[name.replace("-", "_")] = int(value("--" + name))
         config["options"] = {"discount": 0.99}
+        contract = {"task": words[0], "rate_hz": 50, "time_limit_s": 10, "observation_size": 3, "action_size": 1}
+        (folder / "contract.json").write_text(json.dumps(contract))
         (folder / "run.json").write_text(json.dumps(config))
     config = json.loads((folder / "run.json").read_text())
     with pathlib.Path(folder.parents[2] / "order").open("a") as order:
@@ -150,7 +152,8 @@ def test_a_suite_runs_everything_and_one_failure_stops_nothing(tmp_path: Path) -
     wanted = jobs(tmp_path, ["dmc:ball", "dmc:fails"], ["sac", "rlpd"], [0, 1], configured)
     figures, said = run(tmp_path, wanted)
     assert (figures["runs"], figures["finished"], figures["interrupted"]) == (8, 4, False)
-    assert figures["failed"] == [str(tmp_path / r / "dmc_fails" / f"seed{s}") for s in (0, 1) for r in ("sac", "rlpd")]
+    failing = [str(tmp_path / r / "dmc_fails" / f"seed{s}") for r in ("rlpd", "sac") for s in (0, 1)]
+    assert sorted(figures["failed"]) == failing
     assert len(said) == 4 and "status 1" in said[0] and "the wheel came off" in said[0]
     seeds = [line.split()[2] for line in (tmp_path / "order").read_text().splitlines()]
     assert sorted(seeds[:4]) == ["0"] * 4  # every task under the first seed comes before the second

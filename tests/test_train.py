@@ -192,6 +192,21 @@ def test_a_run_has_the_discount_of_its_episodes_unless_its_recipe_has_its_own(re
     assert suited(config, short).options == expected
 
 
+def test_a_run_goes_on_by_the_options_that_it_began_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    from robot_rl.learn import recipes
+    from robot_rl.session import make_agent
+    config = RunConfig(task="x", recipe="sac", options={"batch": 7}, steps=100, learn_after=10, evaluate_every=0,
+                       evaluation_episodes=1, checkpoint_every=50)
+    contract = PolicySpec(task="x", rate_hz=20, time_limit_s=3, observation_size=3, action_size=1)
+    begun = suited(config, contract)
+    changed = recipes.RECIPES["sac"]._replace(changes={"hidden": (8,), "lr": 1.0})
+    monkeypatch.setitem(recipes.RECIPES, "sac", changed)
+    sizes = [(agent.schedule.lr, agent.schedule.batch, agent.actor.net.sizes[1:-1])
+             for agent in (make_agent(one, contract, "cpu") for one in (begun, config))]
+    assert sizes == [(3e-4, 7, (256, 256)), (1.0, 7, (8,))]
+
+
 def test_metrics_after_the_checkpoint_are_dropped_on_resume(tmp_path: Path) -> None:
     log = Log(tmp_path)
     for step in (10, 20, 30):
