@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robot_rl import memory
+from robot_rl import memory, session
 from robot_rl.finite import Watched, demand_finite, not_finite, rescue
 from robot_rl.frames import FrameReplay
 from robot_rl.replay import NotFinite, Replay
+from robot_rl.spec import SpecError
 from tests.test_replay import filled
 
 
@@ -44,7 +45,11 @@ def test_a_memory_that_does_not_fit_is_refused_with_the_numbers(monkeypatch: pyt
         Replay(1_000_000, 17, 6)
     with pytest.raises(ValueError, match=r"10,000 frames of 21,168 bytes: needs 0\.21 GB"):
         FrameReplay(10_000, (3, 84, 84), 3, 0, 6)
-    Replay(100_000, 17, 6)
+    small = Replay(100_000, 17, 6)
+    session._demand_memory(small, None)
+    monkeypatch.setattr(memory, "available", lambda: 1.5 * small.nbytes)  # each of two fits, both do not
+    with pytest.raises(SpecError, match=r"replay: 100,000 and 100,000 rows: needs 0\.02 GB"):
+        session._demand_memory(Replay(100_000, 17, 6), small)
 
 
 def test_a_control_group_limits_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +70,7 @@ def test_what_is_freed_is_taken_again_without_the_system() -> None:
     program = """
 import resource, sys
 import numpy as np
-from robot_rl import memory
+from robot_rl import memory, session
 if sys.argv[1] == "kept":
     memory.keep_freed()
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt

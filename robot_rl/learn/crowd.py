@@ -47,13 +47,17 @@ class CrowdBackup(SoftBackup):
 
 
 class CrowdValue:
-    """Each actor maximises what its own critic says, in units of the spread, at every latent of unrolled sequences."""
+    """Each actor maximises what its own critic says, in units of the spread, at every latent of unrolled sequences.
+
+    `price` is that of the squared action before the tanh.
+    """
 
     period = 1
 
-    def __init__(self, actor: DeterministicActor, critic: Critic, spread: Spread, horizon: int, rho: float):
+    def __init__(self, actor: DeterministicActor, critic: Critic, spread: Spread, horizon: int, rho: float,
+                 price: float = 0.0):
         self.part = self.actor = actor
-        self.critic, self.spread, self.horizon, self.rho = critic, spread, horizon, rho
+        self.critic, self.spread, self.horizon, self.rho, self.price = critic, spread, horizon, rho, price
 
     def draw(self, batch: int, generator: torch.Generator) -> Chance:
         """The critics' chance."""
@@ -64,10 +68,12 @@ class CrowdValue:
         latents = batch["latents"]
         rows, times = latents.shape[:2]
         seen = latents.flatten(0, 1)
-        action = self.actor.every(seen, training=True)
+        raw = self.actor.net(seen, training=True)
+        action = raw.tanh()
         values = self.critic.head.decode(own_values(self.critic, seen, action, draw)).view(-1, rows, times)
         self.spread.observe(values.detach()[:, :, 0].flatten())
-        loss = -(values / self.spread() * alive(batch, latents, self.rho)).sum(2).mean(1).sum()
+        worth = values / self.spread() - self.price * raw.square().mean(-1).view_as(values)
+        loss = -(worth * alive(batch, latents, self.rho)).sum(2).mean(1).sum()
         apart = action.detach().std(0).mean()
         return loss, {"actor/loss": loss.detach(), "actor/apart": apart, "actor/spread": self.spread()}, {}
 

@@ -352,7 +352,8 @@ class MoDemV2(MoDem):
     Plans go no further than `proposals` of each actor, and `doubt` is the price of the critics' disagreement. After
     the offline updates a copy of the cloned actor goes on acting; the planner's share of the steps of training rises
     from 0 to `ceiling` between so many updates (`handover_from`, `handover_to`). Unlike in the authors' code the pairs
-    share one latent, and the clone makes no candidates.
+    share one latent, the clone makes no candidates, and the squared action before the tanh has a `price` (as in MR.Q):
+    candidates lie near the actors, so one that is stuck at a bound would never be shown to be wrong.
     """
 
     iterations: Count = 1
@@ -362,6 +363,7 @@ class MoDemV2(MoDem):
     handover_from: Natural = 5_000
     handover_to: Natural = 105_000
     ceiling: Share = 1.0
+    price: Price = 1e-3
 
     def build(self, sizes: Sizes) -> Agent:
         """See Options."""
@@ -378,7 +380,7 @@ class MoDemV2(MoDem):
         target, guide = copy.deepcopy(critic), Guide(world, actor, self.handover_from, self.handover_to, self.ceiling)
         lessons: list[Lesson] = [
             Unroll(world, critic, CrowdBackup(actor, target), self.horizon, self.weights(self.value_price)),
-            CrowdValue(actor, critic, spread, self.horizon, self.rho),
+            CrowdValue(actor, critic, spread, self.horizon, self.rho, self.price),
         ]
         model, *planning = replace(self, samples=self.critics * self.proposals).planning(world, critic, sizes.action)
         planner = Centred(Crowd(model, actor.net, self.doubt), *planning, explore=self.explore)

@@ -14,6 +14,7 @@ from robot_rl.learn import agent as agent_module
 from robot_rl.learn import recipes, world
 from robot_rl.learn.agent import Agent
 from robot_rl.learn.backups import Tensors
+from robot_rl.learn.latents import Sync
 from robot_rl.learn.objectives import Temperature
 from robot_rl.replay import Batch, Replay
 from tests.learn.cases import Corridor, mean_cost, train
@@ -37,6 +38,8 @@ def learner(recipe: str, seed: int, **chosen: Any) -> Agent:
     }
     if recipe == "tqc":
         configuration["critics"] = 2
+    if recipe == "modem_v2":
+        configuration |= {"iterations": 1, "handover_from": 0, "handover_to": 200}
     if recipe in ("mrq", "tcrl"):
         configuration["price"] = 0.01  # else most seeds' actors stay where tanh is flat
     if recipe == "cqn_as":
@@ -48,14 +51,6 @@ def learner(recipe: str, seed: int, **chosen: Any) -> Agent:
     return recipes.make(recipe, Corridor.obs_size, Corridor.action_size, seed=seed, compile=False, **chosen)
 
 
-def entropy(agent: Agent) -> float:
-    """Of the policy, in nats, over observations along the corridor."""
-    obs = torch.stack((torch.linspace(-1, 1, 256), torch.ones(256)), 1)
-    noise = torch.randn(256, 1, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        return -float(agent.actor.sample(agent.latent(obs), noise)[1].mean())
-
-
 # models that learn before the critics do; categories that are sorted out first
 SLOW = ("mrq", "default", "tdmpc2", "tdmpc2_small", "modem", "bmpc", "fowm", "tcrl", "dreamer_tiny")
 QUICK = ("sac", "rlpd", "mrq", "default")
@@ -63,7 +58,7 @@ QUICK = ("sac", "rlpd", "mrq", "default")
 
 @pytest.mark.parametrize(
     "recipe", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in recipes.RECIPES
-               if name not in ("dreamer", "modem_v2")])  # dreamer_tiny in all but sizes; plans near a clone's actions
+               if name not in ("dreamer", "modem_v2")])  # dreamer_tiny in all but sizes; modem_v2 goes by demonstrations
 def test_learns_the_corridor(recipe: str) -> None:
     agent = learner(recipe, seed=0)
     train(agent, 2 * STEPS if recipe in SLOW else STEPS)
@@ -78,8 +73,33 @@ def test_an_actor_that_imitates_its_planner_learns_the_corridor_too() -> None:
     assert mean_cost(agent) < GOOD
 
 
+def demonstrations(episodes: int = 20) -> Replay:
+    """Of somebody who walks towards the mark at half of the speed, and not steadily."""
+    task, random, replay = Corridor(3), np.random.default_rng(3), Replay(2_000, Corridor.obs_size, Corridor.action_size)
+    for _ in range(episodes):
+        replay.begin(task.reset())
+        ended = False
+        while not ended:
+            action = np.clip([0.5 * np.sign(task.mark - task.position) + 0.3 * random.normal()], -1, 1)
+            obs, reward, terminated, truncated = task.step(float(action[0]))
+            replay.step(action, reward, obs, terminated, truncated)
+            ended = terminated or truncated
+    return replay
+
+
+@pytest.mark.slow
+def test_actors_that_plans_keep_to_become_better_than_what_they_cloned() -> None:
+    agent, prior = learner("modem_v2", seed=0), demonstrations()
+    for _ in range(100):
+        agent.update(prior, offline=True)
+    cloned = mean_cost(agent)
+    train(agent, 2 * STEPS, prior=prior)
+    assert mean_cost(agent) < GOOD < cloned < 20
+
+
 def no_target(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(agent_module, "follow", lambda target, source, tau: None)
+    patch.setattr(Sync, "__call__", lambda self, data: None)
 
 
 def entropy_upside_down(patch: pytest.MonkeyPatch) -> None:
@@ -103,6 +123,19 @@ def beyond_the_end(patch: pytest.MonkeyPatch) -> None:
 
 def short_sighted(patch: pytest.MonkeyPatch) -> None:
     changed_discount(patch, np.zeros_like)
+
+
+@pytest.mark.parametrize("recipe, broken", [
+    pytest.param(recipe, broken, marks=[] if recipe == "sac" else pytest.mark.slow)
+    for recipe in ("sac", "rlpd", "default", "mrq", "cqn")
+    for broken in (no_target, beyond_the_end, short_sighted, entropy_upside_down)
+    if broken is not entropy_upside_down or recipe not in ("mrq", "cqn")])  # which have none
+def test_a_broken_learner_does_not(recipe: str, broken: Callable[[pytest.MonkeyPatch], None],
+                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    broken(monkeypatch)
+    agent = learner(recipe, seed=0)
+    train(agent, 2 * STEPS if recipe in SLOW else STEPS)
+    assert mean_cost(agent) > GOOD
 
 
 def another_rows_future(patch: pytest.MonkeyPatch) -> None:
