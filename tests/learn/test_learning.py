@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from torch import Tensor
 
 from robot_rl.learn import agent as agent_module
@@ -58,7 +57,7 @@ QUICK = ("sac", "rlpd", "mrq", "default")
 
 @pytest.mark.parametrize(
     "recipe", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in recipes.RECIPES
-               if name not in ("dreamer", "modem_v2")])  # dreamer_tiny in all but sizes; modem_v2 goes by demonstrations
+               if name not in ("dreamer", "modem_v2")])  # the one is dreamer_tiny, the other goes by demonstrations
 def test_learns_the_corridor(recipe: str) -> None:
     agent = learner(recipe, seed=0)
     train(agent, 2 * STEPS if recipe in SLOW else STEPS)
