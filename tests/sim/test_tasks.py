@@ -91,6 +91,23 @@ def test_time_limit_truncates_and_does_not_terminate(name: str) -> None:
     assert info["faults"] == Reason.NONE
 
 
+def test_an_action_repeat_is_a_lower_rate_of_the_contract() -> None:
+    env, usual = (sim.make("furuta-swingup", action_repeat=repeat) for repeat in (2, 1))
+    assert sim.env_spec(env, "furuta-swingup").rate_hz == 50.0
+    ends = []
+    for one in (env, usual):
+        one.reset(seed=4)
+        steps, truncated = 0, False
+        while not truncated:
+            observation, *_, truncated, _ = one.step(np.zeros(1))
+            steps += 1
+        ends.append((steps, observation))
+    assert [steps for steps, _ in ends] == [500, 1000]  # of the same 10 s
+    np.testing.assert_allclose(ends[0][1], ends[1][1], atol=0.05)
+    with pytest.raises(SpecError, match="--action-repeat 0: it is at least 1"):
+        sim.make("furuta-swingup", action_repeat=0)
+
+
 def test_sent_action_differs_from_the_asked_one_where_safety_clips() -> None:
     env = sim.make("so101-reach")
     env.reset(seed=0)
