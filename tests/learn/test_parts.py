@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from robot_rl.learn.actors import DeterministicActor, GaussianActor
 from robot_rl.learn.backups import (
+    CuriousBackup,
     Disagreement,
     Draw,
     ReturnScale,
@@ -35,13 +36,16 @@ from robot_rl.learn.critics import (
     Tilt,
     TwoHot,
 )
-from robot_rl.learn.latents import Identity, RunningNorm
+from robot_rl.learn.latents import Identity, RunningNorm, Sync
 from robot_rl.learn.nets import ACTIVATIONS, Adam, Mlp, Shape, compute_dtype, follow, mish
 from robot_rl.learn.noise import Noise
 from robot_rl.learn.objectives import (
     Bellman,
     CoarseBellman,
+    Curiosity,
+    CuriousValue,
     Fading,
+    Foresight,
     GreedyValue,
     Imitating,
     JointBellman,
@@ -367,24 +371,69 @@ def test_a_coarse_critic_zooms_in_on_an_action() -> None:
 
 
 def test_coarse_target_worked_out_by_hand() -> None:
-    # one level, two bins, values 1 and 3 by the biases, everything else 0: the best is 3; y = 2 + 0.5 * 3 = 3.5.
-    # Action 0.5 lies in bin 1, whose value is 3: loss 0.5 * 0.5**2
+    # one level, two bins, values 1 and 3 by the biases, everything else 0: the best is bin 1, to which the target, of
+    # values 7 and 5, gives 5; y = 2 + 0.5 * 5 = 4.5. Action 0.5 lies in bin 1, whose value is 3: loss 0.5 * 1.5**2
     critic = CoarseCritic(1, 1, (), 1, 2, Scalar(), generator())
-    critic.net.flat.data.copy_(torch.tensor([0.0] * 6 + [1.0, 3.0]))
+    target = copy.deepcopy(critic)
+    for one, biases in ((critic, [1.0, 3.0]), (target, [7.0, 5.0])):
+        one.net.flat.data.copy_(torch.tensor([0.0] * 6 + biases))
     batch = {"latent": torch.ones(1, 1), "next_latent": torch.ones(1, 1), "action": torch.tensor([[0.5]]),
              "reward": torch.tensor([2.0]), "discount": torch.tensor([0.5]), "weight": torch.ones(1)}
-    loss, metrics, found = CoarseBellman(critic, critic).loss(batch, None)
-    assert (float(loss.detach()), float(metrics["critic/target"]), float(found["error"])) == (0.125, 3.5, 0.5)
+    loss, metrics, found = CoarseBellman(critic, target).loss(batch, None)
+    assert (float(loss.detach()), float(metrics["critic/target"]), float(found["error"])) == (1.125, 4.5, 1.5)
 
 
 def test_gain_is_zero_where_all_agree_and_grows_with_the_spread() -> None:
     # two members that predict b and -b of both numbers: variance b**2, so the gain is log(1 + b**2 / noise)
-    model = Disagreement(1, 1, (), 2, generator(), noise=0.25)
     for spread in (0.0, 0.5, 2.0):
-        biases = torch.tensor([spread, spread, -spread, -spread])
-        model.net.flat.data.copy_(torch.cat((torch.zeros(8), biases)))
-        gain = model.gain(torch.ones(3, 1), torch.zeros(3, 1))
+        gain = disagreeing(spread).gain(torch.ones(3, 1), torch.zeros(3, 1))
         torch.testing.assert_close(gain, torch.full((3,), math.log1p(4 * spread**2)))
+
+
+def disagreeing(spread: float) -> Disagreement:
+    """Two members that foresee +-`spread` of both numbers, everywhere."""
+    model = Disagreement(1, 1, (), 2, generator(), noise=0.25)
+    model.net.flat.data.copy_(torch.cat((torch.zeros(8), torch.tensor([spread, spread, -spread, -spread]))))
+    return model
+
+
+def test_what_an_action_would_teach_is_worth_its_price_in_targets_and_to_the_actor() -> None:
+    # the gain is log(1 + 0.5**2 / 0.25) = log 2; at noise 0 the action is 0 and its log density -0.918939:
+    # y = 1 + 0.9 * (3 + 0.5 * 0.918939 + 2 log 2), and the actor's loss -0.5 * 0.918939 - 3 - 2 log 2
+    actor, critic, price = linear_actor(0.0, 0.0), linear_critic((0.0, 0.0, 3.0), (0.0, 0.0, 7.0)), Temperature(2.0, 0)
+    heat, model = Temperature(0.5, -1.0), disagreeing(0.5)
+    backup = CuriousBackup(actor, critic, heat, Minimum(), model, price)
+    batch = {"latent": torch.ones(1, 1), "next_latent": torch.ones(1, 1), "reward": torch.tensor([1.0]),
+             "discount": torch.tensor([0.9])}
+    y = backup.target(batch, Draw(torch.zeros(1, 1)))
+    torch.testing.assert_close(y, torch.tensor([1 + 0.9 * (3 + 0.5 * 0.918939 + 2 * math.log(2))]))
+    lesson = CuriousValue(actor, copy.deepcopy(actor), critic, heat, Minimum(), model, price)
+    loss, _, found = lesson.loss(batch, (torch.zeros(1, 1), Chance()))
+    torch.testing.assert_close(loss.detach(), torch.tensor(-0.5 * 0.918939 - 3 - 2 * math.log(2)))
+    assert float(found["lack"]) == 0.0  # its slow copy's would teach as much
+
+
+def test_curiosity_costs_more_while_actions_teach_less_than_they_used_to() -> None:
+    for lack, sign in ((0.3, 1), (-0.3, -1)):
+        price = Temperature(1.0, 0.0)
+        loss, _, _ = Curiosity(price).loss({"lack": torch.tensor([lack])}, None)
+        Adam(price, 0.01).step(loss)
+        assert (float(price()) - 1.0) * sign > 0.005
+
+
+def test_models_that_foresee_learn_the_change_and_the_reward() -> None:
+    # wanted: a change of 2 - 1 = 1 and a reward of 3; said +-0.5 of both: (0.25 + 6.25) / 2 and (2.25 + 12.25) / 2
+    batch = {"latent": torch.ones(2, 1), "next_latent": torch.full((2, 1), 2.0), "action": torch.zeros(2, 1),
+             "reward": torch.full((2,), 3.0), "weight": torch.tensor([1.0, 0.0])}
+    loss, _, _ = Foresight(disagreeing(0.5)).loss(batch, None)
+    assert float(loss.detach()) == pytest.approx((3.25 + 7.25) / 2)  # half of the batch counts
+
+
+def test_copies_become_their_originals_at_once() -> None:
+    critic, slow, told = linear_critic((1.0, 2.0, 3.0)), linear_critic((0.0, 0.0, 0.0)), []
+    replay = Replay(5, 1, 1)
+    Sync(7, [(slow, critic)], [told.append])(replay)
+    assert torch.equal(slow.net.flat, critic.net.flat) and told == [replay]
 
 
 @pytest.mark.parametrize("slow", [False, True])
