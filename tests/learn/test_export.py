@@ -13,7 +13,11 @@ from torch import Tensor, nn
 
 from robot_rl.learn import recipes
 from robot_rl.learn.export import SEEING_TOLERANCE, TOLERANCE, ExportError, export, rounding, weights_hash
+from robot_rl.policy import Policy
+from robot_rl.spec import PolicySpec
 from tests.learn.cases import ACTION, OBS, first_action, random_replay, small
+
+CONTRACT = PolicySpec(task="x", rate_hz=50, time_limit_s=10, observation_size=OBS, action_size=ACTION).to_json()
 
 
 @pytest.mark.parametrize("recipe", list(recipes.RECIPES))
@@ -25,7 +29,7 @@ def test_file_does_what_the_policy_does(recipe: str, tmp_path: Path) -> None:
             agent.update(replay)
         policy = agent.policy()
         examples = replay.sample(50)["obs"] * 3
-        difference = export(policy, OBS, policy.noise_size, '{"seed": 1}', path, examples={"obs": examples},
+        difference = export(policy, OBS, policy.noise_size, CONTRACT, path, examples={"obs": examples},
                             carry=policy.carry)
         assert difference <= TOLERANCE
         session = onnxruntime.InferenceSession(path)
@@ -40,7 +44,9 @@ def test_file_does_what_the_policy_does(recipe: str, tmp_path: Path) -> None:
             expected = first_action(policy, torch.as_tensor(examples[:count]), torch.as_tensor(noise)).numpy()
             np.testing.assert_allclose(action, expected, atol=TOLERANCE)
         metadata = session.get_modelmeta().custom_metadata_map
-        assert metadata["robot_rl"] == '{"seed": 1}' and metadata["weights_sha256"] == weights_hash(policy)
+        assert metadata["robot_rl"] == CONTRACT and metadata["weights_sha256"] == weights_hash(policy)
+        deployed = Policy(path)  # as `deploy` does
+        np.testing.assert_allclose(deployed(examples[0], noise[0]), expected[0], atol=TOLERANCE)
     assert [file.name for file in tmp_path.iterdir()] == ["policy.onnx"]
 
 
