@@ -84,6 +84,19 @@ def test_every_recipe_learns_from_frames_and_exports(recipe: str, tmp_path: Path
     np.testing.assert_allclose(action, exported, atol=SEEING_TOLERANCE)
 
 
+@pytest.mark.parametrize("recipe", ["tdmpc2", "fowm"])
+def test_a_planner_that_sees_is_one_file_too(recipe: str, tmp_path: Path) -> None:
+    agent, path = seeing(recipe, dtype="float32", plan=True), tmp_path / "planner.onnx"
+    learn(agent, 2)
+    policy, seen = agent.policy(planner=True), observation(np.random.default_rng(1))
+    export(policy, OBS, policy.noise_size, "{}", path, SHAPE, None, policy.carry)
+    feed = {"obs": seen["state"][None], "frames": seen["frames"][None],
+            "noise": np.zeros((1, policy.noise_size), np.float32), "carry": np.zeros((1, *policy.carry), np.float32)}
+    planned, *_ = onnxruntime.InferenceSession(path).run(None, feed)
+    action, _ = agent.act({key: value[None] for key, value in seen.items()}, explore=False)
+    np.testing.assert_allclose(action, planned, atol=SEEING_TOLERANCE)
+
+
 @pytest.mark.parametrize("recipe", ["default", "mrq", "cqn"])
 def test_saved_loaded_and_continued_equals_never_stopped(recipe: str) -> None:
     straight, resumed = seeing(recipe, seed=1), seeing(recipe, seed=2)
