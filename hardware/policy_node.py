@@ -58,7 +58,7 @@ class EpisodeResult:
     safety_events: int
     """Ticks at which the safety layer changed a command, or something was wrong with what came in."""
     peak_effort: float | None
-    """The largest effort of any joint, N·m; None where the robot tells none."""
+    """The largest effort of any joint, N·m; 0 or None where the robot tells none."""
 
 
 def forever() -> bool:

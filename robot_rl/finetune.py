@@ -83,13 +83,13 @@ class Finetuning:
                 metrics = self.agent.update(data)
             self._demand_finite(data, metrics)
             self.episodes, self.robot_s = self.episodes + 1, self.robot_s + result["robot_s"]
-            self.export()  # says of how many episodes
-            self.robot.reload()
             returns.append(result["episode_return"])
             successes.append(result["success"])
             peaks.append(result["peak_effort"])
             events += result["safety_events"]
             self._note(result, metrics)
+            self.export()  # after what was learned is kept, and says of how many episodes
+            self.robot.reload()
             bar.set_postfix_str(f"last 10: {in_short(returns[-10:], successes[-10:])}, "
                                 f"{self.robot_s / 60:.1f} robot minutes")
             bar.update()

@@ -50,10 +50,14 @@ class Run:
         self.latency = self.folder / "latency.json"
         self._config, self._contract = self.folder / "run.json", self.folder / "contract.json"
 
-    def create(self, config: RunConfig, contract: PolicySpec) -> None:
-        """Start a run here. Raises SpecError when one is here already: nothing is overwritten."""
+    def demand_new(self) -> None:
+        """Raise SpecError when a run is here already: nothing is overwritten."""
         if self._config.exists():
             raise SpecError(f"{self.folder} holds a run already; continue it with --resume or choose another --out")
+
+    def create(self, config: RunConfig, contract: PolicySpec) -> None:
+        """Start a run here. Raises SpecError when one is here already."""
+        self.demand_new()
         self.folder.mkdir(parents=True, exist_ok=True)
         if config.latency is not None:
             write_atomic(self.latency, Path(config.latency).read_bytes())

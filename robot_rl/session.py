@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 PRIOR_CAPACITY = 500_000  # rows
 SEEN_CAPACITY = 50_000  # of frames
+APART = ("seed", "device")  # options of every recipe that the command line has words of its own for
 
 
 def options(recipe: str, settings: Iterable[str], among: Container[str] | None = None) -> dict[str, Any]:
@@ -40,7 +41,8 @@ def options(recipe: str, settings: Iterable[str], among: Container[str] | None =
     Only names `among` these are taken, where some are given.
     """
     from robot_rl.learn import recipes
-    known, chosen = [name for name in recipes.options(recipe) if among is None or name in among], {}
+    known = [name for name in recipes.options(recipe) if name not in APART and (among is None or name in among)]
+    chosen = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals or name not in known:
@@ -82,9 +84,12 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     if not resume:
         config = suited(config, contract)
     agent = make_agent(config, contract, device)
-    prior = _prior(config, contract, agent, state is None)  # a checkpoint holds what the bags said when the run began
+    prior = None if config.prior is None else _memory(
+        agent, config, contract, SEEN_CAPACITY if contract.vision else PRIOR_CAPACITY, config.seed + 1)
     replay = _memory(agent, config, contract, min(config.capacity, 2 * config.steps + 1_000), config.seed)
     _demand_memory(replay, prior)
+    if prior is not None and state is None:  # a checkpoint holds what the bags said when the run began
+        _read_prior(prior, config, contract)
     _demand_sequences(agent, contract, prior if state is None else None, config.prior)
     if state is None and prior is not None and config.offline_updates and len(prior) < agent.schedule.batch:
         raise SpecError(f"--prior {config.prior}: its bags gave {len(prior)} transitions, --offline-updates "
@@ -127,7 +132,7 @@ def suited(config: RunConfig, contract: PolicySpec) -> RunConfig:
     from robot_rl.learn import recipes
     from robot_rl.learn.options import Options
     from robot_rl.train import discount_for
-    every = {name: value for name, value in recipes.options(config.recipe).items() if name not in ("seed", "device")}
+    every = {name: value for name, value in recipes.options(config.recipe).items() if name not in APART}
     config = msgspec.structs.replace(config, defaults=every)
     if config.defaults["discount"] != Options.discount:
         return config
@@ -145,19 +150,14 @@ def _memory(agent: Agent, config: RunConfig, contract: PolicySpec, capacity: int
                       Smoothing.parse(chosen.get("smoothing", "none")))
 
 
-def _prior(config: RunConfig, contract: PolicySpec, agent: Agent, read: bool = True) -> Replay | None:
-    """The memory of a configuration's bags; empty, for a checkpoint to fill, unless they are to be `read`."""
+def _read_prior(prior: Replay, config: RunConfig, contract: PolicySpec) -> None:
+    """Fill the memory of a configuration's bags. Raises SpecError where these give nothing."""
     from robot_rl.finetune import bags_in, fill
-    if config.prior is None:
-        return None
-    prior = _memory(agent, config, contract, SEEN_CAPACITY if contract.vision else PRIOR_CAPACITY, config.seed + 1)
-    if read:
-        steps, refused = fill(prior, bags_in(Path(config.prior)), contract)
-        for line in refused:
-            print(f"train: left out: {line}", file=sys.stderr)
-        if not steps:
-            raise SpecError(f"--prior {config.prior}: none of its bags gave a transition to {contract.task}")
-    return prior
+    steps, refused = fill(prior, bags_in(Path(str(config.prior))), contract)
+    for line in refused:
+        print(f"train: left out: {line}", file=sys.stderr)
+    if not steps:
+        raise SpecError(f"--prior {config.prior}: none of its bags gave a transition to {contract.task}")
 
 
 def _demand_memory(*memories: Replay | None) -> None:
@@ -244,8 +244,10 @@ def make_agent(config: RunConfig, contract: PolicySpec, device: str = "auto") ->
 
     from robot_rl.learn import recipes
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    known = recipes.options(config.recipe)
+    begun = {name: value for name, value in config.defaults.items() if name in known}  # others had gone by now
     return recipes.make(config.recipe, contract.observation_size, contract.action_size,
-                        contract.frames, **config.defaults | config.options | {"seed": config.seed, "device": where})
+                        contract.frames, **begun | config.options | {"seed": config.seed, "device": where})
 
 
 def acting(task: str, recipe: str) -> Agent:
@@ -416,7 +418,7 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
             raise SpecError(f"--data {data}: none of its bags gave a transition to {contract.task}"
                             f"{''.join(f': {line}' for line in refused[:1])}")
         _demand_sequences(agent, contract, prior, data)
-        run.create(config, contract)
+        run.demand_new()
     log = tuning.log = Log(run.folder, tuning.episodes)
     for line in refused:
         print(f"finetune: left out: {line}", file=sys.stderr)
@@ -424,6 +426,8 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
     began = time.monotonic()
     served_by = ServedRobot(policy, robot, run.folder / "bags", where, seed, bool(contract.vision), acknowledged)
     with served_by as served, rescue(run.folder):
+        if not resuming:
+            run.create(config, contract)  # once nothing of it can be refused any more, as a plan that takes too long
         tuning.robot = served
         figures = tuning.run(episodes, minutes * 60)
     log.close()

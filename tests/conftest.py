@@ -103,8 +103,8 @@ def _guard(event: str, arguments: tuple[Any, ...]) -> None:
 sys.addaudithook(_guard)
 
 # where processes keep to the clock: of these one runs at a time, beside whatever the other worker of `make test` does
-TIMED = ("tests/hardware/", "tests/faults/", "tests/sim/", "tests/test_episode.py", "tests/test_latency.py",
-         "tests/test_ten_stages.py")
+TIMED = ("tests/hardware/", "tests/faults/", "tests/sim/", "tests/test_episode.py", "tests/test_finetune.py",
+         "tests/test_latency.py", "tests/test_ten_stages.py")
 
 
 @pytest.hookimpl(optionalhook=True)  # without pytest-xdist everything runs in one process

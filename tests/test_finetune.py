@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -106,22 +105,21 @@ def test_a_task_without_a_goal_has_no_other_goals(log: EpisodeLog) -> None:
     assert hindsight(log, 4, np.random.default_rng(0), furuta).shape == (0, 3)
 
 
-DOMAIN = str(120 + os.getpid() % 80)
-
-
-@pytest.fixture(scope="module")
-def robot() -> Iterator[None]:
-    command = [sys.executable, "-m", "robot_rl.cli", "sim-robot", "so101", "--domain", DOMAIN, "--no-cameras"]
+@pytest.fixture
+def robot(domain: int) -> Iterator[None]:
+    command = [sys.executable, "-m", "robot_rl.cli", "sim-robot", "so101", "--no-cameras"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and "ready" in process.stdout.readline()
-        yield
-        process.terminate()
+        try:
+            assert process.stdout is not None and "ready" in process.stdout.readline()
+            yield
+        finally:
+            process.terminate()
 
 
 def finetuned(run: Path, out: Path, *more: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "robot_rl.cli", "finetune", run, "--robot", "so101", "--out", out, "--domain",
-               DOMAIN, "--repeats", 1, "--hindsight", 0, "--threads", 1, "--json", *more]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "robot_rl.cli", "finetune", run, "--robot", "so101", "--out", out, "--repeats", 1,
+               "--hindsight", 0, "--threads", 1, "--json", *more]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=300)
 
 
 @pytest.mark.parametrize("recipe, chosen, plans", [

@@ -70,7 +70,7 @@ def test_what_is_freed_is_taken_again_without_the_system() -> None:
     program = """
 import resource, sys
 import numpy as np
-from robot_rl import memory, session
+from robot_rl import memory
 if sys.argv[1] == "kept":
     memory.keep_freed()
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -113,8 +113,8 @@ class MaxInfo(Slow, Projecting, Soft):
     `models` predict what comes; `curiosity` is the first price of what an action would teach them.
     """
 
-    models: Natural = 5
-    curiosity: Price = 1.0
+    models: Annotated[int, Meta(ge=2)] = 5
+    curiosity: Positive = 1.0
 
     def build(self, sizes: Sizes) -> Agent:
         """See Options."""
@@ -357,7 +357,7 @@ class MoDemV2(MoDem):
     """
 
     iterations: Count = 1
-    proposals: Natural = 24
+    proposals: Count = 24
     elites: Count = 24
     doubt: Price = 10.0
     handover_from: Natural = 5_000
@@ -557,7 +557,7 @@ class Cqn(Values, Headed):
     """
 
     levels: Count = 3
-    bins: Count = 5
+    bins: Annotated[int, Meta(ge=2)] = 5
     categories: Natural = 101
     n_step: Count = 3
     tau: Share = 0.02
@@ -690,6 +690,9 @@ def make(recipe: str, obs_size: int, action_size: int, frames: tuple[int, int, i
 
 def _checked(recipe: str, values: dict[str, Any]) -> Options:
     """The options of `recipe` with these values, of which each has the type and the range that is written beside it."""
+    whole = {name for name, value in options(recipe).items() if type(value) is int}
+    values = {name: int(value) if name in whole and isinstance(value, float) and value.is_integer() else value
+              for name, value in values.items()}  # 2e4 is a float in JSON
     try:
         return msgspec.convert(values, RECIPES[recipe].kind)
     except msgspec.ValidationError as error:

@@ -259,6 +259,8 @@ def test_weights_that_are_not_finite_give_no_action() -> None:
     ("default", {"lr": float("nan")}, r"lr is nan: Expected `float` > 0"),
     ("rlpd", {"n_step": 0}, r"n_step is 0: Expected `int` >= 1"),
     ("rlpd", {"updates_per_step": 0}, r"updates_per_step is 0"),
+    ("rlpd", {"imitation_steps": 2.5}, r"imitation_steps is 2\.5: Expected `int`, got `float`"),
+    ("maxinfo", {"models": 1}, r"models is 1: Expected `int` >= 2"),
     ("td3", {"discount": 2}, r"discount is 2: Expected `float` <= 1"),
     ("mrq", {"batch": True}, r"batch is True: Expected `int`, got `bool`"),
     ("sac", {"subset": 3}, r"subset is 3; it is between 1 and the 2 critics"),
@@ -267,6 +269,7 @@ def test_weights_that_are_not_finite_give_no_action() -> None:
 def test_options_of_another_type_or_range_are_refused(recipe: str, chosen: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         recipes.make(recipe, OBS, ACTION, **chosen)
+    assert recipes.make("sac", OBS, ACTION, batch=2e1).schedule.batch == 20  # as JSON may say it
 
 
 @pytest.mark.parametrize("chosen, lengths", [
