@@ -280,8 +280,8 @@ class TdMpc2(Planned):
     value_price: Price = 0.1
     entropy: Price = 1e-4
     models: Natural = 0
-    venture: Price = 0.0
-    caution: Price = 0.0
+    venture: float = 0.0
+    caution: float = 0.0
 
     def sequence(self) -> int:
         """See Options."""

@@ -401,7 +401,7 @@ def test_control_is_handed_over_slowly_and_up_to_a_ceiling() -> None:
 
 @pytest.mark.parametrize("chosen, message", [
     ({"critics": 1}, "critics is 1"), ({"iterations": 2}, "iterations 2"), ({"models": 3}, "models is 3"),
-    ({"ceiling": 1.5}, r"ceiling 1\.5"), ({"handover_from": 9, "handover_to": 9}, "handover_from is 9")])
+    ({"ceiling": 1.5}, r"ceiling is 1\.5"), ({"handover_from": 9, "handover_to": 9}, "handover_from is 9")])
 def test_crowds_that_make_no_sense_are_refused(chosen: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small("modem_v2", **chosen)
@@ -663,7 +663,7 @@ def test_values_of_data_that_make_no_sense_are_refused() -> None:
 
 
 @pytest.mark.parametrize("chosen, message", [
-    ({"replan": 0}, "replan is 0"), ({"replan_rows": 0}, "replan_rows 0"), ({"plan": False}, "plan is false.*bmpc"),
+    ({"replan": 0}, "replan is 0"), ({"replan_rows": 0}, "replan_rows is 0"), ({"plan": False}, "plan is false.*bmpc"),
     ({"n_step": 3}, "n_step is 3.*single")])
 def test_imitation_that_makes_no_sense_is_refused(chosen: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -671,7 +671,7 @@ def test_imitation_that_makes_no_sense_is_refused(chosen: dict[str, Any], messag
 
 
 @pytest.mark.parametrize("chosen, message", [
-    ({"elites": 0}, "elites is 0.*24 samples"), ({"elites": 24}, "elites is 24"), ({"iterations": 0}, "iterations 0"),
+    ({"elites": 0}, "elites is 0"), ({"elites": 24}, r"elites is 24.*24 samples"), ({"iterations": 0}, "iterations is 0"),
     ({"proposals": 24}, "proposals is 24"), ({"sharpness": 0.0}, r"sharpness is 0\.0"), ({"least": 3.0}, r"least 3\.0"),
     ({"horizon": 0}, "horizon is 0"), ({"simplex": 5}, "simplex is 5.*32"), ({"n_step": 3}, "n_step is 3.*single")])
 def test_planners_and_models_that_make_no_sense_are_refused(chosen: dict[str, Any], message: str) -> None:
