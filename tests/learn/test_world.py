@@ -671,7 +671,7 @@ def test_imitation_that_makes_no_sense_is_refused(chosen: dict[str, Any], messag
 
 
 @pytest.mark.parametrize("chosen, message", [
-    ({"elites": 0}, "elites is 0"), ({"elites": 24}, r"elites is 24.*24 samples"), ({"iterations": 0}, "iterations is 0"),
+    ({"elites": 0}, "elites is 0"), ({"elites": 24}, "elites is 24.*24 sam"), ({"iterations": 0}, "iterations is 0"),
     ({"proposals": 24}, "proposals is 24"), ({"sharpness": 0.0}, r"sharpness is 0\.0"), ({"least": 3.0}, r"least 3\.0"),
     ({"horizon": 0}, "horizon is 0"), ({"simplex": 5}, "simplex is 5.*32"), ({"n_step": 3}, "n_step is 3.*single")])
 def test_planners_and_models_that_make_no_sense_are_refused(chosen: dict[str, Any], message: str) -> None:
