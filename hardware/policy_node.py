@@ -100,14 +100,14 @@ class PolicyNode:
         self.late_plans = 0
         """Ticks that went by the plan of the tick before, since theirs was not ready in time."""
         self._alarm = Alarm(lambda: self.policy.halt())
+        self._peak_effort: float | None = None
+        self._events_before = 0
         self.reasons: Counter[int] = Counter()
         """Ticks by what `Reason` says of them."""
         self.goal_refused = ""
         """Why the newest goal is not followed."""
         self.ages: dict[str, float] = {}
         """Of every input at the last tick, s."""
-        self._peak_effort: float | None = None
-        self._events_before = 0
         self.behind_s: dict[str, float] = {}
         """How much earlier than the joints each camera's image was taken, at the last tick, s."""
         self.ticker = Ticker(self.spec.rate_hz)

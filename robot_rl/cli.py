@@ -37,6 +37,8 @@ Supervised = Annotated[bool, typer.Option("--supervised", help="Send commands to
 Acknowledged = Annotated[bool, typer.Option("--acknowledge-no-watchdog", help="Command positions though nobody "
                                             "downstream stops the robot when commands stop.")]
 Threads = Annotated[int, typer.Option(help="CPU threads of the learner; 0: one for each core.")]
+ActionRepeat = Annotated[int, typer.Option(help="Simulator steps to a decision; a task of ours decides so many times "
+                                                "less often.")]
 LatencyOption = Annotated[Path | None, typer.Option("--latency", help="Delays that were measured on the robot, a file "
                                                     "of `robot-rl latency`, to draw from.")]
 Bag = Annotated[Path, typer.Argument(metavar="BAG", help="A bag folder, or one .mcap file.")]
@@ -63,8 +65,7 @@ def train(
     evaluation_episodes: Annotated[int, typer.Option(help="Episodes of each evaluation.")] = 10,
     checkpoint_every: Annotated[int, typer.Option(help="Decisions between checkpoints.")] = 10_000,
     capacity: Annotated[int, typer.Option(help="Decisions that the replay holds.")] = 1_000_000,
-    action_repeat: Annotated[int, typer.Option(help="Simulator steps to a decision; a task of ours "
-                                                "decides so many times less often.")] = 1,
+    action_repeat: ActionRepeat = 1,
     envs: Annotated[int, typer.Option(help="Environments at once, each in a process of its own; decisions and updates "
                                            "are as many as with one.")] = 1,
     prior: Annotated[Path | None, typer.Option(help="Folder of bags to learn from too, of `demos` or a robot.")] = None,
@@ -107,8 +108,7 @@ def evaluate_(
     seed: Seed = 100,
     gap: Annotated[str, typer.Option(help="Reality gap, e.g. payload=0.1,friction=0.05 (see sim-robot).")] = "",
     latency: LatencyOption = None,
-    action_repeat: Annotated[int, typer.Option(help="Simulator steps to a decision; a task of ours "
-                                                "decides so many times less often.")] = 1,
+    action_repeat: ActionRepeat = 1,
     as_json: Json = False,
 ) -> None:
     """Evaluate a policy in simulation, deterministically, with 95% intervals."""
@@ -567,8 +567,7 @@ def suite_run(
     evaluate_every: Annotated[int, typer.Option(help="Decisions between evaluations; 0: none but the last.")] = 10_000,
     evaluation_episodes: Annotated[int, typer.Option(help="Episodes of each evaluation.")] = 10,
     checkpoint_every: Annotated[int, typer.Option(help="Decisions between checkpoints.")] = 10_000,
-    action_repeat: Annotated[int, typer.Option(help="Simulator steps to a decision; a task of ours "
-                                                "decides so many times less often.")] = 1,
+    action_repeat: ActionRepeat = 1,
     set_: Options = None,
     jobs: Annotated[int, typer.Option(help="Runs at a time; 0: one for each core.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads of each run.")] = 1,

@@ -143,21 +143,32 @@ def suited(config: RunConfig, contract: PolicySpec) -> RunConfig:
 def _memory(agent: Agent, config: RunConfig, contract: PolicySpec, capacity: int, seed: int) -> Replay:
     """A memory that draws what the agent's critics were wrong about, holds its plans and smooths rewards, as asked."""
     from robot_rl.frames import memory_for
-    from robot_rl.learn import recipes
     from robot_rl.smoothing import Smoothing
-    chosen = recipes.options(config.recipe) | config.defaults | config.options
     return memory_for(contract, capacity, seed, agent.schedule.prioritized, agent.execution.plan_size,
-                      Smoothing.parse(chosen.get("smoothing", "none")))
+                      Smoothing.parse(_chosen(config).get("smoothing", "none")))
+
+
+def _chosen(config: RunConfig) -> dict[str, Any]:
+    """Every option of a run's recipe, as the run has it: asked for, or as it was when the run began."""
+    from robot_rl.learn import recipes
+    known = recipes.options(config.recipe)
+    begun = {name: value for name, value in config.defaults.items() if name in known}  # others have gone since
+    return {name: value for name, value in (known | begun | config.options).items() if name not in APART}
 
 
 def _read_prior(prior: Replay, config: RunConfig, contract: PolicySpec) -> None:
     """Fill the memory of a configuration's bags. Raises SpecError where these give nothing."""
     from robot_rl.finetune import bags_in, fill
     steps, refused = fill(prior, bags_in(Path(str(config.prior))), contract)
+    _demand_steps("train", f"--prior {config.prior}", steps, refused, contract)
+
+
+def _demand_steps(command: str, source: str, steps: int, refused: list[str], contract: PolicySpec) -> None:
+    """Say which bags were left out; raise SpecError where the others gave nothing."""
     for line in refused:
-        print(f"train: left out: {line}", file=sys.stderr)
+        print(f"{command}: left out: {line}", file=sys.stderr)
     if not steps:
-        raise SpecError(f"--prior {config.prior}: none of its bags gave a transition to {contract.task}")
+        raise SpecError(f"{source}: none of its bags gave a transition to {contract.task}")
 
 
 def _demand_memory(*memories: Replay | None) -> None:
@@ -233,7 +244,7 @@ def write_policy(agent: Agent, contract: PolicySpec, out: Path, planner: bool = 
 
 def stamped(contract: PolicySpec, config: RunConfig, steps: int, agent: Agent) -> PolicySpec:
     """The contract with where the policy comes from, and how it explores by now."""
-    trained = {"recipe": config.recipe, "options": config.defaults | config.options, "seed": config.seed,
+    trained = {"recipe": config.recipe, "options": _chosen(config), "seed": config.seed,
                "steps": steps, "hold": agent.hold, "action_repeat": config.action_repeat, "robot_rl": __version__}
     return msgspec.structs.replace(contract, trained=trained)
 
@@ -244,10 +255,8 @@ def make_agent(config: RunConfig, contract: PolicySpec, device: str = "auto") ->
 
     from robot_rl.learn import recipes
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    known = recipes.options(config.recipe)
-    begun = {name: value for name, value in config.defaults.items() if name in known}  # others had gone by now
-    return recipes.make(config.recipe, contract.observation_size, contract.action_size,
-                        contract.frames, **begun | config.options | {"seed": config.seed, "device": where})
+    return recipes.make(config.recipe, contract.observation_size, contract.action_size, contract.frames,
+                        **_chosen(config) | {"seed": config.seed, "device": where})
 
 
 def acting(task: str, recipe: str) -> Agent:
@@ -399,29 +408,26 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
     policy = run.folder / "policy.onnx"
 
     def write() -> None:
-        planner = agent.execution.bare is not agent.execution and not agent.unmodelled
-        write_policy(agent, stamped(contract, config, tuning.episodes, agent), policy, planner)
+        write_policy(agent, stamped(contract, config, tuning.episodes, agent), policy,
+                     agent.plans and not agent.unmodelled)
 
     def save(state: dict[str, Any]) -> None:
         checkpoint.save(run.checkpoint, state | {"recipe": config.recipe})
 
     tuning = Finetuning(agent, prior, online, None, write, save, None,  # type: ignore[arg-type]
                         ratio, repeats, warm_updates, hindsight, seed)
-    loaded, refused = 0, list[str]()
+    loaded = 0
     if resuming:
         tuning.load_state_dict(state)
         print(f"finetune: {out} is continued after episode {tuning.episodes}; {len(prior):,} steps of bags are in its "
               f"checkpoint{', --data is not read again' if data else ''}", file=sys.stderr)
     else:
-        loaded, refused = tuning.load(bags_in(data) if data else [], contract)
-        if data and not loaded:
-            raise SpecError(f"--data {data}: none of its bags gave a transition to {contract.task}"
-                            f"{''.join(f': {line}' for line in refused[:1])}")
+        if data:
+            loaded, refused = tuning.load(bags_in(data), contract)
+            _demand_steps("finetune", f"--data {data}", loaded, refused, contract)
         _demand_sequences(agent, contract, prior, data)
         run.demand_new()
     log = tuning.log = Log(run.folder, tuning.episodes)
-    for line in refused:
-        print(f"finetune: left out: {line}", file=sys.stderr)
     write()
     began = time.monotonic()
     served_by = ServedRobot(policy, robot, run.folder / "bags", where, seed, bool(contract.vision), acknowledged)

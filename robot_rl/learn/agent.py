@@ -206,6 +206,11 @@ class Agent:
         return self.schedule.hold_at(self.updates)
 
     @property
+    def plans(self) -> bool:
+        """Whether a planner acts, once there is a model."""
+        return self.execution.bare is not self.execution
+
+    @property
     def unmodelled(self) -> bool:
         """Whether there were only updates by the `offline` lessons: no planner acts yet."""
         return 0 < self.prepared == self.updates
@@ -349,6 +354,6 @@ class Agent:
         Raises ValueError when there is no planner.
         """
         execution = self.execution if planner else self.execution.bare
-        if planner and execution.bare is execution:
+        if planner and not self.plans:
             raise ValueError("this agent has no planner to export; a recipe that plans, with plan=true, has one")
         return Policy(self.latent.frozen(), self.shown.frozen(), execution, self.actor.action_size)

@@ -192,7 +192,7 @@ def test_acting_and_the_policy_are_the_same_function(recipe: str, monkeypatch: p
 
 def acting(agent: Agent) -> Policy:
     """The policy that does what `act` does."""
-    return agent.policy(planner=agent.execution.bare is not agent.execution)
+    return agent.policy(planner=agent.plans)
 
 
 def copy_of(generator: torch.Generator) -> torch.Generator:
