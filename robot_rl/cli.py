@@ -44,6 +44,9 @@ LatencyOption = Annotated[Path | None, typer.Option("--latency", help="Delays th
 Bag = Annotated[Path, typer.Argument(metavar="BAG", help="A bag folder, or one .mcap file.")]
 Options = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="NAME=VALUE",
                                                    help="Recipe option, repeatable; see `inspect --recipe`.")]
+Prior = Annotated[Path | None, typer.Option(help="Folder of bags to learn from too, of `demos` or a robot.")]
+PriorRatio = Annotated[str, typer.Option(help="Share of each batch from those bags; or FROM:TO:STEPS.")]
+OfflineUpdates = Annotated[int, typer.Option(help="Updates on those bags alone, before the first decision.")]
 
 
 @app.command()
@@ -68,9 +71,9 @@ def train(
     action_repeat: ActionRepeat = 1,
     envs: Annotated[int, typer.Option(help="Environments at once, each in a process of its own; decisions and updates "
                                            "are as many as with one.")] = 1,
-    prior: Annotated[Path | None, typer.Option(help="Folder of bags to learn from too, of `demos` or a robot.")] = None,
-    prior_ratio: Annotated[str, typer.Option(help="Share of each batch from those bags; or FROM:TO:STEPS.")] = "0.5",
-    offline_updates: Annotated[int, typer.Option(help="Updates on those bags alone, before the first decision.")] = 0,
+    prior: Prior = None,
+    prior_ratio: PriorRatio = "0.5",
+    offline_updates: OfflineUpdates = 0,
     latency: LatencyOption = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     threads: Threads = 0,
@@ -568,6 +571,9 @@ def suite_run(
     evaluation_episodes: Annotated[int, typer.Option(help="Episodes of each evaluation.")] = 10,
     checkpoint_every: Annotated[int, typer.Option(help="Decisions between checkpoints.")] = 10_000,
     action_repeat: ActionRepeat = 1,
+    prior: Prior = None,
+    prior_ratio: PriorRatio = "0.5",
+    offline_updates: OfflineUpdates = 0,
     set_: Options = None,
     jobs: Annotated[int, typer.Option(help="Runs at a time; 0: one for each core.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads of each run.")] = 1,
@@ -585,7 +591,8 @@ def suite_run(
     wanted = plan(out, words(task), recipes, numbers("--seeds", seeds), lambda task, recipe, seed: RunConfig(
         task=task, recipe=recipe, options=chosen[recipe], seed=seed, steps=steps, learn_after=learn_after,
         evaluate_every=evaluate_every, evaluation_episodes=evaluation_episodes, checkpoint_every=checkpoint_every,
-        action_repeat=action_repeat))
+        action_repeat=action_repeat, prior=str(prior.resolve()) if prior else None, prior_ratio=prior_ratio,
+        offline_updates=offline_updates))
     figures = run_suite(out, wanted, parallel=jobs or cores(), device=device, threads=threads, stop=interrupted(),
                         report=lambda text: print(text, file=sys.stderr))
     _finish(figures, as_json)

@@ -279,11 +279,10 @@ def _arguments(config: RunConfig, folder: Path) -> list[str]:
     """What `train` is told."""
     if (folder / "run.json").exists():
         return ["--resume", str(folder)]
-    numbers = {name: getattr(config, name) for name in ("steps", "seed", "learn_after", "evaluate_every",
-               "evaluation_episodes", "checkpoint_every", "action_repeat")}
     out = [config.task, "--recipe", config.recipe, "--out", str(folder)]
-    for name, value in numbers.items():
-        out += [f"--{name.replace('_', '-')}", str(value)]
+    for name, value in msgspec.structs.asdict(config).items():
+        if name not in ("task", "recipe", "options", "defaults") and value is not None:
+            out += [f"--{name.replace('_', '-')}", str(value)]
     for name, value in config.options.items():
         out += ["--set", f"{name}={msgspec.json.encode(value).decode()}"]
     return out

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from msgspec import structs
@@ -28,6 +29,7 @@ from robot_rl.suite import (
     RETURNS,
     RUNS,
     Job,
+    _arguments,
     chosen_options,
     jobs,
     numbers,
@@ -242,6 +244,26 @@ def test_the_command_line_reads_lists(tmp_path: Path, monkeypatch: pytest.Monkey
     assert said.exit_code == 130, said.output  # as a shell says of a command that was interrupted
     assert started["jobs"] == [(t, r, 4) for t in ("dmc:a", "dmc:b", "gym:c") for r in ("sac", "rlpd")]
     assert (started["threads"], started["parallel"] >= 1) == (1, True)
+
+
+def test_train_is_told_everything_that_a_run_shall_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bags, delays = tmp_path / "bags", tmp_path / "delays.json"
+    wanted = RunConfig(task="so101-reach", robot="so101", recipe="rlpd", options={"batch": 8}, seed=3, steps=1,
+                       learn_after=2, evaluate_every=3, evaluation_episodes=4, checkpoint_every=5, action_repeat=2,
+                       envs=2, capacity=6, prior=str(bags), prior_ratio="1:0.5:7", offline_updates=8,
+                       latency=str(delays))
+    plain = configured("so101-reach", "rlpd", 3)
+    alike = {"task", "recipe", "seed", "defaults", "action_repeat"}  # any other word left out would be seen
+    assert {n for n, v in msgspec.structs.asdict(wanted).items() if v == getattr(plain, n)} == alike
+    heard: list[RunConfig] = []
+
+    def listen(run: Run, config: RunConfig, *rest: Any) -> dict[str, Any]:
+        heard.append(config)
+        return {}
+    monkeypatch.setattr("robot_rl.session.train", listen)
+    said = CliRunner().invoke(app, ["train", *_arguments(wanted, tmp_path / "run")])
+    assert said.exit_code == 0, said.output
+    assert heard == [wanted]
 
 
 CONTRACT = PolicySpec(task="x", rate_hz=50, time_limit_s=10, observation_size=3, action_size=1)
