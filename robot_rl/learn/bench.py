@@ -31,6 +31,8 @@ COUNTERPARTS = {
 }
 """What a peer calls the same learner; any other recipe of ours is measured against nobody."""
 WIDE = (1024, 1024)  # CrossQ's critics
+MODELLED = ("mrq", "mrq_small")
+"""Of MR.Q's kind, as wide as they are."""
 PERIOD = 5
 """Updates between MR.Q's targets here, ours and theirs, in place of 250, so that a turn has whole periods; in each the
 model gets as many batches as the critics, as ever."""
@@ -39,7 +41,7 @@ model gets as many batches as the critics, as ever."""
 class Public(NamedTuple):
     """Public code that is no package, of which the user gives a checkout."""
 
-    recipe: str
+    recipes: tuple[str, ...]
     """Ours of the same shape."""
     where: str
     updates: int
@@ -47,9 +49,9 @@ class Public(NamedTuple):
 
 
 PUBLIC = {
-    "rlpd": Public("rlpd", "ikostrikov/rlpd", 4),
-    "mrq": Public("mrq", "facebookresearch/MRQ", PERIOD),
-    "xqc": Public("default", "danielpalenicek/xqc", 2),
+    "rlpd": Public(("rlpd",), "ikostrikov/rlpd", 4),
+    "mrq": Public(MODELLED, "facebookresearch/MRQ", PERIOD),
+    "xqc": Public(("default",), "danielpalenicek/xqc", 2),
 }
 
 
@@ -72,16 +74,17 @@ def bench(
     threads (None: as each library chooses); `peer_python` is the interpreter that has the peers installed; `checkouts`
     are folders of PUBLIC ones by name; `configuration` goes to our recipe.
     """
+    from robot_rl.learn.recipes import options
     counterparts = COUNTERPARTS.get(agent, {})
     shared: dict[str, Any] = {"agent": agent, "threads": threads, "configuration": configuration}
     rivals = {name: shared | {"class": counterparts[name]} for name in peers if name in counterparts}
     missing = {name: f"it has no {agent}" for name in (*peers, *checkouts) if name not in rivals}
     for name, public in PUBLIC.items():
-        if public.recipe == agent and name in checkouts:
+        if agent in public.recipes and name in checkouts:
             del missing[name]
-            more = {"module": "robot_rl.learn.bench_public", "path": checkouts[name], "updates": public.updates}
-            rivals[name] = shared | more
-        elif public.recipe == agent:
+            rivals[name] = shared | {"module": "robot_rl.learn.bench_public", "path": checkouts[name],
+                                     "updates": public.updates, "options": options(agent) | configuration}
+        elif agent in public.recipes:
             missing[name] = f"no checkout of {public.where} was given"
     turns, failed, facts = race({"ours": shared} | rivals, repetitions, seconds, peer_python, report, "updates/s")
     missing |= failed
@@ -228,10 +231,10 @@ def _ours(request: dict[str, Any]) -> Callable[[], int]:
     sizes: dict[str, Any] = {"hidden": HIDDEN, "batch": BATCH}
     if request["agent"] == "tqc":
         sizes |= {"critics": 2}  # as many as sbx has
-    if request["agent"] == "mrq":
-        sizes = {"batch": BATCH, "target_period": PERIOD}  # as wide as its authors' code
+    if request["agent"] in MODELLED:
+        sizes = {"batch": BATCH, "target_period": PERIOD}
     agent = recipes.make(request["agent"], OBS, ACTION, **sizes | request["configuration"])
-    calls = PERIOD if request["agent"] == "mrq" else 1
+    calls = PERIOD if request["agent"] in MODELLED else 1
     replay = Replay(2 * FILL, OBS, ACTION, 0, agent.schedule.prioritized, agent.execution.plan_size)
     random = np.random.default_rng(0)
     replay.begin(random.normal(size=OBS))

@@ -21,10 +21,12 @@ EPISODE = 1_000
 def contestant(request: dict[str, Any]) -> tuple[Callable[[], int], dict[str, Any]]:
     """A function that makes the updates of one environment step (of MR.Q one period), and nothing to report.
 
-    `request` has name, path (the checkout) and updates (in a call).
+    `request` has name, path (the checkout), updates (in a call), and of MR.Q options, those of our recipe.
     """
-    makers = {"rlpd": _rlpd, "mrq": _mrq, "xqc": _xqc}
-    return makers[request["name"]](request["path"], request["updates"]), {}
+    path, updates = request["path"], request["updates"]
+    if request["name"] == "mrq":
+        return _mrq(path, updates, request["options"]), {}
+    return {"rlpd": _rlpd, "xqc": _xqc}[request["name"]](path, updates), {}
 
 
 def _rlpd(path: str, updates: int) -> Callable[[], int]:
@@ -56,8 +58,11 @@ def _rlpd(path: str, updates: int) -> Callable[[], int]:
     return call
 
 
-def _mrq(path: str, updates: int) -> Callable[[], int]:
-    """`facebookresearch/MRQ`. It asks a GPU for its free memory; here it is told that there is enough."""
+def _mrq(path: str, updates: int, options: dict[str, Any]) -> Callable[[], int]:
+    """`facebookresearch/MRQ`, whose actor learns in every update.
+
+    It asks a GPU for its free memory; here it is told that there is enough.
+    """
     sys.path.insert(0, os.path.join(path, "MRQ"))
     import numpy as np
     import torch
@@ -67,8 +72,10 @@ def _mrq(path: str, updates: int) -> Callable[[], int]:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     from MRQ import Agent
 
+    width, hidden = options["width"], options["hidden"][0]
     sizes = {"batch_size": BATCH, "buffer_size": 2 * FILL, "buffer_size_before_training": 1,
-             "target_update_freq": PERIOD}
+             "target_update_freq": PERIOD, "enc_horizon": options["horizon"], "value_hdim": hidden,
+             "policy_hdim": hidden, "zs_dim": width, "zsa_dim": width, "enc_hdim": width, "za_dim": width // 2}
     learner = Agent((OBS,), ACTION, 1.0, False, False, torch.device("cpu"), 1, sizes)
     learner.replay_buffer.priority.zero_()  # of places not yet used; as they come, some are no numbers
     random = np.random.default_rng(0)

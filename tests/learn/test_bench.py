@@ -20,7 +20,7 @@ def test_a_checkout_is_a_folder_of_public_code_by_its_name(tmp_path: Path) -> No
 
 def test_a_peer_that_does_not_run_says_why(tmp_path: Path) -> None:
     request = {"module": "robot_rl.learn.bench_public", "name": "mrq", "path": str(tmp_path), "threads": 1,
-               "updates": 5}
+               "updates": 5, "options": {}}
     child = Child(sys.executable, request)
     assert child.ready() == "ModuleNotFoundError: No module named 'MRQ'"
     child.close()

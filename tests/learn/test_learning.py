@@ -51,7 +51,7 @@ def learner(recipe: str, seed: int, **chosen: Any) -> Agent:
 
 
 # models that learn before the critics do; categories that are sorted out first
-SLOW = ("mrq", "default", "tdmpc2", "tdmpc2_small", "modem", "bmpc", "fowm", "tcrl", "dreamer_tiny")
+SLOW = ("mrq", "mrq_small", "default", "tdmpc2", "tdmpc2_small", "modem", "bmpc", "fowm", "tcrl", "dreamer_tiny")
 QUICK = ("sac", "rlpd", "mrq", "default")
 
 
