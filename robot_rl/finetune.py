@@ -6,6 +6,7 @@ back through the contract, some updates, a new export swapped into the running p
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,8 +195,8 @@ def hindsight(log: EpisodeLog, count: int, generator: np.random.Generator, spec:
 
 
 def bags_in(folder: Path) -> list[Path]:
-    """The bags below a folder, in the order of their names. Raises SpecError when there is none."""
-    bags = sorted({path.parent for path in folder.rglob("*.mcap")})
+    """The bags below a folder, links to others among them, by name. Raises SpecError when there is none."""
+    bags = sorted({(folder / file).parent for file in glob.iglob("**/*.mcap", root_dir=folder, recursive=True)})
     if not bags:
         raise SpecError(f"{folder}: holds no bag (no .mcap file below it)")
     return bags

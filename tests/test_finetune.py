@@ -15,14 +15,14 @@ import pytest
 from hardware import messages
 from robot_rl import session
 from robot_rl.episode import Episode
-from robot_rl.finetune import add_episode, hindsight
+from robot_rl.finetune import add_episode, bags_in, hindsight
 from robot_rl.log import read_lines
 from robot_rl.observe import Readings
 from robot_rl.policy import Policy
 from robot_rl.replay import Replay
 from robot_rl.run import Run, RunConfig
 from robot_rl.safety import Reason
-from robot_rl.spec import POSE, PolicySpec
+from robot_rl.spec import POSE, PolicySpec, SpecError
 from robot_rl.steplog import EpisodeLog, step_record
 from sim import env_spec, make
 
@@ -97,6 +97,20 @@ def test_transitions_of_other_goals_are_learned_from_and_not_counted(log: Episod
     replay = Replay(1000, log.spec.observation_size, log.spec.action_size)
     assert add_episode(replay, log, None, goals) == STEPS
     assert len(replay) == 4 * STEPS
+
+
+def test_bags_are_found_where_links_lead(tmp_path: Path) -> None:
+    for name in ("day1/b", "day2/a"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "a_0.mcap").touch()
+    chosen = tmp_path / "chosen"
+    chosen.mkdir()
+    (chosen / "1").symlink_to(tmp_path / "day2" / "a")
+    (chosen / "2").symlink_to(tmp_path / "day1")
+    assert bags_in(chosen) == [chosen / "1", chosen / "2" / "b"]
+    assert bags_in(tmp_path / "day1" / "b") == [tmp_path / "day1" / "b"]
+    with pytest.raises(SpecError, match="nothing: holds no bag"):
+        bags_in(tmp_path / "nothing")
 
 
 def test_a_task_without_a_goal_has_no_other_goals(log: EpisodeLog) -> None:
