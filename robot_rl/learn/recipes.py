@@ -649,8 +649,8 @@ RECIPES = {
     "cqn_as": Recipe(CqnAs, "the same of chunks of actions (method 341)", {}),
     "mrq": Recipe(MrQ, "MR.Q: values of latents that a model trains (method 24)", {}),
     "mrq_small": Recipe(
-        MrQ, "the same at half of the width and five times the rate: a shorter model, targets that are replaced sooner, "
-        "and a dearer action before the tanh",
+        MrQ, "the same at half of the width and five times the rate: a shorter model, targets replaced sooner, and a "
+        "dearer action before the tanh",
         {"hidden": (256, 256, 256), "width": 256, "horizon": 3, "actor_period": 2, "target_period": 100,
          "price": 1e-3}),
     "tdmpc2": Recipe(TdMpc2, "TD-MPC2: plans with a world model of latents (method 53)", {}),
