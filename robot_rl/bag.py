@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import heapq
 import logging
 import os
@@ -29,12 +30,17 @@ from robot_rl.rosbag2 import Facts, Summary
 if TYPE_CHECKING:
     from hardware.bus import Qos
 
-__all__ = ["LOST", "BagError", "BagWriter", "Info", "Message", "Topic", "info", "read", "recover"]
+__all__ = ["LOST", "BagError", "BagWriter", "Info", "Message", "Topic", "below", "info", "read", "recover"]
 
 LOST = "recovered_dropped_bytes"
 """The key of the custom data that `recover` leaves in a bag that was not whole."""
 _COPY_BYTES = 4 << 20
 _LOG = logging.getLogger(__name__)
+
+
+def below(folder: Path) -> list[Path]:
+    """The bags below a folder, those that links lead to among them, by name."""
+    return sorted({(folder / file).parent for file in glob.iglob("**/*.mcap", root_dir=folder, recursive=True)})
 
 
 @dataclass(frozen=True)

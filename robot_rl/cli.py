@@ -49,6 +49,11 @@ PriorRatio = Annotated[str, typer.Option(help="Share of each batch from those ba
 OfflineUpdates = Annotated[int, typer.Option(help="Updates on those bags alone, before the first decision.")]
 
 
+def _absolute(path: Path | None) -> str | None:
+    """As a run keeps a path: it may go on from another folder."""
+    return None if path is None else str(path.resolve())
+
+
 @app.command()
 def train(
     ctx: typer.Context,
@@ -90,8 +95,8 @@ def train(
             task=task, robot=robot, recipe=recipe, options=chosen, seed=seed, steps=steps, learn_after=learn_after,
             capacity=capacity, evaluate_every=evaluate_every, evaluation_episodes=evaluation_episodes,
             checkpoint_every=checkpoint_every, action_repeat=action_repeat, envs=envs,
-            prior=str(prior.resolve()) if prior else None, prior_ratio=prior_ratio, offline_updates=offline_updates,
-            latency=str(latency.resolve()) if latency else None)
+            prior=_absolute(prior), prior_ratio=prior_ratio, offline_updates=offline_updates,
+            latency=_absolute(latency))
         run = Run(out or Path("runs") / f"{task.replace(':', '_')}-{recipe}-{seed}")
     else:
         given = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
@@ -591,7 +596,7 @@ def suite_run(
     wanted = plan(out, words(task), recipes, numbers("--seeds", seeds), lambda task, recipe, seed: RunConfig(
         task=task, recipe=recipe, options=chosen[recipe], seed=seed, steps=steps, learn_after=learn_after,
         evaluate_every=evaluate_every, evaluation_episodes=evaluation_episodes, checkpoint_every=checkpoint_every,
-        action_repeat=action_repeat, prior=str(prior.resolve()) if prior else None, prior_ratio=prior_ratio,
+        action_repeat=action_repeat, prior=_absolute(prior), prior_ratio=prior_ratio,
         offline_updates=offline_updates))
     figures = run_suite(out, wanted, parallel=jobs or cores(), device=device, threads=threads, stop=interrupted(),
                         report=lambda text: print(text, file=sys.stderr))

@@ -6,7 +6,6 @@ back through the contract, some updates, a new export swapped into the running p
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
-from robot_rl.bag import BagError
+from robot_rl.bag import BagError, below
 from robot_rl.collect import Agent
 from robot_rl.episode import Outcome
 from robot_rl.evaluate import in_short, summary
@@ -195,8 +194,8 @@ def hindsight(log: EpisodeLog, count: int, generator: np.random.Generator, spec:
 
 
 def bags_in(folder: Path) -> list[Path]:
-    """The bags below a folder, links to others among them, by name. Raises SpecError when there is none."""
-    bags = sorted({(folder / file).parent for file in glob.iglob("**/*.mcap", root_dir=folder, recursive=True)})
+    """The bags below a folder, by name. Raises SpecError when there is none."""
+    bags = below(folder)
     if not bags:
         raise SpecError(f"{folder}: holds no bag (no .mcap file below it)")
     return bags

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hardware.robot_io import decode
-from robot_rl.bag import BagError
+from robot_rl.bag import BagError, below
 from robot_rl.observe import Quantity
 from robot_rl.safety import Reason
 from robot_rl.spec import POSE, PolicySpec, SpecError
@@ -78,7 +78,7 @@ def paired(tracks: Tracks) -> bool:
 def read_tracks(folder: Path) -> tuple[list[Track], list[str]]:
     """Every episode in the bags below a folder, by name, and what could not be read and why."""
     tracks, refused = [], []
-    for bag in sorted({path.parent for path in folder.rglob("*.mcap") if not path.name.startswith(".")}):
+    for bag in below(folder):
         try:
             log = read_episode(bag)
         except (SpecError, BagError) as error:
