@@ -152,7 +152,7 @@ def test_a_policy_too_slow_for_its_rate_is_refused_before_anything_moves(domain,
 
 def test_a_planner_runs_an_episode_and_tells_how_often_it_was_late(robot, domain, tmp_path) -> None:
     got = figures(deploy(planner(tmp_path / "planner.onnx"), domain, "--episodes", 1))
-    assert got["ticks"] >= 60 and "late_plans" in got
+    assert got["ticks"] >= 60 and 0 <= got["late_plans"] <= got["ticks"]
 
 
 def test_the_same_seed_gives_the_same_goals(policy, robot, domain, tmp_path) -> None:
