@@ -381,6 +381,8 @@ def finetune(
     repeats: Annotated[int, typer.Option(help="Times the recipe's update budget for each robot step.")] = 2,
     warm_updates: Annotated[int, typer.Option(help="Updates on the bags, if there are any, before the robot "
                                                "moves.")] = 1_000,
+    learn_after: Annotated[int, typer.Option(help="Robot steps before the first other update; those they are worth "
+                                              "follow at once.")] = 0,
     ratio: Annotated[float, typer.Option(help="Share of each batch that comes from the bags.")] = 0.5,
     hindsight: Annotated[int, typer.Option(help="Other goals, ones it came by, by which each episode is learned from "
                                                 "too; for tasks with a goal.")] = 4,
@@ -393,8 +395,8 @@ def finetune(
     from hardware.deploy import BusOptions
     from robot_rl import session
     _finish(session.finetune(run, robot, data, episodes=episodes, minutes=minutes, repeats=repeats, ratio=ratio,
-                             hindsight=hindsight,
-                             out=out or run.with_name(run.name + "-finetuned"), warm_updates=warm_updates,
+                             hindsight=hindsight, warm_updates=warm_updates, learn_after=learn_after,
+                             out=out or run.with_name(run.name + "-finetuned"),
                              changes=set_ or [], where=BusOptions(bus, namespace, domain), seed=seed,
                              threads=threads, acknowledged=acknowledge), as_json)
 

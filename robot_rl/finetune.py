@@ -50,11 +50,13 @@ class Finetuning:
     repeats: int = 2
     """How many times the recipe's own update budget each robot step is worth."""
     warm_updates: int = 0
-    """Calls of `update` on the prior bags alone, before the robot moves."""
+    """Offline updates: calls of `update` on the prior bags alone, before the robot moves."""
     hindsight: int = 0
     """Other goals, ones that it came by, by which each episode is learned from too."""
     seed: int = 0
     """Draws those goals."""
+    learn_after: int = 0
+    """Robot steps before the first other update; the updates that they are worth follow at once."""
     episodes: int = 0
     robot_s: float = 0.0
     transitions: int = 0
@@ -68,7 +70,7 @@ class Finetuning:
         metrics: dict[str, Any] = {}
         if self.episodes == 0 and self.warm_updates and len(self.prior):
             for _ in progress("learn from the bags", unit="update", items=range(self.warm_updates)):
-                metrics = self.agent.update(data)
+                metrics = self.agent.update(data, offline=True)
             self._demand_finite(data, metrics)
             self.export()
             self.robot.reload()
@@ -78,8 +80,9 @@ class Finetuning:
             result, bag = self.robot.run_episode()
             log = read_episode(bag)
             steps = add_episode(self.online, log, None, self.other_goals(log))
+            due = steps if self.transitions >= self.learn_after else self.transitions + steps
             self.transitions += steps
-            for _ in range(steps * self.repeats):
+            for _ in range(due * self.repeats if self.transitions >= self.learn_after else 0):
                 metrics = self.agent.update(data)
             self._demand_finite(data, metrics)
             self.episodes, self.robot_s = self.episodes + 1, self.robot_s + result["robot_s"]

@@ -233,10 +233,11 @@ def export(folder: Path, out: Path, planner: bool = False, changes: Sequence[str
     return {"policy": str(out)} | write_policy(agent, stamped(run.contract, config, steps, agent), out, planner)
 
 
-def write_policy(agent: Agent, contract: PolicySpec, out: Path, planner: bool = False) -> dict[str, Any]:
-    """One ONNX file from an agent, or from its `planner`, checked against torch, renamed into place."""
+def write_policy(agent: Agent, contract: PolicySpec, out: Path, planner: bool = False, guided: bool = False
+                 ) -> dict[str, Any]:
+    """One ONNX file from an agent, or from its `planner` or guide, checked against torch, renamed into place."""
     from robot_rl.learn.export import export as write
-    policy = agent.policy(planner)
+    policy = agent.policy(planner, guided)
     difference = write(policy, contract.observation_size, policy.noise_size, contract.to_json(), out,
                        contract.frames, carry=policy.carry)
     return {"largest_difference": difference, "bytes": out.stat().st_size}
@@ -384,9 +385,13 @@ class ServedRobot:
 
 
 def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minutes: float, out: Path, repeats: int,
-             warm_updates: int, ratio: float, hindsight: int, changes: list[str], where: BusOptions, seed: int,
-             threads: int, acknowledged: bool = False) -> dict[str, Any]:
-    """Fine-tune a run on a robot; the new run in `out` continues where it broke off when it exists."""
+             warm_updates: int, learn_after: int, ratio: float, hindsight: int, changes: list[str], where: BusOptions,
+             seed: int, threads: int, acknowledged: bool = False) -> dict[str, Any]:
+    """Fine-tune a run on a robot; the new run in `out` continues where it broke off when it exists.
+
+    `policy.onnx` there is what was learned. Where a guide takes a share of the training, it does so by whole episodes,
+    and what runs on the robot is `acting.onnx`.
+    """
     from robot_rl.finetune import Finetuning, bags_in
     from robot_rl.learn import checkpoint
     from robot_rl.log import Log
@@ -406,16 +411,21 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
     with fitting(start, state, config):
         agent.load_state_dict(state["agent"])
     policy = run.folder / "policy.onnx"
+    acting = run.folder / "acting.onnx" if agent.guide else policy
 
-    def write() -> None:
-        write_policy(agent, stamped(contract, config, tuning.episodes, agent), policy,
-                     agent.plans and not agent.unmodelled)
+    def write(first: bool = False) -> None:
+        stamp, planner = stamped(contract, config, tuning.episodes, agent), agent.plans and (
+            first or not agent.unmodelled)  # a plan has to be in time before anything moves
+        write_policy(agent, stamp, policy, planner)
+        if agent.guide:
+            guided = not first and agent.guided()
+            write_policy(agent, stamp, acting, planner and not guided, guided)
 
     def save(state: dict[str, Any]) -> None:
         checkpoint.save(run.checkpoint, state | {"recipe": config.recipe})
 
     tuning = Finetuning(agent, prior, online, None, write, save, None,  # type: ignore[arg-type]
-                        ratio, repeats, warm_updates, hindsight, seed)
+                        ratio, repeats, warm_updates, hindsight, seed, learn_after)
     loaded = 0
     if resuming:
         tuning.load_state_dict(state)
@@ -428,13 +438,16 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
         _demand_sequences(agent, contract, prior, data)
         run.demand_new()
     log = tuning.log = Log(run.folder, tuning.episodes)
-    write()
+    write(first=True)
     began = time.monotonic()
-    served_by = ServedRobot(policy, robot, run.folder / "bags", where, seed, bool(contract.vision), acknowledged)
+    served_by = ServedRobot(acting, robot, run.folder / "bags", where, seed, bool(contract.vision), acknowledged)
     with served_by as served, rescue(run.folder):
         if not resuming:
             run.create(config, contract)  # once nothing of it can be refused any more, as a plan that takes too long
         tuning.robot = served
+        if agent.guide or agent.unmodelled:
+            write()
+            served.reload()
         figures = tuning.run(episodes, minutes * 60)
     log.close()
     return {"run": str(out), "policy": str(policy), "prior_transitions": len(prior), "prior_loaded": loaded,

@@ -162,6 +162,43 @@ def test_a_run_goes_on_learning_on_a_robot(recipe: str, chosen: dict[str, Any], 
     assert json.loads(again.stdout.splitlines()[-1])["prior_transitions"] == told["transitions"]
 
 
+def weights(policy: Path) -> str:
+    """What an exported file says of its weights."""
+    onnx = pytest.importorskip("onnx")
+    (said,) = [one.value for one in onnx.load(policy).metadata_props if one.key == "weights_sha256"]
+    return str(said)
+
+
+def test_a_planner_takes_over_on_the_robot_from_what_was_cloned(robot: None, tmp_path: Path) -> None:
+    """The clone acts while steps are collected, and later by the guide's share; what was learned is beside it."""
+    torch = pytest.importorskip("torch")
+    options = {"hidden": [32, 32], "batch": 32, "compile": False, "width": 32, "critics": 2, "proposals": 12,
+               "elites": 4, "handover_from": 10**6, "handover_to": 10**6 + 1}
+    config = RunConfig(task="so101-reach", recipe="modem_v2", options=options, steps=0, learn_after=60,
+                       evaluate_every=0, evaluation_episodes=1, checkpoint_every=40)
+    session.train(Run(tmp_path / "run"), config, "cpu", 1, False)
+    new = finetuned(tmp_path / "run", tmp_path / "new", "--episodes", 1, "--learn-after", 10**6)
+    assert new.returncode == 0, new.stderr
+    assert Policy(tmp_path / "new" / "acting.onnx").plans  # nothing was cloned
+
+    def state() -> dict[str, Any]:
+        agent: dict[str, Any] = torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=False)["agent"]
+        return agent
+
+    cloned = finetuned(tmp_path / "run", tmp_path / "out", "--episodes", 1, "--learn-after", 10**6, "--data",
+                       tmp_path / "new" / "bags", "--warm-updates", 3)
+    assert cloned.returncode == 0, cloned.stderr
+    assert state()["updates"] == state()["prepared"] == 3
+    assert not any(Policy(tmp_path / "out" / name).plans for name in ("policy.onnx", "acting.onnx"))
+    before = weights(tmp_path / "out" / "acting.onnx")
+    later = finetuned(tmp_path / "run", tmp_path / "out", "--episodes", 2, "--learn-after", 1)
+    assert later.returncode == 0, later.stderr
+    steps = json.loads(later.stdout.splitlines()[-1])["transitions"]
+    assert state()["prepared"] == 3 and 3 < state()["updates"] <= 3 + steps
+    guide, policy = (Policy(tmp_path / "out" / name) for name in ("acting.onnx", "policy.onnx"))
+    assert policy.plans and not guide.plans and weights(tmp_path / "out" / "acting.onnx") == before
+
+
 def test_bags_that_teach_nothing_are_refused_before_anything_moves(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     config = RunConfig(task="so101-reach", recipe="sac", options={"hidden": [8], "batch": 8, "compile": False},

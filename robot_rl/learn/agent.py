@@ -181,11 +181,9 @@ class Agent:
         noise = np.zeros(shape, np.float32)
         if explore:
             noise = self.noise.draw(shape, self.generator, self.hold).cpu().numpy()
-        if explore and self.guide and 0 < self.prepared < self.updates:
-            chance = float(torch.rand((), generator=self.generator, device=self.generator.device))
-            if chance >= self.guide.share(self.updates - self.prepared):
-                self._guided = self._guided or self.guide.mirror()
-                return self._real(self._guided(noise, *seen)), None
+        if explore and self.guide and self.guided():
+            self._guided = self._guided or self.guide.mirror()
+            return self._real(self._guided(noise, *seen)), None
         if self._mirror is None:
             ways = {True: (self.actor, self.exploring), False: (self.shown, self.execution)}
             self._mirror = self.latent.mirror(), {
@@ -194,6 +192,13 @@ class Agent:
         latent, execute = self._mirror
         action, carry = execute[explore](latent(*seen), noise, carry)
         return self._real(action), carry
+
+    def guided(self) -> bool:
+        """Draw whether the guide, if there is one, is what acts next in training."""
+        if not self.guide or not 0 < self.prepared < self.updates:
+            return False
+        chance = float(torch.rand((), generator=self.generator, device=self.generator.device))
+        return chance >= self.guide.share(self.updates - self.prepared)
 
     def _real(self, action: np.ndarray) -> np.ndarray:
         if not np.isfinite(action).all():
@@ -223,12 +228,13 @@ class Agent:
     def update(self, data: Data, offline: bool = False) -> Tensors:
         """Learn from `updates_per_step` batches of `data`; returns the last one's metrics, () each, on the device.
 
-        `offline` says that `data` is prior data alone, before anything is collected. Raises NotFinite, with the batch,
-        for a loss that is none; on a GPU only every so often, with the newest batch then.
+        `offline` says that `data` is prior data alone, before anything is collected; what has learned otherwise before
+        goes on so. Raises NotFinite, with the batch, for a loss that is none; on a GPU only every so often, with the
+        newest batch then.
         """
         metrics: Tensors = {}
         plan, before = self.schedule, self.unmodelled
-        apart, every = offline and bool(self.offline), self._every
+        apart, every = offline and bool(self.offline) and self.updates == self.prepared, self._every
         numbers = range(len(self.lessons), len(every)) if apart else range(len(self.lessons))
         if self.guide and before and not apart:
             self.guide.take(self.latent, self.actor)
@@ -348,11 +354,16 @@ class Agent:
         self.updates, self.prepared = state["updates"], state.get("prepared", 0)
         self._changed(another=True)
 
-    def policy(self, planner: bool = False) -> Policy:
+    def policy(self, planner: bool = False, guided: bool = False) -> Policy:
         """A frozen copy, on the CPU, of what acts without exploring: with its `planner`, or the actor alone.
 
-        Raises ValueError when there is no planner.
+        Or, `guided`, of the guide. Raises ValueError when there is no planner, or no guide.
         """
+        if guided:
+            if not self.guide:
+                raise ValueError("this agent has no guide to export; one that hands over to a planner has")
+            return Policy(self.guide.latent.frozen(), self.guide.actor.frozen(), self.execution.bare,
+                          self.actor.action_size)
         execution = self.execution if planner else self.execution.bare
         if planner and not self.plans:
             raise ValueError("this agent has no planner to export; a recipe that plans, with plan=true, has one")

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robot_rl.learn.actors import BoundedActor
-from robot_rl.learn.backups import Tensors
+from robot_rl.learn.backups import Disagreement, Tensors
 from robot_rl.learn.critics import Critic, symlog
+from robot_rl.learn.objectives import Foresight
 from robot_rl.learn.recurrent import Recalled, RecurrentWorld, along, divergence
 from robot_rl.learn.world import Spread
 
@@ -112,6 +113,17 @@ class Recall:
         return loss, metrics, found
 
 
+class Aftersight(Foresight):
+    """An ensemble learns to predict the change of recalled states and the reward, of all steps of sequences."""
+
+    def loss(self, batch: Tensors, draw: None) -> tuple[Tensor, Tensors, Tensors]:
+        """See Lesson; states (B, T + 1, S)."""
+        states = batch["states"]
+        steps = {"latent": states[:, :-1], "next_latent": states[:, 1:]} | {
+            key: batch[key] for key in ("action", "reward", "weight")}
+        return super().loss({key: value.flatten(0, 1) for key, value in steps.items()}, draw)
+
+
 def returns(reward: Tensor, discount: Tensor, values: Tensor, share: float) -> Tensor:
     """Lambda-returns (H, N) of rewards and discounts (H, N) and the values (H + 1, N) of all states, the last too.
 
@@ -137,15 +149,17 @@ class Imagine:
 
     Actions that led to more than the critic expected become likelier, in units of the returns' spread (Reinforce,
     Williams 1992). States at which an episode ended, and those past it, are not gone on from. At the price `imitation`
-    the actor also keeps to what was really done (as in MOTO, method 38).
+    the actor also keeps to what was really done, and what an `ensemble` would learn from an imagined step costs
+    `caution` (as in MOTO, method 38, and the conservative roll-outs of COPlanner, method 56).
     """
 
     period = 1
 
     def __init__(self, world: RecurrentWorld, actor: BoundedActor, critic: Critic, spread: Spread, horizon: int,
-                 steps: int, discount: float, share: float, entropy: float, imitation: float = 0.0):
+                 steps: int, discount: float, share: float, entropy: float, imitation: float = 0.0,
+                 ensemble: Disagreement | None = None, caution: float = 0.0):
         self.part = self.actor = actor
-        self.imitation = imitation
+        self.imitation, self.ensemble, self.caution = imitation, ensemble, caution
         self.world, self.critic, self.spread = world, critic, spread
         self.horizon, self.steps, self.discount, self.share, self.price = horizon, steps, discount, share, entropy
 
@@ -167,6 +181,9 @@ class Imagine:
         earned, end = self.world.earned(every[1:].flatten(0, 1))
         shape = every[1:].shape[:2]
         reward = self.world.reward.decode(earned).view(shape)
+        if self.ensemble and self.caution:
+            taken = torch.cat(actions).clamp(-1.0, 1.0)
+            reward = reward - self.caution * self.ensemble.gain(every[:-1].flatten(0, 1), taken).view(shape)
         return every, torch.stack(actions), reward, self.discount * torch.sigmoid(-end).view(shape)
 
     def loss(self, batch: Tensors, draw: Fancy) -> tuple[Tensor, Tensors, Tensors]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import msgspec
 import torch
 from msgspec import Meta
+from torch import nn
 
 from robot_rl.learn.actors import Actor, BoundedActor, ClippedActor, CoarseActor, GaussianActor
 from robot_rl.learn.agent import Agent, Target
@@ -30,7 +31,7 @@ from robot_rl.learn.critics import (
     alone,
 )
 from robot_rl.learn.crowd import Centred, Crowd, CrowdBackup, CrowdValue, Guide
-from robot_rl.learn.dreams import Imagine, ImaginedValue, Recall
+from robot_rl.learn.dreams import Aftersight, Imagine, ImaginedValue, Recall
 from robot_rl.learn.imitation import Cloning, ImaginedBackup, Imitation
 from robot_rl.learn.insample import Expectile, InSampleBackup, Regression
 from robot_rl.learn.latents import Latent, ModelLatent, ModelStudy, Sync
@@ -513,9 +514,9 @@ class Dreamer(Remembering):
     """DreamerV3 (Hafner et al. 2023): an actor and a critic that learn in what a recurrent world model imagines.
 
     `imagined` steps follow each state of a batch, `share` is lambda of their returns, `entropy` the price of the
-    actor's, `imitation` that of acting as the data's actions do (as in MOTO, method 38). The critic's slow copy follows
-    by `tau` and is to be kept to at the price `slowly`. Actor and critic learn at the shares `actor_pace` and
-    `critic_pace` of `lr`.
+    actor's, `imitation` that of acting as the data's actions do, `caution` that of imagined steps on which `models`
+    disagree (as in MOTO, method 38). The critic's slow copy follows by `tau` and is to be kept to at the price
+    `slowly`. Actor and critic learn at the shares `actor_pace` and `critic_pace` of `lr`.
     """
 
     imagined: Count = 15
@@ -523,6 +524,8 @@ class Dreamer(Remembering):
     share: Share = 0.95
     entropy: Price = 3e-4
     imitation: Price = 0.0
+    models: Natural = 0
+    caution: Price = 0.0
     tau: Share = 0.02
     slowly: Price = 1.0
     actor_pace: Positive = 0.3
@@ -532,19 +535,25 @@ class Dreamer(Remembering):
         """See Options."""
         if self.n_step != 1:
             raise ValueError(f"n_step is {self.n_step}; a world model learns from single steps, horizon of them a time")
+        if self.models == 1 or (not self.models and self.caution):
+            raise ValueError(f"models is {self.models} with caution {self.caution}; it takes at least 2 to disagree")
         start, shape = self.start(), replace(self.plain(), norm="rms", activation="silu")
         world, prices = self.remembered(sizes, start), self.prices()
         actor = BoundedActor(world.size, sizes.action, self.hidden, start, shape)
         critic = Critic(world.size, 0, self.hidden, 1, self.head(), start, shape, final_scale=0.0)
         actor.net.pace, critic.net.pace = self.actor_pace, self.critic_pace
         slow, spread = copy.deepcopy(critic), Spread(0.01)
+        ensemble = (Disagreement(world.size, sizes.action, self.hidden, self.models, start, shape) if self.models
+                    else None)
         lessons: list[Lesson] = [
             Recall(world, prices, self.horizon, self.free),
+            *([Aftersight(ensemble)] if ensemble else []),
             Imagine(world, actor, critic, spread, self.horizon, self.imagined, self.discount, self.share, self.entropy,
-                    self.imitation),
+                    self.imitation, ensemble, self.caution),
             ImaginedValue(critic, slow, self.slowly),
         ]
-        parts = {"critic": critic, "slow": slow, "spread": spread, "prices": prices}
+        parts: dict[str, nn.Module] = {"critic": critic, "slow": slow, "spread": spread, "prices": prices}
+        parts |= {"ensemble": ensemble} if ensemble else {}
         return self.agent(world, actor, lessons, start, parts, targets=[Target(slow, critic, self.tau)],
                           execution=Remember(world.cell, sizes.action))
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from robot_rl.learn import recipes
 from robot_rl.learn.actors import BoundedActor
 from robot_rl.learn.agent import Agent
+from robot_rl.learn.backups import Disagreement
 from robot_rl.learn.critics import Critic, Scalar
-from robot_rl.learn.dreams import Fancy, Harmony, Imagine, ImaginedValue, Prices, Recall, returns, told
+from robot_rl.learn.dreams import Aftersight, Fancy, Harmony, Imagine, ImaginedValue, Prices, Recall, returns, told
 from robot_rl.learn.export import TOLERANCE, export
 from robot_rl.learn.latents import Identity
 from robot_rl.learn.recurrent import Cell, Nets, Painter, Recalled, RecurrentWorld, divergence, drawn
@@ -193,6 +194,36 @@ def test_the_actors_loss_worked_out_by_hand() -> None:
     assert float(lesson.loss(batch, chance)[0].detach()) == pytest.approx(float(loss.detach()) - 0.2 * density)
 
 
+def apart(noise: float = 0.5) -> Disagreement:
+    """Two members, of whom one says 0 and the other that the first number of three changes by twice the action."""
+    ensemble = Disagreement(3, 1, (), 2, generator(), noise=noise)
+    blank(ensemble)
+    ensemble.net.layers()[0].weight.data[1, 3, 0] = 2.0
+    return ensemble
+
+
+def test_steps_that_an_ensemble_would_learn_from_cost_caution() -> None:
+    # actions cut to 1 and to -1 where the ensemble is apart by 2: a variance of 1 in one of four numbers
+    world, actor = Line(), BoundedActor(3, 1, (4,), generator())
+    blank(actor)
+    chance = Fancy(torch.tensor([9.0, -9.0])[:, None, None], torch.zeros(2, 1, 1))
+    rewards = [Imagine(world, actor, line_critic(2.0), Spread(0.0), 1, 2, 0.5, 0.5, 0.1, ensemble=apart(),
+                       caution=caution).dream(torch.zeros(1, 3), chance)[2] for caution in (0.0, 3.0)]
+    assert (rewards[0] - rewards[1]).flatten().tolist() == pytest.approx([3.0 * math.log(1 + 1 / 0.5) / 4] * 2)
+
+
+def test_what_an_ensemble_learns_of_recalled_states_worked_out_by_hand() -> None:
+    # the first step changes (1, 0, 0) to (4, 0, 0), by action 1, and earns 2; the second was not taken.
+    # Squares 9 + 4 of the one, 1 + 4 of the other, a fourth of each
+    batch = sequence() | {"states": torch.tensor([[[1.0, 0, 0], [4.0, 0, 0], [9.0, 9, 9]]]),
+                          "action": torch.ones(1, 2, 1)}
+    loss, _, _ = Aftersight(apart()).loss(batch, None)
+    assert float(loss.detach()) == pytest.approx((13 + 5) / 4 / 2)  # two steps, one of weight
+    agent, replay = small("dreamer_tiny", models=3, caution=0.5, lr=1e-2), random_replay()
+    said = [float(agent.update(replay)["model/foresight"]) for _ in range(30)]
+    assert sum(said[-5:]) < 0.8 * sum(said[:5])
+
+
 def test_an_action_that_earned_more_than_expected_becomes_likelier() -> None:
     world, spread, actor = Line(), Spread(0.0), BoundedActor(3, 1, (4,), generator())
     lesson = Imagine(world, actor, line_critic(0.0), spread, 1, 1, 0.5, 0.5, 0.0)
@@ -305,7 +336,8 @@ def test_the_file_remembers_as_the_agent_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize("chosen, message", [
     ({"blocks": 5}, "blocks is 5.*32"), ({"classes": 1}, "classes 1"), ({"groups": 0}, "groups is 0"),
     ({"horizon": 1}, "horizon is 1"), ({"smoothing": "gaus:3"}, "smoothing is 'gaus:3'.*gaussian"),
-    ({"n_step": 3}, "n_step is 3.*single")])
+    ({"n_step": 3}, "n_step is 3.*single"), ({"models": 1}, "models is 1.*2 to disagree"),
+    ({"caution": 0.1}, "models is 0 with caution 0.1")])
 def test_models_that_make_no_sense_are_refused(chosen: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small("dreamer", **chosen)
