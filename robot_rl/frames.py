@@ -15,7 +15,7 @@ import numpy as np
 
 from robot_rl import memory
 from robot_rl.observe import Observation
-from robot_rl.replay import Batch, Replay
+from robot_rl.replay import Batch, Replay, pick
 from robot_rl.smoothing import Smoothing
 from robot_rl.spec import PolicySpec
 
@@ -101,7 +101,7 @@ class FrameReplay(Replay):
     def state_dict(self) -> Batch:
         """As `Replay.state_dict`, with the frames in use, from the oldest on."""
         state = super().state_dict()
-        return state | {"frames": self._frames[self._places(len(state["rows"]))], "stack": np.array(self.stack)}
+        return state | {"frames": pick(self._frames, self._places(len(state["rows"]))), "stack": np.array(self.stack)}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """Continue from `state`; the ring may be larger than the one that was saved."""

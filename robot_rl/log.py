@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
@@ -53,14 +54,21 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that readers see the old one or the whole new one, even across a crash."""
+@contextmanager
+def atomic(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which readers see when it is whole; until then, and after a crash or an error, the old one."""
     part = path.with_name(path.name + ".part")
     with part.open("wb") as file:
-        file.write(data)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that readers see the old one or the whole new one, even across a crash."""
+    with atomic(path) as file:
+        file.write(data)
 
 
 def progress(what: str, total: int | None = None, unit: str = "it", start: int = 0,

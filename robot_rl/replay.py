@@ -269,7 +269,10 @@ class Replay:
         row[self.obs_size :] = 0.0
 
     def state_dict(self) -> Batch:
-        """Arrays that `load_state_dict` takes: the used rows from the oldest on, counters and the generator."""
+        """Arrays that `load_state_dict` takes: the used rows from the oldest on, counters and the generator.
+
+        Rows that lie in one piece, as they do until the memory is full, are not copied: write them before the next add.
+        """
         oldest = max(0, self._head + 1 - self.capacity)
         rows = np.arange(oldest, self._head + 1) % self.capacity
         steps = np.arange(self._first, self._last) % self.capacity
@@ -277,7 +280,7 @@ class Replay:
         self._rank()
         ranks = self._priorities.state_dict(rows) if self._priorities is not None else {}
         return ranks | {
-            "rows": self._rows[rows],
+            "rows": pick(self._rows, rows),
             "starts": self._starts[steps],
             "counters": np.array([self._head, self._first, self._last, self._open, self._begun], np.int64),
             "generator": np.frombuffer(generator.encode(), np.uint8),
@@ -387,3 +390,9 @@ class Mixture:
         if 0.0 < ratio < 1.0 and not (len(self.prior) and len(self.online)):
             return float(len(self.prior) > 0)
         return ratio
+
+
+def pick(array: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """`array` at successive `places` of a ring: itself where they lie in one piece, a copy where they do not."""
+    first, end = (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
+    return array[first:end] if end - first == len(places) else array[places]

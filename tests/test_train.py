@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,25 @@ def test_a_run_goes_on_by_the_options_that_it_began_with(monkeypatch: pytest.Mon
     sizes = [(agent.schedule.lr, agent.schedule.batch, agent.actor.net.sizes[1:-1])
              for agent in (make_agent(one, contract, "cpu") for one in (begun, config))]
     assert sizes == [(3e-4, 7, (256, 256)), (1.0, 7, (8,))]
+
+
+def test_a_damaged_checkpoint_is_refused_and_a_failed_write_leaves_the_old_one(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from robot_rl.learn import checkpoint
+    file, rows = tmp_path / "c.pt", np.arange(10_000.0)
+    checkpoint.save(file, {"replay": {"rows": rows[2_000:]}, "step": 3})
+    assert file.stat().st_size < 70_000  # of a part of an array nothing more is written
+    whole = file.read_bytes()
+    np.testing.assert_array_equal(checkpoint.load(file)["replay"]["rows"], rows[2_000:])
+    with pytest.raises(TypeError, match="cannot pickle"):
+        checkpoint.save(file, {"lock": threading.Lock()})
+    assert file.read_bytes() == whole
+    file.write_bytes(whole[:30_000] + bytes([whole[30_000] ^ 1]) + whole[30_001:])
+    with pytest.raises(ValueError, match=r"c\.pt: cannot be read.*damaged"):
+        checkpoint.load(file)
+    file.write_bytes(whole[:30_000])
+    with pytest.raises(ValueError, match=r"c\.pt: cannot be read"):
+        checkpoint.load(file)
 
 
 def test_metrics_after_the_checkpoint_are_dropped_on_resume(tmp_path: Path) -> None:
