@@ -50,18 +50,18 @@ class Schedule:
     shift: int = 0
     """Pixels by which camera frames are moved at most."""
     anneal: int = 0
-    """Updates in which returns shorten from `n_step` to `least` rewards, and `hold` to 1, in even stretches; 0: they do
-    not."""
+    """Updates in which returns shorten from `n_step` to `least` rewards, and `hold` to 1, in even stretches, from when
+    rewards first differ in a batch; 0: they do not."""
     least: int = 1
     hold: int = 1
     """Actions that one exploring noise is for, at most."""
 
     def n_step_at(self, updates: int) -> int:
-        """Rewards in a return after so many updates."""
+        """Rewards in a return after so many updates of rewards that differ."""
         return self._shortened(self.n_step, self.least, updates)
 
     def hold_at(self, updates: int) -> int:
-        """The most actions that one exploring noise is for after so many updates."""
+        """The most actions that one exploring noise is for, likewise."""
         return self._shortened(self.hold, 1, updates)
 
     def _shortened(self, first: int, last: int, updates: int) -> int:
@@ -160,7 +160,7 @@ class Agent:
                            for name, (part, lr) in rates.items()}
         seed = int(torch.randint(2**62, (), generator=start))
         self.generator = torch.Generator(device).manual_seed(seed)
-        self.updates = self.prepared = 0
+        self.updates = self.prepared = self.blind = 0  # blind: before rewards first differed
         self._mirror: tuple[LatentMirror, dict[bool, Execute]] | None = None
         self._guided: Callable[..., np.ndarray] | None = None
         self._pixels = Pixels(schedule.shift, device=device)
@@ -208,7 +208,7 @@ class Agent:
     @property
     def hold(self) -> int:
         """The most actions that one exploring noise is for, by now."""
-        return self.schedule.hold_at(self.updates)
+        return self.schedule.hold_at(self.updates - self.blind)
 
     @property
     def plans(self) -> bool:
@@ -249,8 +249,10 @@ class Agent:
             self.updates += 1
             self.prepared += apart
             length = plan.horizon * self.execution.length  # one of the two is 1
-            n_step = plan.n_step_at(self.updates - 1)
+            n_step = plan.n_step_at(self.updates - 1 - self.blind)
             sampled = self.execution.cut(data.sample(plan.batch, length, n_step, plan.discount))
+            if plan.anneal and self.blind == self.updates - 1 and not np.ptp(sampled["reward"]):
+                self.blind = self.updates
             due = tuple(i for i in numbers if self.updates % every[i].period == 0)
             draws = [every[i].draw(plan.batch, self.generator) for i in due]
             metrics |= self._step(due)(self._tensors(sampled), draws)
@@ -340,6 +342,7 @@ class Agent:
             "noise": self.noise.state_dict(),
             "updates": self.updates,
             "prepared": self.prepared,
+            "blind": self.blind,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -351,7 +354,8 @@ class Agent:
             self.generator.set_state(state["generator"].cpu())  # elsewhere chance goes on from the seed
         noise = state.get("noise", {})  # older checkpoints have none
         self.noise.load_state_dict({name: value.to(self.generator.device) for name, value in noise.items()})
-        self.updates, self.prepared = state["updates"], state.get("prepared", 0)
+        self.updates = state["updates"]
+        self.prepared, self.blind = (state.get(name, 0) for name in ("prepared", "blind"))
         self._changed(another=True)
 
     def policy(self, planner: bool = False, guided: bool = False) -> Policy:

@@ -297,6 +297,26 @@ def test_noise_is_held_for_less_and_less() -> None:
     assert small("sac", hold=4).hold == 4
 
 
+def test_nothing_shortens_before_rewards_differ() -> None:
+    agent, replay = small("sac", batch=10, hold=4, anneal=16), Replay(50, OBS, ACTION)
+    replay.begin(np.zeros(OBS))
+
+    def earn(reward: float) -> None:
+        for _ in range(50):
+            replay.step(np.zeros(ACTION), reward, np.zeros(OBS), False, False)
+        learn(agent, 4, replay)  # two updates each
+
+    earn(0.0)
+    assert (agent.hold, agent.updates) == (4, 8)
+    again = small("sac", batch=10, hold=4, anneal=16, seed=9)
+    again.load_state_dict(agent.state_dict())
+    for step in range(50):
+        replay.step(np.zeros(ACTION), float(step % 2), np.zeros(OBS), False, False)
+    assert [(learn(one, 2, replay), one.hold)[1] for one in (agent, again)] == [3, 3]
+    earn(0.0)  # that it once found something stays true
+    assert agent.hold == 1
+
+
 @pytest.mark.parametrize("recipe", ["sac", "mrq"])
 def test_what_the_critics_were_wrong_about_is_drawn_more_often(recipe: str) -> None:
     agent = small(recipe, prioritized=1.0)
