@@ -150,6 +150,7 @@ def _serve(node: PolicyNode, bus: Bus, stop: Callable[[], bool]) -> list[Episode
             time.sleep(0.002)
             continue
         try:
+            node.swap()  # what was reloaded just before the call acts from the first tick on
             results.append(node.run_episode(wanted=lambda: not stop()))
             request.reply(True, json.dumps(asdict(results[-1])))
         except TimeoutError as error:

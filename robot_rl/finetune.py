@@ -60,6 +60,8 @@ class Finetuning:
     episodes: int = 0
     robot_s: float = 0.0
     transitions: int = 0
+    owed: int = 0
+    """Robot steps that nothing was learned after yet."""
 
     def run(self, episodes: int, seconds: float) -> dict[str, Any]:
         """Alternate until so many episodes are done or so much robot time (s) is used up.
@@ -80,10 +82,11 @@ class Finetuning:
             result, bag = self.robot.run_episode()
             log = read_episode(bag)
             steps = add_episode(self.online, log, None, self.other_goals(log))
-            due = steps if self.transitions >= self.learn_after else self.transitions + steps
-            self.transitions += steps
-            for _ in range(due * self.repeats if self.transitions >= self.learn_after else 0):
-                metrics = self.agent.update(data)
+            self.transitions, self.owed = self.transitions + steps, self.owed + steps
+            if self.transitions >= self.learn_after:
+                for _ in range(self.owed * self.repeats):
+                    metrics = self.agent.update(data)
+                self.owed = 0
             self._demand_finite(data, metrics)
             self.episodes, self.robot_s = self.episodes + 1, self.robot_s + result["robot_s"]
             returns.append(result["episode_return"])
@@ -105,7 +108,7 @@ class Finetuning:
         """Everything needed to continue between two episodes."""
         return {"agent": self.agent.state_dict(), "prior": self.prior.state_dict(),
                 "online": self.online.state_dict(), "episodes": self.episodes, "robot_s": self.robot_s,
-                "transitions": self.transitions}
+                "transitions": self.transitions, "owed": self.owed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
@@ -113,7 +116,7 @@ class Finetuning:
         self.prior.load_state_dict(state["prior"])
         self.online.load_state_dict(state["online"])
         self.episodes, self.robot_s = state["episodes"], state["robot_s"]
-        self.transitions = state["transitions"]
+        self.transitions, self.owed = state["transitions"], state.get("owed", 0)  # older checkpoints owe nothing
 
     def other_goals(self, log: EpisodeLog, spec: PolicySpec | None = None) -> np.ndarray:
         """(G, 3) goals by which a bag is learned from too; always the same ones for the same episode."""

@@ -58,11 +58,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def atomic(path: Path) -> Iterator[BinaryIO]:
     """A file to write, which readers see when it is whole; until then, and after a crash or an error, the old one."""
     part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)  # on a full disk it would be in the way of everything else
+        raise
 
 
 def write_atomic(path: Path, data: bytes) -> None:

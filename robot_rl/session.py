@@ -114,6 +114,7 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     if state:
         with fitting(run.checkpoint, state, config):
             training.load_state_dict(state)
+        del state  # the file that it is mapped to is to go when the next one is written
     try:
         with rescue(run.folder):
             figures = training.run()
@@ -389,8 +390,8 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
              seed: int, threads: int, acknowledged: bool = False) -> dict[str, Any]:
     """Fine-tune a run on a robot; the new run in `out` continues where it broke off when it exists.
 
-    `policy.onnx` there is what was learned. Where a guide takes a share of the training, it does so by whole episodes,
-    and what runs on the robot is `acting.onnx`.
+    `policy.onnx` there is what was learned. Where a planner takes over from what was cloned, `acting.onnx` is what runs
+    on the robot: a guide takes its share by whole episodes.
     """
     from robot_rl.finetune import Finetuning, bags_in
     from robot_rl.learn import checkpoint
@@ -410,25 +411,28 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
     state = checkpoint.load(start)
     with fitting(start, state, config):
         agent.load_state_dict(state["agent"])
-    policy = run.folder / "policy.onnx"
-    acting = run.folder / "acting.onnx" if agent.guide else policy
+    policy, takes_over = run.folder / "policy.onnx", agent.plans and bool(agent.offline)
+    acting = run.folder / "acting.onnx" if takes_over else policy
 
-    def write(first: bool = False) -> None:
-        stamp, planner = stamped(contract, config, tuning.episodes, agent), agent.plans and (
-            first or not agent.unmodelled)  # a plan has to be in time before anything moves
-        write_policy(agent, stamp, policy, planner)
-        if agent.guide:
-            guided = not first and agent.guided()
-            write_policy(agent, stamp, acting, planner and not guided, guided)
+    def write(out: Path, planner: bool, guided: bool = False) -> None:
+        write_policy(agent, stamped(contract, config, tuning.episodes, agent), out, planner, guided)
+
+    def write_both() -> None:
+        planner = agent.plans and not agent.unmodelled
+        write(policy, planner)
+        if takes_over:
+            guided = agent.guided()
+            write(acting, planner and not guided, guided)
 
     def save(state: dict[str, Any]) -> None:
         checkpoint.save(run.checkpoint, state | {"recipe": config.recipe})
 
-    tuning = Finetuning(agent, prior, online, None, write, save, None,  # type: ignore[arg-type]
+    tuning = Finetuning(agent, prior, online, None, write_both, save, None,  # type: ignore[arg-type]
                         ratio, repeats, warm_updates, hindsight, seed, learn_after)
     loaded = 0
     if resuming:
         tuning.load_state_dict(state)
+        del state  # the file that it is mapped to is to go when the next one is written
         print(f"finetune: {out} is continued after episode {tuning.episodes}; {len(prior):,} steps of bags are in its "
               f"checkpoint{', --data is not read again' if data else ''}", file=sys.stderr)
     else:
@@ -438,16 +442,19 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
         _demand_sequences(agent, contract, prior, data)
         run.demand_new()
     log = tuning.log = Log(run.folder, tuning.episodes)
-    write(first=True)
+    if takes_over:
+        write(acting, planner=True)  # a plan has to be in time before a clone moves anything
+    else:
+        write_both()
     began = time.monotonic()
     served_by = ServedRobot(acting, robot, run.folder / "bags", where, seed, bool(contract.vision), acknowledged)
     with served_by as served, rescue(run.folder):
+        if takes_over:
+            write_both()
+            served.reload()
         if not resuming:
             run.create(config, contract)  # once nothing of it can be refused any more, as a plan that takes too long
         tuning.robot = served
-        if agent.guide or agent.unmodelled:
-            write()
-            served.reload()
         figures = tuning.run(episodes, minutes * 60)
     log.close()
     return {"run": str(out), "policy": str(policy), "prior_transitions": len(prior), "prior_loaded": loaded,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,8 @@ def test_every_batch_is_the_right_one(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_run_that_continues_is_one_that_never_stopped(tmp_path: Path) -> None:
     saved: list[dict[str, Any]] = []
-    whole = training(tmp_path / "whole", [Here() for _ in range(3)], save=saved.append)
+    whole = training(tmp_path / "whole", [Here() for _ in range(3)],
+                     save=lambda state: saved.append(copy.deepcopy(state)))
     whole.run()
     assert len(saved) >= 3
     again = training(tmp_path / "again", [Here() for _ in range(3)])

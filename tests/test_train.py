@@ -218,7 +218,7 @@ def test_a_damaged_checkpoint_is_refused_and_a_failed_write_leaves_the_old_one(t
     np.testing.assert_array_equal(checkpoint.load(file)["replay"]["rows"], rows[2_000:])
     with pytest.raises(TypeError, match="cannot pickle"):
         checkpoint.save(file, {"lock": threading.Lock()})
-    assert file.read_bytes() == whole
+    assert file.read_bytes() == whole and list(tmp_path.iterdir()) == [file]
     file.write_bytes(whole[:30_000] + bytes([whole[30_000] ^ 1]) + whole[30_001:])
     with pytest.raises(ValueError, match=r"c\.pt: cannot be read.*damaged"):
         checkpoint.load(file)

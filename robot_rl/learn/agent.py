@@ -50,14 +50,14 @@ class Schedule:
     shift: int = 0
     """Pixels by which camera frames are moved at most."""
     anneal: int = 0
-    """Updates in which returns shorten from `n_step` to `least` rewards, and `hold` to 1, in even stretches, from when
-    rewards first differ in a batch; 0: they do not."""
+    """Updates in which returns shorten from `n_step` to `least` rewards, and `hold` to 1, in even stretches, from the
+    first batch on in which a reward is not 0; 0: they do not."""
     least: int = 1
     hold: int = 1
     """Actions that one exploring noise is for, at most."""
 
     def n_step_at(self, updates: int) -> int:
-        """Rewards in a return after so many updates of rewards that differ."""
+        """Rewards in a return after so many updates from the first reward on."""
         return self._shortened(self.n_step, self.least, updates)
 
     def hold_at(self, updates: int) -> int:
@@ -160,7 +160,7 @@ class Agent:
                            for name, (part, lr) in rates.items()}
         seed = int(torch.randint(2**62, (), generator=start))
         self.generator = torch.Generator(device).manual_seed(seed)
-        self.updates = self.prepared = self.blind = 0  # blind: before rewards first differed
+        self.updates = self.prepared = self.blind = 0  # blind: without any reward yet
         self._mirror: tuple[LatentMirror, dict[bool, Execute]] | None = None
         self._guided: Callable[..., np.ndarray] | None = None
         self._pixels = Pixels(schedule.shift, device=device)
@@ -251,7 +251,7 @@ class Agent:
             length = plan.horizon * self.execution.length  # one of the two is 1
             n_step = plan.n_step_at(self.updates - 1 - self.blind)
             sampled = self.execution.cut(data.sample(plan.batch, length, n_step, plan.discount))
-            if plan.anneal and self.blind == self.updates - 1 and not np.ptp(sampled["reward"]):
+            if plan.anneal and self.blind == self.updates - 1 and not sampled["reward"].any():
                 self.blind = self.updates
             due = tuple(i for i in numbers if self.updates % every[i].period == 0)
             draws = [every[i].draw(plan.batch, self.generator) for i in due]

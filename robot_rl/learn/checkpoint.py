@@ -14,11 +14,14 @@ from robot_rl.log import atomic
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write nested dicts of tensors, arrays, numbers and text, without a copy; a crash leaves the old file."""
-    with atomic(path) as file:
-        torch.save(_to_tensors(state), file)
+    try:
+        with atomic(path) as file:
+            torch.save(_to_tensors(state), file)
+    except RuntimeError as error:  # torch's own, which follows from what the disk said
+        raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
-def load(path: Path, device: str = "cpu") -> dict[str, Any]:
+def load(path: Path) -> dict[str, Any]:
     """Read what `save` wrote; arrays come back as arrays, which the file is mapped to as long as they live.
 
     Raises ValueError naming the file when it is damaged.
@@ -27,7 +30,7 @@ def load(path: Path, device: str = "cpu") -> dict[str, Any]:
         with zipfile.ZipFile(path) as parts:  # torch itself does not look at the checksums
             if bad := parts.testzip():
                 raise ValueError(f"{bad} is damaged")
-        state = torch.load(path, map_location=device, weights_only=True, mmap=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise ValueError(f"checkpoint {path}: cannot be read: {error}") from error
     return _to_arrays(state)

@@ -535,8 +535,9 @@ class Dreamer(Remembering):
         """See Options."""
         if self.n_step != 1:
             raise ValueError(f"n_step is {self.n_step}; a world model learns from single steps, horizon of them a time")
-        if self.models == 1 or (not self.models and self.caution):
-            raise ValueError(f"models is {self.models} with caution {self.caution}; it takes at least 2 to disagree")
+        if self.models == 1 or bool(self.models) != bool(self.caution):
+            raise ValueError(f"models is {self.models} with caution {self.caution}; it takes at least 2 to disagree, "
+                             "and a price")
         start, shape = self.start(), replace(self.plain(), norm="rms", activation="silu")
         world, prices = self.remembered(sizes, start), self.prices()
         actor = BoundedActor(world.size, sizes.action, self.hidden, start, shape)

@@ -337,7 +337,7 @@ def test_the_file_remembers_as_the_agent_does(tmp_path: Path) -> None:
     ({"blocks": 5}, "blocks is 5.*32"), ({"classes": 1}, "classes 1"), ({"groups": 0}, "groups is 0"),
     ({"horizon": 1}, "horizon is 1"), ({"smoothing": "gaus:3"}, "smoothing is 'gaus:3'.*gaussian"),
     ({"n_step": 3}, "n_step is 3.*single"), ({"models": 1}, "models is 1.*2 to disagree"),
-    ({"caution": 0.1}, "models is 0 with caution 0.1")])
+    ({"caution": 0.1}, "models is 0 with caution 0.1"), ({"models": 3}, "models is 3 with caution 0.0")])
 def test_models_that_make_no_sense_are_refused(chosen: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small("dreamer", **chosen)

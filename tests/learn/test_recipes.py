@@ -297,7 +297,7 @@ def test_noise_is_held_for_less_and_less() -> None:
     assert small("sac", hold=4).hold == 4
 
 
-def test_nothing_shortens_before_rewards_differ() -> None:
+def test_nothing_shortens_before_the_first_reward() -> None:
     agent, replay = small("sac", batch=10, hold=4, anneal=16), Replay(50, OBS, ACTION)
     replay.begin(np.zeros(OBS))
 
