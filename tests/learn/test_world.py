@@ -604,7 +604,7 @@ def test_a_planner_that_tells_plans_as_any_and_carries_what_it_planned() -> None
 def test_plans_are_renewed_by_what_is_known_now() -> None:
     agent, replay = small("bmpc", replan_rows=200), random_replay(60)
     assert agent.events[0].period == 10
-    before = replay.state_dict()["rows"][:, -2 * ACTION :]
+    before = replay.state_dict()["rows"][:, -2 * ACTION :].copy()
     agent.events[0](replay)
     batch = replay.sample(100)
     latent = agent.latent(torch.as_tensor(batch["obs"]))
