@@ -145,12 +145,11 @@ def _serve(node: PolicyNode, bus: Bus, stop: Callable[[], bool]) -> list[Episode
     print("deploy: ready", flush=True)
     while not stop():
         request = calls.take()
+        node.swap()  # after the take: what was reloaded before a call acts from its first tick on
         if request is None:
-            node.swap()
             time.sleep(0.002)
             continue
         try:
-            node.swap()  # what was reloaded just before the call acts from the first tick on
             results.append(node.run_episode(wanted=lambda: not stop()))
             request.reply(True, json.dumps(asdict(results[-1])))
         except TimeoutError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -218,6 +219,13 @@ def test_a_damaged_checkpoint_is_refused_and_a_failed_write_leaves_the_old_one(t
     np.testing.assert_array_equal(checkpoint.load(file)["replay"]["rows"], rows[2_000:])
     with pytest.raises(TypeError, match="cannot pickle"):
         checkpoint.save(file, {"lock": threading.Lock()})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))  # as on a full disk
+    try:
+        with pytest.raises(OSError, match="too large"):
+            checkpoint.save(file, {"rows": rows})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert file.read_bytes() == whole and list(tmp_path.iterdir()) == [file]
     file.write_bytes(whole[:30_000] + bytes([whole[30_000] ^ 1]) + whole[30_001:])
     with pytest.raises(ValueError, match=r"c\.pt: cannot be read.*damaged"):

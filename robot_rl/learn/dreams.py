@@ -181,7 +181,7 @@ class Imagine:
         earned, end = self.world.earned(every[1:].flatten(0, 1))
         shape = every[1:].shape[:2]
         reward = self.world.reward.decode(earned).view(shape)
-        if self.ensemble and self.caution:
+        if self.ensemble:
             taken = torch.cat(actions).clamp(-1.0, 1.0)
             reward = reward - self.caution * self.ensemble.gain(every[:-1].flatten(0, 1), taken).view(shape)
         return every, torch.stack(actions), reward, self.discount * torch.sigmoid(-end).view(shape)

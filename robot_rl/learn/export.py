@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from robot_rl.learn.actors import Policy
+from robot_rl.log import write_atomic
 from robot_rl.policy import seal
 
 TOLERANCE = 1e-5  # largest allowed difference of an action between torch and ONNX Runtime
@@ -73,7 +74,9 @@ def export(
     if not difference <= allowed:
         raise ExportError(f"{path}: torch and ONNX Runtime differ by {difference:.3g}, {allowed:g} is allowed")
     _traced[key] = model
-    _replace(Path(path), content)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, content)
     return difference
 
 
@@ -178,14 +181,3 @@ def _set_weights(model: onnx.ModelProto, state: dict[str, Tensor]) -> None:
         if initializer.name in state:
             value = state[initializer.name].detach().cpu().contiguous().numpy()
             initializer.CopyFrom(onnx.numpy_helper.from_array(value, initializer.name))
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write the file so that a reader sees the old one or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
