@@ -428,6 +428,25 @@ class Mean:
         return values.mean(0)
 
 
+class Between:
+    """What lies the share `pessimism` of the way from the mean of all members to the smallest value."""
+
+    def __init__(self, pessimism: float):
+        self.mean, self.minimum, self.pessimism = Mean(), Minimum(), pessimism
+
+    def members(self, ensemble: int, generator: torch.Generator) -> Tensor | None:
+        """All."""
+        return None
+
+    def shares(self, values: Tensor) -> Tensor:
+        """See Reduction."""
+        return self.mean.shares(values).lerp(self.minimum.shares(values), self.pessimism)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """(E, B) -> (B,)."""
+        return self.mean(values).lerp(self.minimum(values), self.pessimism)
+
+
 class First:
     """The first member, as TD3's actor asks it."""
 

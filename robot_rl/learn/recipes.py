@@ -18,6 +18,7 @@ from robot_rl.learn.agent import Agent, Target
 from robot_rl.learn.backups import CuriousBackup, Disagreement, RewardScale, SoftBackup, TruncatedBackup
 from robot_rl.learn.chunks import Steps
 from robot_rl.learn.critics import (
+    Between,
     CoarseCritic,
     Critic,
     First,
@@ -193,11 +194,12 @@ class CrossQ(Chunked, Ensemble, Projecting, Soft):
     """CrossQ (Bhatt et al. 2024): wide batch-normalised critics that need no target network.
 
     The norm of a whole batch stands in for the target network; with `tau` above 0 there is one all the same, that much
-    of the way behind.
+    of the way behind. `pessimism` is how far targets and the actor go from the critics' mean (0) to the smallest (1).
     """
 
     lr: Positive = 1e-3
     beta1: Annotated[float, Meta(ge=0, lt=1)] = 0.5
+    pessimism: Share = 1.0
     tau: Share = 0.0
     norm: str = "batch"
     batched: ClassVar[bool] = True
@@ -208,14 +210,14 @@ class CrossQ(Chunked, Ensemble, Projecting, Soft):
     def build(self, sizes: Sizes) -> Agent:
         """See Options."""
         sizes = self.whole(sizes)
-        start, heat = self.start(), self.heat(sizes)
+        start, heat, reduction = self.start(), self.heat(sizes), Between(self.pessimism)
         latent = self.latent(sizes, start)
         actor = self.gaussian(latent, sizes, start)
         critic = self.ensemble(latent, sizes, self.head(), start)
         target = copy.deepcopy(critic) if self.tau else critic
         lessons: list[Lesson] = [
-            JointBellman(critic, SoftBackup(actor, target, heat, Minimum()), latent),
-            self.smoothed(SoftValue(actor, critic, heat, Minimum(), self.actor_period)),
+            JointBellman(critic, SoftBackup(actor, target, heat, reduction), latent),
+            self.smoothed(SoftValue(actor, critic, heat, reduction, self.actor_period)),
             Tuning(heat, self.actor_period),
         ]
         parts, targets = {"critic": critic, "temperature": heat}, []

@@ -41,6 +41,8 @@ def learner(recipe: str, seed: int, **chosen: Any) -> Agent:
         configuration |= {"iterations": 1, "handover_from": 0, "handover_to": 200}
     if recipe in ("mrq", "tcrl"):
         configuration["price"] = 0.01  # else most seeds' actors stay where tanh is flat
+    if recipe == "default":
+        configuration["anneal"] = 1_000  # else actions are held to the end, and a machine's rounding decides
     if recipe == "cqn_as":
         configuration["categories"] = 0
     if recipe == "dreamer_tiny":

@@ -24,6 +24,7 @@ from robot_rl.learn.backups import (
     TruncatedBackup,
 )
 from robot_rl.learn.critics import (
+    Between,
     Chance,
     CoarseCritic,
     Critic,
@@ -455,7 +456,12 @@ def test_a_joint_batch_gives_its_second_half_to_the_target_only(slow: bool) -> N
 def test_reductions() -> None:
     values = torch.tensor([[1.0, 5.0], [2.0, 3.0], [6.0, 1.0]])
     assert Minimum()(values).tolist() == [1.0, 1.0] and Mean()(values).tolist() == [3.0, 3.0]
-    assert Minimum().members(3, generator()) is None and Mean().members(3, generator()) is None
+    assert Between(0.0)(values).tolist() == [3.0, 3.0] and Between(1.0)(values).tolist() == [1.0, 1.0]
+    assert Between(0.25)(values).tolist() == [2.5, 2.5]
+    most, least = 0.25 + 0.75 / 3, 0.75 / 3  # of the smallest, of each other
+    torch.testing.assert_close(Between(0.25).shares(values), torch.tensor([[most, least], [least] * 2, [least, most]]))
+    for reduction in (Minimum(), Mean(), Between(0.5)):
+        assert reduction.members(3, generator()) is None
     chance, drawn = generator(), []
     for _ in range(3000):
         members = Minimum(2).members(5, chance)
