@@ -76,15 +76,15 @@ class Shape:
 
 
 def mish(x: Tensor) -> Tensor:
-    """x tanh(log(1 + e^x)) (Misra 2019) as x n / (n + 2) with n = e^x (e^x + 2).
+    """x tanh(log(1 + e^x)) (Misra 2019) as x (1 - s^2) / (1 + s^2) with s = 1 / (1 + e^x).
 
-    One exponential in place of three such functions: compiled kernels take half as long, ONNX Runtime a seventh.
+    One exponential in place of three such functions, and nothing overflows. Compiled, it takes half as long as the same
+    by e^x, which has to be bounded: the compiler makes slow code of that.
     """
     if x.dtype != torch.float32:
         return mish(x.float()).to(x.dtype)
-    power = x.clamp(max=10.0).exp()  # beyond it the quotient is 1 to the last bit
-    twice = power * (power + 2)
-    return x * (twice / (twice + 2))
+    square = torch.sigmoid(-x).square()
+    return x * ((1 - square) / (1 + square))
 
 
 class Mish(nn.Module):
@@ -96,9 +96,8 @@ class Mish(nn.Module):
 
 
 def _mish_of_arrays(x: np.ndarray) -> np.ndarray:
-    power = np.exp(np.minimum(x, 10.0))
-    twice = power * (power + 2)
-    return x * (twice / (twice + 2))
+    square = np.square(0.5 - 0.5 * np.tanh(0.5 * x))
+    return x * ((1 - square) / (1 + square))
 
 
 class Activation(NamedTuple):

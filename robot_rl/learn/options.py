@@ -379,7 +379,7 @@ class Modelled(Headed):
 
     def modern(self) -> Shape:
         """Of the networks that see these latents."""
-        return replace(self.plain(), norm="layer", activation="mish")
+        return replace(self.plain(), norm="layer", activation="mish", sees_hidden=True)
 
 
 SEARCHES = ("horizon", "iterations", "samples", "proposals", "elites", "sharpness", "least", "most", "doubt")

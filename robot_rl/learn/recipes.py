@@ -318,8 +318,8 @@ class TdMpc2(Planned):
                              "takes at least 2 to disagree")
         if not self.models:
             return {}
-        return {"ensemble": Disagreement(self.width, sizes.action, (self.width,), self.models, start, self.modern(),
-                                         noise=1e-4)}
+        shape = replace(self.modern(), sees_hidden=False)  # members differ by less than what bfloat16 rounds away
+        return {"ensemble": Disagreement(self.width, sizes.action, (self.width,), self.models, start, shape, 1e-4)}
 
     def priced(self, model: Model, ensembles: Mapping[str, Disagreement], price: float) -> Model:
         """A model in which what the ensemble would learn has a price; the model itself without one."""

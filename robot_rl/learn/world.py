@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -89,6 +90,7 @@ class World(Latent):
         self.inner, self.reward, self.size = inner, reward, width
         self.encoder = Mlp((inner.size, *encoder, width), 1, generator, shape)
         self.encoder.pace = pace
+        shape = replace(shape, sees_hidden=True)
         self.dynamics = Mlp((width + action_size, *hidden, width), 1, generator, shape)
         self.outcome = Mlp((width + action_size, *hidden, reward.size + 1), 1, generator, shape, final_scale=0.0)
         self.seen, self.predicted = Simplex(width, simplex), Simplex(width, simplex)
