@@ -109,6 +109,12 @@ class Study(Protocol):
     def loss(self, batch: Tensors) -> tuple[Tensor, Tensors]: ...
 
 
+class Aging(Protocol):
+    """A part that changes with the updates since the first reward."""
+
+    age: Tensor
+
+
 class Agent:
     """Parts that learn off policy by lessons; which ones is the recipe's choice."""
 
@@ -130,6 +136,7 @@ class Agent:
         exploring: Execution | None = None,
         guide: Guide | None = None,
         offline: Sequence[Lesson] = (),
+        aging: Sequence[Aging] = (),
         shown: Actor | None = None,
         device: str = "cpu",
         compile: bool | None = None,
@@ -140,7 +147,7 @@ class Agent:
         action of a step and `exploring` that of training, if it is another (with the same carry); `shown` the actor
         that is exported and acts without exploring, if it is another. After offline updates `guide` takes a share of
         the steps of training. `offline` are the lessons of offline updates, where these have their own, that teach the
-        actor but no model.
+        actor but no model; `aging` those of the parts that are told the updates since the first reward.
         """
         memory.keep_freed()
         self.latent, self.actor, self.schedule, self.execution = latent, actor, schedule, execution
@@ -148,7 +155,7 @@ class Agent:
         self.shown = shown or actor
         self.target_latent, self.scale, self.noise = target_latent or latent, scale or NoScale(), Noise()
         self.lessons, self.targets, self.events, self.studies = lessons, targets, events, studies
-        self.offline, self._every = offline, (*lessons, *offline)
+        self.offline, self.aging, self._every = offline, aging, (*lessons, *offline)
         self.modules = nn.ModuleDict(parts).to(device)
         for target in targets:
             target.copy.requires_grad_(False)
@@ -249,7 +256,10 @@ class Agent:
             self.updates += 1
             self.prepared += apart
             length = plan.horizon * self.execution.length  # one of the two is 1
-            n_step = plan.n_step_at(self.updates - 1 - self.blind)
+            age = self.updates - 1 - self.blind
+            n_step = plan.n_step_at(age)
+            for part in self.aging:
+                part.age.fill_(age)
             sampled = self.execution.cut(data.sample(plan.batch, length, n_step, plan.discount))
             if plan.anneal and self.blind == self.updates - 1 and not sampled["reward"].any():
                 self.blind = self.updates

@@ -428,23 +428,36 @@ class Mean:
         return values.mean(0)
 
 
-class Between:
-    """What lies the share `pessimism` of the way from the mean of all members to the smallest value."""
+class Between(nn.Module):
+    """What lies the share `pessimism` of the way from the mean of all members to the smallest value.
 
-    def __init__(self, pessimism: float):
-        self.mean, self.minimum, self.pessimism = Mean(), Minimum(), pessimism
+    If `steps` are above 0 that share is 1 at the age 0 and falls to `pessimism` until the age `steps`.
+    """
+
+    age: Tensor
+    """(), set by the agent: the updates since the first reward."""
+
+    def __init__(self, pessimism: float, steps: int = 0):
+        super().__init__()
+        self.mean, self.minimum, self.pessimism, self.steps = Mean(), Minimum(), pessimism, steps
+        self.register_buffer("age", torch.zeros(()), persistent=False)
 
     def members(self, ensemble: int, generator: torch.Generator) -> Tensor | None:
         """All."""
         return None
 
+    def share(self) -> Tensor:
+        """How far it goes now, ()."""
+        passed = (self.age / self.steps).clamp(max=1) if self.steps else torch.ones_like(self.age)
+        return 1 - (1 - self.pessimism) * passed
+
     def shares(self, values: Tensor) -> Tensor:
         """See Reduction."""
-        return self.mean.shares(values).lerp(self.minimum.shares(values), self.pessimism)
+        return self.mean.shares(values).lerp(self.minimum.shares(values), self.share())
 
-    def __call__(self, values: Tensor) -> Tensor:
+    def forward(self, values: Tensor) -> Tensor:
         """(E, B) -> (B,)."""
-        return self.mean(values).lerp(self.minimum(values), self.pessimism)
+        return self.mean(values).lerp(self.minimum(values), self.share())
 
 
 class First:

@@ -194,7 +194,8 @@ class CrossQ(Chunked, Ensemble, Projecting, Soft):
     """CrossQ (Bhatt et al. 2024): wide batch-normalised critics that need no target network.
 
     The norm of a whole batch stands in for the target network; with `tau` above 0 there is one all the same, that much
-    of the way behind. `pessimism` is how far targets and the actor go from the critics' mean (0) to the smallest (1).
+    of the way behind. `pessimism` is how far targets and the actor go from the critics' mean (0) to the smallest (1);
+    with `anneal` they begin with the smallest and get there in so many updates.
     """
 
     lr: Positive = 1e-3
@@ -210,7 +211,7 @@ class CrossQ(Chunked, Ensemble, Projecting, Soft):
     def build(self, sizes: Sizes) -> Agent:
         """See Options."""
         sizes = self.whole(sizes)
-        start, heat, reduction = self.start(), self.heat(sizes), Between(self.pessimism)
+        start, heat, reduction = self.start(), self.heat(sizes), Between(self.pessimism, self.anneal)
         latent = self.latent(sizes, start)
         actor = self.gaussian(latent, sizes, start)
         critic = self.ensemble(latent, sizes, self.head(), start)
@@ -220,10 +221,10 @@ class CrossQ(Chunked, Ensemble, Projecting, Soft):
             self.smoothed(SoftValue(actor, critic, heat, reduction, self.actor_period)),
             Tuning(heat, self.actor_period),
         ]
-        parts, targets = {"critic": critic, "temperature": heat}, []
+        parts, targets = {"critic": critic, "temperature": heat, "reduction": reduction}, []
         if self.tau:
             parts, targets = {**parts, "target": target}, [Target(target, critic, self.tau)]
-        return self.agent(latent, actor, lessons, start, parts, targets=targets)
+        return self.agent(latent, actor, lessons, start, parts, targets=targets, aging=[reduction])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -630,10 +631,11 @@ RECIPES = {
     "sac": Recipe(Sac, "soft actor-critic", {}),
     "default": Recipe(
         CrossQ, "what we would ship: SAC with batch-normalised categorical critics of unit weights and scaled returns "
-        "(as XQC, Palenicek et al. 2026, at half of its width, with returns of three steps and held noise at first)",
+        "(as XQC, Palenicek et al. 2026, at half of its width, but at first with returns of three steps, held noise "
+        "and the smaller critic, later with the mean of both)",
         {"critic_hidden": (256, 256, 256), "tau": 0.005, "unit": True, "categories": 101, "support": "linear",
          "bound": 5.0, "projected": True, "returns": 5.0, "lr": 3e-4, "beta1": 0.9, "n_step": 3, "anneal": 30_000,
-         "updates_per_step": 2, "temperature": 0.01, "entropy_share": 0.5, "hold": 16}),
+         "updates_per_step": 2, "temperature": 0.01, "entropy_share": 0.5, "hold": 16, "pessimism": 0.0}),
     "td3": Recipe(Td3, "twin delayed deterministic policy gradient", {}),
     "drq": Recipe(
         Td3, "DrQ-v2: cameras, whose frames are shifted, and returns of three steps (Yarats et al. 2022)",

@@ -460,6 +460,11 @@ def test_reductions() -> None:
     assert Between(0.25)(values).tolist() == [2.5, 2.5]
     most, least = 0.25 + 0.75 / 3, 0.75 / 3  # of the smallest, of each other
     torch.testing.assert_close(Between(0.25).shares(values), torch.tensor([[most, least], [least] * 2, [least, most]]))
+    falling = Between(0.5, 10)
+    for age, share in ((0, 1.0), (5, 0.75), (10, 0.5), (99, 0.5)):
+        falling.age.fill_(age)
+        assert falling(values).tolist() == pytest.approx(Between(share)(values).tolist())
+        torch.testing.assert_close(falling.shares(values), Between(share).shares(values))
     for reduction in (Minimum(), Mean(), Between(0.5)):
         assert reduction.members(3, generator()) is None
     chance, drawn = generator(), []

@@ -298,8 +298,12 @@ def test_noise_is_held_for_less_and_less() -> None:
 
 
 def test_nothing_shortens_before_the_first_reward() -> None:
-    agent, replay = small("sac", batch=10, hold=4, anneal=16), Replay(50, OBS, ACTION)
+    chosen = {"batch": 10, "hold": 4, "anneal": 16, "pessimism": 0.0}
+    agent, replay = small("crossq", **chosen), Replay(50, OBS, ACTION)
     replay.begin(np.zeros(OBS))
+
+    def shares(*agents: Agent) -> list[float]:
+        return [16 * float(one.modules["reduction"].share()) for one in agents]
 
     def earn(reward: float) -> None:
         for _ in range(50):
@@ -307,14 +311,15 @@ def test_nothing_shortens_before_the_first_reward() -> None:
         learn(agent, 4, replay)  # two updates each
 
     earn(0.0)
-    assert (agent.hold, agent.updates) == (4, 8)
-    again = small("sac", batch=10, hold=4, anneal=16, seed=9)
+    assert (agent.hold, agent.updates, shares(agent)) == (4, 8, [16])
+    again = small("crossq", **chosen, seed=9)
     again.load_state_dict(agent.state_dict())
     for step in range(50):
         replay.step(np.zeros(ACTION), float(step % 2), np.zeros(OBS), False, False)
     assert [(learn(one, 2, replay), one.hold)[1] for one in (agent, again)] == [3, 3]
+    assert shares(agent, again) == [13, 13]  # as the last of four updates had it
     earn(0.0)  # that it once found something stays true
-    assert agent.hold == 1
+    assert agent.hold == 1 and shares(agent) == [5]
 
 
 @pytest.mark.parametrize("recipe", ["sac", "mrq"])
