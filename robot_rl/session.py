@@ -81,7 +81,9 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     env, evaluation = make(), make()
     contract = sim.env_spec(env, config.task)
     state = checkpoint.load(run.checkpoint) if resume and run.checkpoint.exists() else None
-    if not resume:
+    if resume:
+        _tell_new(run, config)
+    else:
         config = suited(config, contract)
     agent = make_agent(config, contract, device)
     prior = None if config.prior is None else _memory(
@@ -155,6 +157,15 @@ def _chosen(config: RunConfig) -> dict[str, Any]:
     known = recipes.options(config.recipe)
     begun = {name: value for name, value in config.defaults.items() if name in known}  # others have gone since
     return {name: value for name, value in (known | begun | config.options).items() if name not in APART}
+
+
+def _tell_new(run: Run, config: RunConfig) -> None:
+    """Say which options a run goes on with that its recipe did not have when it began, if it says which it had."""
+    new = _chosen(config).keys() - config.defaults.keys() - config.options.keys() if config.defaults else ()
+    if new:
+        told = ", ".join(f"{name}={_chosen(config)[name]}" for name in sorted(new))
+        print(f"train: {run.folder} began before {config.recipe} had these options, and goes on with them: {told}",
+              file=sys.stderr)
 
 
 def _read_prior(prior: Replay, config: RunConfig, contract: PolicySpec) -> None:

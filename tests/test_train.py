@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import msgspec
 import numpy as np
 import pytest
 
@@ -275,12 +276,16 @@ def test_a_run_killed_at_any_time_continues_bit_for_bit(late: bool, tmp_path: Pa
     while late and not (tmp_path / "whole" / "run.json").exists():
         time.sleep(0.02)
     file.unlink()  # a run has a copy of its own
+    run = Run(tmp_path / "broken")
+    older = {name: value for name, value in run.config.defaults.items() if name != "hold"}
+    run.write(msgspec.structs.replace(run.config, defaults=older))  # as of before that option was there
     resumed = robot_rl("train", "--resume", tmp_path / "broken", "--steps", "900", "--threads", "1", "--json")
     results = []
     for process in (whole, resumed):
         out, err = process.communicate(timeout=200)
         assert process.returncode == 0, err
         results.append(json.loads(out.splitlines()[-1]))
+    assert "began before default had these options, and goes on with them: hold=" in err.replace("\n", " "), err
     assert results[0]["return_mean"] == results[1]["return_mean"]
     states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "broken")]
     for key, value in states[0]["agent"]["modules"].items():

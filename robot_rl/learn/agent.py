@@ -25,6 +25,7 @@ from robot_rl.observe import Observation
 from robot_rl.replay import Batch, Data, NotFinite
 
 USED = ("obs", "action", "reward", "discount", "next_obs", "weight", "held", "plan", "source")
+PAID = 0.25  # share of rewards that are not 0 in a batch of which nothing is left to be found
 LOOKS_EVERY = 50  # updates from one look at a GPU's losses to the next: each makes the host wait
 
 
@@ -50,23 +51,23 @@ class Schedule:
     shift: int = 0
     """Pixels by which camera frames are moved at most."""
     anneal: int = 0
-    """Updates in which returns shorten from `n_step` to `least` rewards, and `hold` to 1, in even stretches, from the
-    first batch on in which a reward is not 0; 0: they do not."""
+    """Updates in which returns shorten from `n_step` to `least` rewards, and `hold` to 1, in even stretches; 0: they do
+    not. An update counts as far as its batch pays: fully where the share `PAID` of the rewards or more is not 0."""
     least: int = 1
     hold: int = 1
     """Actions that one exploring noise is for, at most."""
 
-    def n_step_at(self, updates: int) -> int:
-        """Rewards in a return after so many updates from the first reward on."""
+    def n_step_at(self, updates: float) -> int:
+        """Rewards in a return after updates that count as so many."""
         return self._shortened(self.n_step, self.least, updates)
 
-    def hold_at(self, updates: int) -> int:
+    def hold_at(self, updates: float) -> int:
         """The most actions that one exploring noise is for, likewise."""
         return self._shortened(self.hold, 1, updates)
 
-    def _shortened(self, first: int, last: int, updates: int) -> int:
+    def _shortened(self, first: int, last: int, updates: float) -> int:
         lengths = first - last + 1
-        return first - min(updates * lengths // self.anneal, lengths - 1) if self.anneal else first
+        return first - min(int(updates * lengths / self.anneal), lengths - 1) if self.anneal else first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Study(Protocol):
 
 
 class Aging(Protocol):
-    """A part that changes with the updates since the first reward."""
+    """A part that changes with the updates, as far as their batches pay (see Schedule)."""
 
     age: Tensor
 
@@ -147,7 +148,7 @@ class Agent:
         action of a step and `exploring` that of training, if it is another (with the same carry); `shown` the actor
         that is exported and acts without exploring, if it is another. After offline updates `guide` takes a share of
         the steps of training. `offline` are the lessons of offline updates, where these have their own, that teach the
-        actor but no model; `aging` those of the parts that are told the updates since the first reward.
+        actor but no model; `aging` those of the parts that are told how many updates count, see Schedule.
         """
         memory.keep_freed()
         self.latent, self.actor, self.schedule, self.execution = latent, actor, schedule, execution
@@ -167,7 +168,8 @@ class Agent:
                            for name, (part, lr) in rates.items()}
         seed = int(torch.randint(2**62, (), generator=start))
         self.generator = torch.Generator(device).manual_seed(seed)
-        self.updates = self.prepared = self.blind = 0  # blind: without any reward yet
+        self.updates = self.prepared = 0
+        self.blind = 0.0  # updates that do not count, for their batches did not pay
         self._mirror: tuple[LatentMirror, dict[bool, Execute]] | None = None
         self._guided: Callable[..., np.ndarray] | None = None
         self._pixels = Pixels(schedule.shift, device=device)
@@ -261,8 +263,8 @@ class Agent:
             for part in self.aging:
                 part.age.fill_(age)
             sampled = self.execution.cut(data.sample(plan.batch, length, n_step, plan.discount))
-            if plan.anneal and self.blind == self.updates - 1 and not sampled["reward"].any():
-                self.blind = self.updates
+            if plan.anneal:
+                self.blind += 1 - min(1.0, np.count_nonzero(sampled["reward"]) / (PAID * sampled["reward"].size))
             due = tuple(i for i in numbers if self.updates % every[i].period == 0)
             draws = [every[i].draw(plan.batch, self.generator) for i in due]
             metrics |= self._step(due)(self._tensors(sampled), draws)
@@ -343,7 +345,7 @@ class Agent:
             self._mirror = self._guided = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that `load_state_dict` needs to continue as if never stopped: tensors and integers."""
+        """Everything that `load_state_dict` needs to continue as if never stopped: tensors and numbers."""
         return {
             "modules": self.modules.state_dict(),
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},

@@ -19,8 +19,8 @@ class Head:
     """What the V outputs of a critic mean. Backups and objectives see scalars, or targets that `loss` understands."""
 
     size: int
-    coarse = False
-    """Whether outputs may be rounded to bfloat16's 8 bits."""
+    last = "float32"
+    """How exact a product gives the outputs, see Shape."""
 
     def decode(self, outputs: Tensor) -> Tensor:
         """Outputs (..., V) -> the values (...)."""
@@ -66,7 +66,7 @@ class Histogram(Head):
     """
 
     atoms: Tensor
-    coarse = True
+    last = "rounded"
 
     def __init__(self, size: int = 101, bound: float = 10.0, device: str = "cpu", projected: bool = False):
         if size < 2 or bound <= 0:
@@ -124,7 +124,7 @@ class TwoHot(Histogram):
     of one of 22, as a planner compares them, 0.03, as much as its candidates differ by.
     """
 
-    coarse = False
+    last = "sums"
 
     def squash(self, values: Tensor) -> Tensor:
         """See Histogram."""
@@ -232,7 +232,7 @@ class Critic(nn.Module):
     ):
         super().__init__()
         self.head, self.members, self.tilt = head, members, tilt or Even()
-        shape = replace(shape, gives_hidden=head.coarse)
+        shape = replace(shape, last=head.last)
         self.net = Mlp((obs_size + action_size, *hidden, head.size), members, generator, shape, final_scale)
 
     def forward(self, latent: Tensor, action: Tensor, chance: Chance = Chance(), training: bool = False) -> Tensor:  # noqa: B008
@@ -303,7 +303,7 @@ class CoarseCritic(nn.Module):
         super().__init__()
         self.action_size, self.levels, self.bins, self.head = action_size, levels, bins, head
         sizes = (obs_size + levels + action_size, *hidden, action_size * bins * head.size)
-        shape = replace(shape, gives_hidden=head.coarse)
+        shape = replace(shape, last=head.last)
         self.net: Mlp | Recurrent = Mlp(sizes, 1, generator, shape)
 
     def forward(self, latent: Tensor, level: int, centre: Tensor) -> Tensor:
@@ -435,7 +435,7 @@ class Between(nn.Module):
     """
 
     age: Tensor
-    """(), set by the agent: the updates since the first reward."""
+    """(), set by the agent: the updates so far, each as far as its batch paid."""
 
     def __init__(self, pessimism: float, steps: int = 0):
         super().__init__()

@@ -18,7 +18,7 @@ from robot_rl.learn.backups import Draw, SoftBackup, Tensors
 from robot_rl.learn.critics import Chance, Critic, Mean
 from robot_rl.learn.latents import Latent
 from robot_rl.learn.objectives import NoTemperature
-from robot_rl.learn.planner import Act, Drawn, Planner
+from robot_rl.learn.planner import Act, Around, Drawn, Planner
 from robot_rl.learn.world import Spread, alive
 
 
@@ -90,7 +90,7 @@ class Apart(nn.Module):
         return torch.stack([net(x if x.dim() == 2 else x[i]) for i, net in enumerate(self.nets)])
 
 
-class Crowd(nn.Module):
+class Crowd(Around):
     """A model whose actors, one for each of its critics, say where plans may go.
 
     The worth of where a plan ends is the mean over the critics less `price` times their standard deviation, each of the
@@ -99,13 +99,8 @@ class Crowd(nn.Module):
 
     def __init__(self, model: Any, actors: nn.Module, price: float):
         """`model` is a WorldModel or a frozen one; `actors` map (N, Z) or (E, N, Z) to (E, N, A) before the tanh."""
-        super().__init__()
-        self.model, self.actors, self.price = model, actors, price
-
-    def step(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See Model."""
-        said: tuple[Tensor, Tensor, Tensor] = self.model.step(latent, action)
-        return said
+        super().__init__(model)
+        self.actors, self.price = actors, price
 
     def value(self, latent: Tensor, action: Tensor) -> Tensor:
         """See Model; the action is not asked for."""
@@ -139,15 +134,14 @@ class Centred(Planner):
         """See Planner."""
         search, rows, size = self.search, latent.shape[0], latent.shape[1]
         members, (_, proposed) = search.samples // search.proposals, drawn or self.stored
-        seen = latent[:, None].expand(-1, search.proposals, -1).reshape(1, -1, size).repeat(members, 1, 1)
-        value, going = torch.zeros_like(seen[..., 0]).flatten(), torch.ones_like(seen[..., 0]).flatten()
-        taken = []
+        first = latent[:, None].expand(-1, search.proposals, -1).reshape(1, -1, size).repeat(members, 1, 1)
+        seen, taken = [first.flatten(0, 1)], []
         for t in range(search.horizon):
             noise = self.explore * proposed[:, t].repeat(rows, 1)
-            taken.append((self.model.actors(seen).tanh() + noise).clamp(-1.0, 1.0))
-            value, going, following = self.advance(value, going, seen.flatten(0, 1), taken[-1].flatten(0, 1))
-            seen = following.view_as(seen)
-        values = self.finish(actor, value, going, seen.flatten(0, 1))
+            done = self.model.actors(seen[-1].view_as(first)).tanh() + noise
+            taken.append(done.clamp(-1.0, 1.0).flatten(0, 1))
+            seen.append(self.model.next(seen[-1], taken[-1]))
+        values = self.worth(actor, seen, taken)
         values = values.view(members, rows, -1).transpose(0, 1).reshape(rows, -1)
         candidates = torch.stack(taken, -2).view(members, rows, -1, search.horizon, self.action_size)
         candidates = candidates.transpose(0, 1).flatten(1, 2)  # (B, N, H, A)

@@ -32,8 +32,8 @@ class ImaginedBackup(SoftBackup):
     def target(self, batch: Tensors, draw: Draw) -> Tensor:
         """Only the latents (B, Z) of the batch count."""
         action, _ = self.actor.sample(batch["latent"], draw.noise)
-        reward, going, following = self.model.step(batch["latent"], action)
-        outputs = self.critic(following, action, draw.critics)
+        reward, going = self.model.outcome(batch["latent"], action)
+        outputs = self.critic(self.model.next(batch["latent"], action), action, draw.critics)
         return self.bootstrap({"reward": reward, "discount": self.discount * going}, outputs, torch.zeros_like(reward))
 
 

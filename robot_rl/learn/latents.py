@@ -197,7 +197,7 @@ class ModelLatent(Latent):
         dtype: torch.dtype = torch.float32,
     ):
         super().__init__()
-        shape = Shape("layer", "elu", dtype=dtype, gives_hidden=True)
+        shape = Shape("layer", "elu", dtype=dtype, last="rounded")
         inside = replace(shape, sees_hidden=True)
         self.inner = inner
         self.reward = TwoHot(65)

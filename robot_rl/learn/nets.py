@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robot_rl.learn.coarse import product as coarse_product
+
 
 def compute_dtype(name: str, device: str) -> torch.dtype:
     """`name` ("float32", "bfloat16" or "auto") as a dtype; auto is bfloat16 on a CPU that multiplies it natively."""
@@ -59,16 +61,19 @@ class Shape:
     unit: bool = False
     """The weights into each normalised unit are kept at norm 1, so that the learning rate keeps its meaning."""
     dtype: torch.dtype = torch.float32
-    """Of the products between hidden layers. The first and the last one are float32, as are the parameters: an
-    observation, an action or a value rounded to bfloat16's 8 bits would cost a robot its last centimetre."""
+    """Of the products between hidden layers. The first is float32, as are the parameters, and the last unless `last`
+    says otherwise: an observation, an action or a value rounded to bfloat16's 8 bits would cost a robot its last
+    centimetre."""
     sees_hidden: bool = False
     """What goes in are hidden units of another network, so that the first product is of `dtype` too."""
-    gives_hidden: bool = False
-    """What comes out are hidden units or the logits of a distribution, so that the last one is."""
+    last: str = "float32"
+    """The last product: "float32"; "sums", whose sums are, but what goes in and the weights are rounded to `dtype`; or
+    "rounded", what comes out too, which hidden units and logits of a distribution may be."""
 
     def __post_init__(self) -> None:
         for name, value, choices in (("norm", self.norm, ("none", "layer", "rms", "batch")),
-                                     ("activation", self.activation, tuple(ACTIVATIONS))):
+                                     ("activation", self.activation, tuple(ACTIVATIONS)),
+                                     ("last", self.last, ("float32", "sums", "rounded"))):
             if value not in choices:
                 raise ValueError(f"{name} is {value!r}; it is one of {', '.join(choices)}")
         if not 0.0 <= self.dropout < 1.0:
@@ -228,8 +233,8 @@ class Mlp(nn.Module):
         for depth, layer in enumerate(layers):
             if self.shape.residual and depth % 2:
                 rest, x = x, self._normalise(x, layer, kept, training, members)
-            hidden = (depth > 0 or self.shape.sees_hidden) and (depth < last or self.shape.gives_hidden)
-            x = linear(x, layer, self.shape.dtype if hidden else torch.float32)
+            kind = "rounded" if depth < last else self.shape.last
+            x = linear(x, layer, self.shape.dtype, kind if depth or self.shape.sees_hidden else "float32")
             if self.shape.residual:
                 if depth % 2 and depth < last:
                     x = self._activate(x)
@@ -473,12 +478,14 @@ def split_rows(layer: nn.Linear) -> list[nn.Linear]:
     return [_filled(half, weight, bias) for half, weight, bias in zip(halves, weights, biases, strict=True)]
 
 
-def linear(x: Tensor, layer: Layer, dtype: torch.dtype) -> Tensor:
-    """(B, I) or (E, B, I) float -> (E, B, O) `dtype`: the product with the layer's weight, plus its bias."""
-    x, weight = x.to(dtype), layer.weight.to(dtype)
+def linear(x: Tensor, layer: Layer, dtype: torch.dtype, kind: str) -> Tensor:
+    """(B, I) or (E, B, I) float -> (E, B, O): the product with the layer's weight, plus its bias; see Shape.last."""
+    made = dtype if kind == "rounded" else torch.float32
+    product = coarse_product if kind == "sums" and dtype != torch.float32 else torch.matmul
+    x, weight = x.to(made), layer.weight.to(made)
     if len(weight) == 1:  # a plain product is faster than a batch of one
-        return (x.reshape(-1, x.shape[-1]) @ weight[0])[None] + layer.bias.to(dtype)
-    return torch.bmm(x.expand(len(weight), *x.shape[-2:]), weight) + layer.bias.to(dtype)
+        return product(x.reshape(-1, x.shape[-1]), weight[0])[None] + layer.bias.to(made)
+    return product(x.expand(len(weight), *x.shape[-2:]), weight) + layer.bias.to(made)
 
 
 def _by_the_batch(x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, var: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import copy
 import dataclasses
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -70,8 +70,11 @@ class Search:
 class Model(Protocol):
     """What a planner asks of a model, for R rows at once."""
 
-    def step(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(R, Z), (R, A) -> reward (R,), the chance to go on (R,), the next latent (R, Z)."""
+    def next(self, latent: Tensor, action: Tensor) -> Tensor:
+        """(R, Z), (R, A) -> the latent that follows (R, Z)."""
+
+    def outcome(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """(R, Z), (R, A) -> reward (R,), the chance to go on (R,)."""
 
     def value(self, latent: Tensor, action: Tensor) -> Tensor:
         """(R, Z), (R, A) -> the worth (R,) of what comes from there on."""
@@ -84,9 +87,14 @@ class WorldModel(nn.Module):
         super().__init__()
         self.world, self.critic = world, critic
 
-    def step(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def next(self, latent: Tensor, action: Tensor) -> Tensor:
         """See Model."""
-        return self.world.imagine(latent, action)
+        return self.world.next(latent, action)
+
+    def outcome(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """See Model."""
+        said = self.world.step(latent, action)
+        return self.world.reward.decode(said.reward), torch.sigmoid(-said.end)
 
     def value(self, latent: Tensor, action: Tensor) -> Tensor:
         """See Model."""
@@ -108,14 +116,18 @@ class FrozenModel(nn.Module):
         super().__init__()
         self.heads, self.inputs = (world.reward, critic.head), critic.inputs
         self.dynamics = nn.Sequential(world.dynamics.frozen(), copy.deepcopy(world.predicted))
-        self.outcome = world.outcome.frozen()
+        self.said = world.outcome.frozen()
         self.critics = nn.ModuleList(critic.net.frozen(member) for member in range(critic.members))
 
-    def step(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def next(self, latent: Tensor, action: Tensor) -> Tensor:
         """See Model."""
-        both = torch.cat((latent, action), -1)
-        outcome = self.outcome(both)
-        return self.heads[0].decode(outcome[:, :-1]), torch.sigmoid(-outcome[:, -1]), self.dynamics(both)
+        following: Tensor = self.dynamics(torch.cat((latent, action), -1))
+        return following
+
+    def outcome(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """See Model."""
+        said = self.said(torch.cat((latent, action), -1))
+        return self.heads[0].decode(said[:, :-1]), torch.sigmoid(-said[:, -1])
 
     def value(self, latent: Tensor, action: Tensor) -> Tensor:
         """See Model."""
@@ -127,21 +139,45 @@ class FrozenModel(nn.Module):
         return self.heads[1].decode(torch.stack([critic(seen) for critic in self.critics]))
 
 
-class Wary(nn.Module):
+class Around(nn.Module):
+    """A model that goes on as the one in it does."""
+
+    def __init__(self, model: Any):
+        """`model` is a WorldModel or a frozen one."""
+        super().__init__()
+        self.model = model
+
+    def next(self, latent: Tensor, action: Tensor) -> Tensor:
+        """See Model."""
+        following: Tensor = self.model.next(latent, action)
+        return following
+
+    def outcome(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """See Model."""
+        said: tuple[Tensor, Tensor] = self.model.outcome(latent, action)
+        return said
+
+    def value(self, latent: Tensor, action: Tensor) -> Tensor:
+        """See Model."""
+        worth: Tensor = self.model.value(latent, action)
+        return worth
+
+
+class Wary(Around):
     """A model whose critics' disagreement costs `price` times its standard deviation, at every step and at the end.
 
     So a planner keeps to what the data knows (FOWM, method 65).
     """
 
     def __init__(self, model: Any, price: float):
-        """`model` is a WorldModel or a frozen one."""
-        super().__init__()
-        self.model, self.price = model, price
+        """See Around."""
+        super().__init__(model)
+        self.price = price
 
-    def step(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def outcome(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """See Model."""
-        reward, going, following = self.model.step(latent, action)
-        return reward - self.price * self.model.values(latent, action).std(0), going, following
+        reward, going = super().outcome(latent, action)
+        return reward - self.price * self.model.values(latent, action).std(0), going
 
     def value(self, latent: Tensor, action: Tensor) -> Tensor:
         """See Model."""
@@ -153,7 +189,7 @@ class Wary(nn.Module):
         return Wary(self.model.frozen(), self.price)
 
 
-class Valued(nn.Module):
+class Valued(Around):
     """A model in which what an ensemble would learn from a step is worth `price` times as much, along the whole way.
 
     Above 0 a planner explores by it, below 0 it keeps to what is known, and so do roll-outs (COPlanner, method 56).
@@ -161,18 +197,13 @@ class Valued(nn.Module):
 
     def __init__(self, model: Any, ensemble: Any, price: float):
         """`model` is a WorldModel and `ensemble` a Disagreement, or both are frozen ones."""
-        super().__init__()
-        self.model, self.ensemble, self.price = model, ensemble, price
+        super().__init__(model)
+        self.ensemble, self.price = ensemble, price
 
-    def step(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def outcome(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """See Model."""
-        reward, going, following = self.model.step(latent, action)
-        return reward + self.price * self.ensemble.gain(latent, action), going, following
-
-    def value(self, latent: Tensor, action: Tensor) -> Tensor:
-        """See Model."""
-        worth: Tensor = self.model.value(latent, action)
-        return worth
+        reward, going = super().outcome(latent, action)
+        return reward + self.price * self.ensemble.gain(latent, action), going
 
     def frozen(self) -> Valued:
         """A copy in plain layers."""
@@ -304,35 +335,33 @@ class Planner(nn.Module):
     def propose(self, actor: Act, latent: Tensor, proposed: Tensor) -> tuple[Tensor, Tensor]:
         """What the actor would do from (B, Z) on with noise (P, H, A): (B, P, H, A), and its values (B, P)."""
         count, rows = self.search.proposals, latent.shape[0]
-        seen = latent[:, None].expand(-1, count, -1).flatten(0, 1)
-        taken = []
-        value, going = torch.zeros_like(seen[:, 0]), torch.ones_like(seen[:, 0])
+        seen, taken = [latent[:, None].expand(-1, count, -1).flatten(0, 1)], []
         for t in range(self.search.horizon):
-            noise = proposed[:, t].expand(rows, -1, -1).flatten(0, 1)
-            taken.append(actor(seen, noise))
-            value, going, seen = self.advance(value, going, seen, taken[-1])
-        value = self.finish(actor, value, going, seen)
+            taken.append(actor(seen[-1], proposed[:, t].expand(rows, -1, -1).flatten(0, 1)))
+            seen.append(self.model.next(seen[-1], taken[-1]))
+        value = self.worth(actor, seen, taken)
         return torch.stack(taken, 1).unflatten(0, (-1, count)), value.unflatten(0, (-1, count))
 
     def value(self, actor: Act, latent: Tensor, candidates: Tensor) -> Tensor:
         """(B, Z), (B, N, H, A) -> what each candidate is worth (B, N), all valued at once."""
         count = candidates.shape[1]
-        actions = candidates.flatten(0, 1)
-        seen = latent[:, None].expand(-1, count, -1).flatten(0, 1)
-        value, going = torch.zeros_like(seen[:, 0]), torch.ones_like(seen[:, 0])
-        for t in range(self.search.horizon):
-            value, going, seen = self.advance(value, going, seen, actions[:, t])
-        return self.finish(actor, value, going, seen).unflatten(0, (-1, count))
+        seen, taken = [latent[:, None].expand(-1, count, -1).flatten(0, 1)], candidates.flatten(0, 1).unbind(1)
+        for action in taken:
+            seen.append(self.model.next(seen[-1], action))
+        return self.worth(actor, seen, taken).unflatten(0, (-1, count))
 
-    def advance(self, value: Tensor, going: Tensor, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One step of rows (R, ...): the values so far, what a reward counts from here on, and the latents."""
-        reward, on, following = self.model.step(latent, action)
-        return value + going * reward, going * self.discount * on, following
+    def worth(self, actor: Act, seen: Sequence[Tensor], taken: Sequence[Tensor]) -> Tensor:
+        """What rows earn that go through H + 1 latents (R, Z) by H actions (R, A), and may expect at their end, (R,).
 
-    def finish(self, actor: Act, value: Tensor, going: Tensor, latent: Tensor) -> Tensor:
-        """The values (R,) with the worth of where the rows end, by the actor's best action there."""
-        action = actor(latent, torch.zeros_like(latent[:, :1]).expand(-1, self.action_size))
-        return value + going * self.model.value(latent, action)
+        They end by the actor's best action. What the steps earn is asked of the model once, for all of them.
+        """
+        rewards, chances = (said.unflatten(0, (len(taken), -1))
+                            for said in self.model.outcome(torch.cat(list(seen[:-1])), torch.cat(list(taken))))
+        value, going = torch.zeros_like(rewards[0]), torch.ones_like(rewards[0])
+        for reward, chance in zip(rewards, chances, strict=True):
+            value, going = value + going * reward, going * self.discount * chance
+        last = actor(seen[-1], torch.zeros_like(seen[-1][:, :1]).expand(-1, self.action_size))
+        return value + going * self.model.value(seen[-1], last)
 
     def extra_repr(self) -> str:
         return f"{self.search}, action_size={self.action_size}, discount={self.discount}"

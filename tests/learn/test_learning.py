@@ -43,6 +43,8 @@ def learner(recipe: str, seed: int, **chosen: Any) -> Agent:
         configuration["price"] = 0.01  # else most seeds' actors stay where tanh is flat
     if recipe == "default":
         configuration["anneal"] = 1_000  # else actions are held to the end, and a machine's rounding decides
+    if recipe == "drq":
+        configuration |= {"lr": 1e-3, "explore": 0.5}  # else half of the seeds' actors stay where tanh is flat
     if recipe == "cqn_as":
         configuration["categories"] = 0
     if recipe == "dreamer_tiny":

@@ -9,9 +9,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robot_rl.learn import coarse
 from robot_rl.learn.actors import DeterministicActor, GaussianActor
 from robot_rl.learn.backups import (
     CuriousBackup,
@@ -594,6 +595,25 @@ def test_bfloat16_stays_close_to_float32() -> None:
     assert not torch.equal(outputs, exact(x))
     with pytest.raises(ValueError, match="float16"):
         compute_dtype("float16", "cpu")
+
+
+@pytest.mark.parametrize("members", [(), (2,)])
+def test_a_coarse_product_rounds_what_it_multiplies_and_neither_its_sums_nor_the_rest(members: tuple[int, ...]) -> None:
+    chance = generator()
+    x, weight = (torch.randn(*members, *shape, generator=chance).requires_grad_() for shape in ((128, 300), (300, 70)))
+    exact = (x.double() @ weight.double()).detach()
+    made = coarse.product(x, weight)
+    coarse_here = compute_dtype("auto", "cpu") == torch.bfloat16 or not torch.allclose(made.double(), exact, atol=2e-5)
+
+    def rounded(of: Tensor) -> Tensor:
+        return (of.detach().bfloat16() if coarse_here else of.detach()).double()
+
+    wanted = rounded(x) @ rounded(weight)
+    torch.testing.assert_close(made.double(), wanted, atol=2e-5, rtol=1e-6)
+    slopes, back = torch.autograd.grad(made, (x, weight), made.detach()), rounded(made)
+    for slope, known in zip(slopes, (back @ rounded(weight).mT, rounded(x).mT @ back), strict=True):
+        torch.testing.assert_close(slope.double(), known, atol=1e-3, rtol=1e-6)
+    torch.testing.assert_close((x @ weight).double().detach(), exact, atol=2e-5, rtol=1e-6)
 
 
 def test_an_average_of_the_actor_is_what_is_shown() -> None:

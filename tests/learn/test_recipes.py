@@ -297,6 +297,20 @@ def test_noise_is_held_for_less_and_less() -> None:
     assert small("sac", hold=4).hold == 4
 
 
+def test_an_update_counts_as_far_as_its_batch_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent, replay, longest = small("sac", batch=8, hold=4, anneal=8), random_replay(), []
+    sample = replay.sample
+
+    def paying(*asked: Any) -> Batch:
+        return sample(*asked) | {"reward": np.eye(8, dtype=np.float32)[0]}  # one in eight, and two would do
+    monkeypatch.setattr(replay, "sample", paying)
+    while agent.updates < 16:  # two in a step
+        longest.append(agent.hold)
+        agent.update(replay)
+    assert longest == [4, 4, 3, 3, 2, 2, 1, 1]
+    assert agent.blind == 8.0
+
+
 def test_nothing_shortens_before_the_first_reward() -> None:
     chosen = {"batch": 10, "hold": 4, "anneal": 16, "pessimism": 0.0}
     agent, replay = small("crossq", **chosen), Replay(50, OBS, ACTION)
@@ -318,8 +332,8 @@ def test_nothing_shortens_before_the_first_reward() -> None:
         replay.step(np.zeros(ACTION), float(step % 2), np.zeros(OBS), False, False)
     assert [(learn(one, 2, replay), one.hold)[1] for one in (agent, again)] == [3, 3]
     assert shares(agent, again) == [13, 13]  # as the last of four updates had it
-    earn(0.0)  # that it once found something stays true
-    assert agent.hold == 1 and shares(agent) == [5]
+    earn(0.0)  # what it found once is forgotten
+    assert agent.hold == 3 and shares(agent) == [12]
 
 
 @pytest.mark.parametrize("recipe", ["sac", "mrq"])

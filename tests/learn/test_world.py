@@ -65,12 +65,12 @@ def sequence(held: tuple[float, float] = (1.0, 1.0)) -> dict[str, Tensor]:
 
 
 def test_simplex_worked_out_by_hand() -> None:
-    # (1, 3, 2, 2) has mean 2 and variance 1/2; doubled: groups (-2s, 2s) and (0, 0) with s = sqrt(2)
+    # (1, 2, 3, 2) has mean 2 and variance 1/2; doubled: groups (-2s, 2s) and (0, 0) with s = sqrt(2)
     simplex = Simplex(4, 2)
-    simplex.scale.data.fill_(2.0)
+    simplex.norm.weight.data.fill_(2.0)
     high = 1 / (1 + math.exp(-4 * math.sqrt(2)))
-    given = torch.tensor([[1.0, 3.0, 2.0, 2.0]])
-    torch.testing.assert_close(simplex(given), torch.tensor([[1 - high, high, 0.5, 0.5]]), atol=1e-4, rtol=0)
+    given = torch.tensor([[1.0, 2.0, 3.0, 2.0]])
+    torch.testing.assert_close(simplex(given), torch.tensor([[1 - high, 0.5, high, 0.5]]), atol=1e-4, rtol=0)
     np.testing.assert_allclose(simplex.mirror()(given.numpy()), simplex(given).detach().numpy(), atol=1e-6)
 
 
@@ -265,9 +265,9 @@ def test_what_critics_disagree_about_costs_a_wary_planner() -> None:
     model = Wary(WorldModel(Line(), linear_critic((1, 1, 0), (1, 3, 0))), 2.0)
     latent, action = torch.tensor([[1.0], [1.0]]), torch.tensor([[0.0], [0.5]])
     apart = [0.0, 2.0 * 1.0 / math.sqrt(2)]  # values 1.5 and 2.5
-    reward, going, following = model.step(latent, action)
+    reward, going = model.outcome(latent, action)
     assert reward.tolist() == pytest.approx([2.0, 2.0 - apart[1]])
-    assert going.tolist() == [0.5, 0.5] and following.flatten().tolist() == [1.0, 1.5]
+    assert going.tolist() == [0.5, 0.5] and model.next(latent, action).flatten().tolist() == [1.0, 1.5]
     assert model.value(latent, action).tolist() == pytest.approx([1.0, 2.0 - apart[1]])
 
 
@@ -283,7 +283,7 @@ def test_what_an_ensemble_would_learn_has_a_price_along_the_whole_plan() -> None
     latent, action = torch.tensor([[1.0], [1.0]]), torch.tensor([[0.0], [-0.5]])
     for price in (3.0, -3.0):
         model = Valued(plain, Bent(), price)
-        assert model.step(latent, action)[0].tolist() == pytest.approx([2.0, 2.0 + 0.5 * price])
+        assert model.outcome(latent, action)[0].tolist() == pytest.approx([2.0, 2.0 + 0.5 * price])
         assert model.value(latent, action).tolist() == plain.value(latent, action).tolist()
         planner = Planner(model, 1, Search(horizon=2, samples=8, proposals=0, elites=2), 0.5)
         plans = torch.tensor([[[[0.2], [-0.4]]]])
@@ -484,10 +484,12 @@ class Quadratic(nn.Module):
         super().__init__()
         self.goal = torch.tensor(goal)
 
-    def step(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        following = latent + 0.5 * action
-        cost = (following - self.goal).square().sum(-1) + 0.3 * action.square().sum(-1)
-        return -cost, torch.ones_like(cost), following
+    def next(self, latent: Tensor, action: Tensor) -> Tensor:
+        return latent + 0.5 * action
+
+    def outcome(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        cost = (self.next(latent, action) - self.goal).square().sum(-1) + 0.3 * action.square().sum(-1)
+        return -cost, torch.ones_like(cost)
 
     def value(self, latent: Tensor, action: Tensor) -> Tensor:
         return -2.0 * (latent - self.goal).square().sum(-1)
@@ -542,9 +544,12 @@ def test_elites_count_by_their_value_and_equal_candidates_alike() -> None:
 class Trap(nn.Module):
     """An action above 0 earns 1 and ends the episode; others earn 0.6. Nothing comes after a plan."""
 
-    def step(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def next(self, latent: Tensor, action: Tensor) -> Tensor:
+        return latent
+
+    def outcome(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         over = (action[:, 0] > 0).float()
-        return 0.6 + 0.4 * over, 1 - over, latent
+        return 0.6 + 0.4 * over, 1 - over
 
     def value(self, latent: Tensor, action: Tensor) -> Tensor:
         return torch.zeros_like(latent[:, 0])
@@ -639,7 +644,7 @@ def test_offline_updates_teach_to_repeat_what_was_done_and_nothing_else() -> Non
         metrics = agent.update(replay, offline=True)
     changed = {name.rsplit(".", 1)[0] for name, value in agent.modules.state_dict().items()
                if not torch.equal(value, before[name])}
-    assert changed == {"latent.inner", "latent.encoder", "latent.seen", "actor.net"}
+    assert changed == {"latent.inner", "latent.encoder", "latent.seen.norm", "actor.net"}
     assert not any(name.startswith(("critic/loss", "model/")) for name in metrics)
     obs = rows["obs"]
     action, carry = agent.act(obs, explore=False)
