@@ -17,7 +17,7 @@ from robot_rl.learn.chunks import Execute, Execution, Steps
 from robot_rl.learn.compiled import compiled
 from robot_rl.learn.crowd import Guide
 from robot_rl.learn.latents import Latent, LatentMirror
-from robot_rl.learn.nets import Adam, follow
+from robot_rl.learn.nets import Adam, follow, without_denormals
 from robot_rl.learn.noise import Noise
 from robot_rl.learn.objectives import Lesson
 from robot_rl.learn.pixels import Pixels
@@ -25,7 +25,7 @@ from robot_rl.observe import Observation
 from robot_rl.replay import Batch, Data, NotFinite
 
 USED = ("obs", "action", "reward", "discount", "next_obs", "weight", "held", "plan", "source")
-PAID = 0.25  # share of rewards that are not 0 in a batch of which nothing is left to be found
+PAID = 0.05  # share of rewards that are not 0 in a batch of which nothing is left to be found
 LOOKS_EVERY = 50  # updates from one look at a GPU's losses to the next: each makes the host wait
 
 
@@ -234,6 +234,7 @@ class Agent:
         """The longest sequence that a batch of single steps holds for it."""
         return max(self.schedule.horizon * self.execution.length, *(study.horizon for study in self.studies), 1)
 
+    @without_denormals()
     def update(self, data: Data, offline: bool = False) -> Tensors:
         """Learn from `updates_per_step` batches of `data`; returns the last one's metrics, () each, on the device.
 

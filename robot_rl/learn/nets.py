@@ -6,6 +6,7 @@ gradient of a whole network one tensor. Axes: E ensemble, B batch, I inputs of a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -561,6 +562,19 @@ class Adam:
         for name in ("first", "second"):
             for mine, saved in zip(getattr(self, name), state[name], strict=True):
                 mine.copy_(saved)
+
+
+@contextlib.contextmanager
+def without_denormals() -> Iterator[None]:
+    """What this thread computes in here is 0 below 1e-38; a processor takes many times as long over such numbers.
+
+    Adam's averages of units that no longer fire decay to them: a sixth of the time of an update of `sac`.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 @torch.no_grad()

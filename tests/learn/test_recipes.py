@@ -14,6 +14,7 @@ import torch
 from robot_rl.learn import compiled, recipes
 from robot_rl.learn.actors import Policy
 from robot_rl.learn.agent import Agent
+from robot_rl.learn.nets import Mlp
 from robot_rl.replay import Batch, Mixture, NotFinite, Replay
 from tests.learn.cases import ACTION, OBS, first_action, random_replay, small, stored_draws
 
@@ -298,11 +299,11 @@ def test_noise_is_held_for_less_and_less() -> None:
 
 
 def test_an_update_counts_as_far_as_its_batch_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    agent, replay, longest = small("sac", batch=8, hold=4, anneal=8), random_replay(), []
+    agent, replay, longest = small("sac", batch=40, hold=4, anneal=8), random_replay(), []
     sample = replay.sample
 
     def paying(*asked: Any) -> Batch:
-        return sample(*asked) | {"reward": np.eye(8, dtype=np.float32)[0]}  # one in eight, and two would do
+        return sample(*asked) | {"reward": np.eye(40, dtype=np.float32)[0]}  # one in 40, and two would do
     monkeypatch.setattr(replay, "sample", paying)
     while agent.updates < 16:  # two in a step
         longest.append(agent.hold)
@@ -334,6 +335,19 @@ def test_nothing_shortens_before_the_first_reward() -> None:
     assert shares(agent, again) == [13, 13]  # as the last of four updates had it
     earn(0.0)  # what it found once is forgotten
     assert agent.hold == 3 and shares(agent) == [12]
+
+
+def test_averages_of_units_that_never_fire_become_zero_not_denormal() -> None:
+    agent, replay = small("sac"), random_replay()
+    second = agent.optimisers["critic"].second[0]
+    with torch.no_grad():
+        for net in agent.modules["critic"].modules():
+            if isinstance(net, Mlp):
+                net.layers()[0].bias.fill_(-1e3)
+        second.fill_(1e-39)
+    agent.update(replay)
+    assert (second == 0).any() and not ((second > 0) & (second < 1e-38)).any()
+    assert (torch.full((4,), 1e-30) * 1e-9 > 0).all()  # elsewhere such numbers are what they are
 
 
 @pytest.mark.parametrize("recipe", ["sac", "mrq"])
