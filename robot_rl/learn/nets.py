@@ -189,7 +189,11 @@ class Mlp(nn.Module):
         """The layers' parameters as views of `flat`."""
         parts = self.flat.split([math.prod(shape) for shape in self.shapes])
         views = iter([part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)])
-        return [Layer(*itertools.islice(views, 4 if self._width(depth) else 2)) for depth in range(len(self.spans))]
+        layers = [Layer(*itertools.islice(views, 4 if self._width(depth) else 2)) for depth in range(len(self.spans))]
+        if self.shape.norm == "batch" and not self.shape.residual:
+            # the norm takes the bias away again: its gradient is nothing but rounding, by whose sign Adam would go
+            layers = [layer._replace(bias=layer.bias.detach()) for layer in layers[:-1]] + layers[-1:]
+        return layers
 
     def statistics(self) -> list[tuple[Tensor, Tensor]]:
         """Mean and variance (E, 1, O) of the normalised units of each layer that has some, as views."""
