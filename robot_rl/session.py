@@ -81,10 +81,7 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     env, evaluation = make(), make()
     contract = sim.env_spec(env, config.task)
     state = checkpoint.load(run.checkpoint) if resume and run.checkpoint.exists() else None
-    if resume:
-        _tell_new(run, config)
-    else:
-        config = suited(config, contract)
+    config = _renewed(run, config) if resume else suited(config, contract)
     agent = make_agent(config, contract, device)
     prior = None if config.prior is None else _memory(
         agent, config, contract, SEEN_CAPACITY if contract.vision else PRIOR_CAPACITY, config.seed + 1)
@@ -159,13 +156,15 @@ def _chosen(config: RunConfig) -> dict[str, Any]:
     return {name: value for name, value in (known | begun | config.options).items() if name not in APART}
 
 
-def _tell_new(run: Run, config: RunConfig) -> None:
-    """Say which options a run goes on with that its recipe did not have when it began, if it says which it had."""
-    new = _chosen(config).keys() - config.defaults.keys() - config.options.keys() if config.defaults else ()
+def _renewed(run: Run, config: RunConfig) -> RunConfig:
+    """`config` with the options that its recipe did not have when the run began, if it says which it had; says so."""
+    every = _chosen(config)
+    new = every.keys() - config.defaults.keys() - config.options.keys() if config.defaults else set()
     if new:
-        told = ", ".join(f"{name}={_chosen(config)[name]}" for name in sorted(new))
+        told = ", ".join(f"{name}={every[name]}" for name in sorted(new))
         print(f"train: {run.folder} began before {config.recipe} had these options, and goes on with them: {told}",
               file=sys.stderr)
+    return msgspec.structs.replace(config, defaults=config.defaults | {name: every[name] for name in new})
 
 
 def _read_prior(prior: Replay, config: RunConfig, contract: PolicySpec) -> None:

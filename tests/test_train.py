@@ -210,6 +210,15 @@ def test_a_run_goes_on_by_the_options_that_it_began_with(monkeypatch: pytest.Mon
     assert sizes == [(3e-4, 7, (256, 256)), (1.0, 7, (8,))]
 
 
+def test_a_checkpoint_gives_back_what_it_was_given_with_numbers_of_numpy_as_plain_ones(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from robot_rl.learn import checkpoint
+    checkpoint.save(tmp_path / "c.pt", {"blind": np.float64(0.5), "parts": [np.int64(3), {"row": np.ones(2)}, None]})
+    state = checkpoint.load(tmp_path / "c.pt")
+    assert state["blind"] == 0.5 and type(state["blind"]) is float and state["parts"][0] == 3
+    np.testing.assert_array_equal(state["parts"][1]["row"], np.ones(2))
+
+
 def test_a_damaged_checkpoint_is_refused_and_a_failed_write_leaves_the_old_one(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     from robot_rl.learn import checkpoint
@@ -286,6 +295,7 @@ def test_a_run_killed_at_any_time_continues_bit_for_bit(late: bool, tmp_path: Pa
         assert process.returncode == 0, err
         results.append(json.loads(out.splitlines()[-1]))
     assert "began before default had these options, and goes on with them: hold=" in err.replace("\n", " "), err
+    assert "hold" in Run(run.folder).config.defaults  # told once
     assert results[0]["return_mean"] == results[1]["return_mean"]
     states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "broken")]
     for key, value in states[0]["agent"]["modules"].items():

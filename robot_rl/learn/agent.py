@@ -17,7 +17,7 @@ from robot_rl.learn.chunks import Execute, Execution, Steps
 from robot_rl.learn.compiled import compiled
 from robot_rl.learn.crowd import Guide
 from robot_rl.learn.latents import Latent, LatentMirror
-from robot_rl.learn.nets import Adam, follow, without_denormals
+from robot_rl.learn.nets import Adam, follow
 from robot_rl.learn.noise import Noise
 from robot_rl.learn.objectives import Lesson
 from robot_rl.learn.pixels import Pixels
@@ -25,7 +25,7 @@ from robot_rl.observe import Observation
 from robot_rl.replay import Batch, Data, NotFinite
 
 USED = ("obs", "action", "reward", "discount", "next_obs", "weight", "held", "plan", "source")
-PAID = 0.05  # share of rewards that are not 0 in a batch of which nothing is left to be found
+PAYING = 0.05  # share of rewards that are not 0 in a batch of which nothing is left to be found
 LOOKS_EVERY = 50  # updates from one look at a GPU's losses to the next: each makes the host wait
 
 
@@ -52,7 +52,7 @@ class Schedule:
     """Pixels by which camera frames are moved at most."""
     anneal: int = 0
     """Updates in which returns shorten from `n_step` to `least` rewards, and `hold` to 1, in even stretches; 0: they do
-    not. An update counts as far as its batch pays: fully where the share `PAID` of the rewards or more is not 0."""
+    not. An update counts as far as its batch pays: fully where the share `PAYING` of the rewards or more is not 0."""
     least: int = 1
     hold: int = 1
     """Actions that one exploring noise is for, at most."""
@@ -234,7 +234,6 @@ class Agent:
         """The longest sequence that a batch of single steps holds for it."""
         return max(self.schedule.horizon * self.execution.length, *(study.horizon for study in self.studies), 1)
 
-    @without_denormals()
     def update(self, data: Data, offline: bool = False) -> Tensors:
         """Learn from `updates_per_step` batches of `data`; returns the last one's metrics, () each, on the device.
 
@@ -265,7 +264,7 @@ class Agent:
                 part.age.fill_(age)
             sampled = self.execution.cut(data.sample(plan.batch, length, n_step, plan.discount))
             if plan.anneal:
-                self.blind += 1 - min(1.0, np.count_nonzero(sampled["reward"]) / (PAID * sampled["reward"].size))
+                self.blind += 1 - min(1.0, float(np.mean(sampled["reward"] != 0)) / PAYING)
             due = tuple(i for i in numbers if self.updates % every[i].period == 0)
             draws = [every[i].draw(plan.batch, self.generator) for i in due]
             metrics |= self._step(due)(self._tensors(sampled), draws)

@@ -39,12 +39,18 @@ def load(path: Path) -> dict[str, Any]:
 def _to_tensors(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _to_tensors(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_to_tensors(v) for v in value]
+    if isinstance(value, np.generic):
+        return value.item()  # numpy's own would not be read again
     if not isinstance(value, np.ndarray):
         return value
     return {"__array__": torch.from_numpy(np.require(value, requirements=("C", "W")))}
 
 
 def _to_arrays(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_to_arrays(v) for v in value]
     if not isinstance(value, dict):
         return value
     if set(value) == {"__array__"}:

@@ -18,7 +18,7 @@ from robot_rl.learn.backups import Draw, SoftBackup, Tensors
 from robot_rl.learn.critics import Chance, Critic, Mean
 from robot_rl.learn.latents import Latent
 from robot_rl.learn.objectives import NoTemperature
-from robot_rl.learn.planner import Act, Around, Drawn, Planner
+from robot_rl.learn.planner import Act, Drawn, ModelWrapper, Planner
 from robot_rl.learn.world import Spread, alive
 
 
@@ -90,7 +90,7 @@ class Apart(nn.Module):
         return torch.stack([net(x if x.dim() == 2 else x[i]) for i, net in enumerate(self.nets)])
 
 
-class Crowd(Around):
+class Crowd(ModelWrapper):
     """A model whose actors, one for each of its critics, say where plans may go.
 
     The worth of where a plan ends is the mean over the critics less `price` times their standard deviation, each of the

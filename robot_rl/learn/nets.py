@@ -6,7 +6,6 @@ gradient of a whole network one tensor. Axes: E ensemble, B batch, I inputs of a
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import math
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robot_rl.learn.coarse import product as coarse_product
+from robot_rl.learn.matmul import bf16_matmul
 
 
 def compute_dtype(name: str, device: str) -> torch.dtype:
@@ -190,9 +189,9 @@ class Mlp(nn.Module):
         parts = self.flat.split([math.prod(shape) for shape in self.shapes])
         views = iter([part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)])
         layers = [Layer(*itertools.islice(views, 4 if self._width(depth) else 2)) for depth in range(len(self.spans))]
-        if self.shape.norm == "batch" and not self.shape.residual:
+        for depth in range(0, len(layers) - 1, 2 if self.shape.residual else 1) if self.shape.norm == "batch" else ():
             # the norm takes the bias away again: its gradient is nothing but rounding, by whose sign Adam would go
-            layers = [layer._replace(bias=layer.bias.detach()) for layer in layers[:-1]] + layers[-1:]
+            layers[depth] = layers[depth]._replace(bias=layers[depth].bias.detach())
         return layers
 
     def statistics(self) -> list[tuple[Tensor, Tensor]]:
@@ -486,7 +485,7 @@ def split_rows(layer: nn.Linear) -> list[nn.Linear]:
 def linear(x: Tensor, layer: Layer, dtype: torch.dtype, kind: str) -> Tensor:
     """(B, I) or (E, B, I) float -> (E, B, O): the product with the layer's weight, plus its bias; see Shape.last."""
     made = dtype if kind == "rounded" else torch.float32
-    product = coarse_product if kind == "sums" and dtype != torch.float32 else torch.matmul
+    product = bf16_matmul if kind == "sums" and dtype != torch.float32 else torch.matmul
     x, weight = x.to(made), layer.weight.to(made)
     if len(weight) == 1:  # a plain product is faster than a batch of one
         return product(x.reshape(-1, x.shape[-1]), weight[0])[None] + layer.bias.to(made)
@@ -511,6 +510,9 @@ def _by_the_batch(x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, var: Te
         mean.lerp_(centres[:, None], 1 - NORM_MEMORY)
         var.lerp_(spreads[:, None], 1 - NORM_MEMORY)
     return normal.to(x.dtype)
+
+
+LEAST = 1e-30  # of Adam's averages: beside eps they move no parameter, and what is below 1e-38 takes many times as long
 
 
 class Adam:
@@ -545,6 +547,8 @@ class Adam:
             for parameter, pace, gradient, first, second in every:
                 first.lerp_(gradient, 1 - one)
                 second.mul_(two).addcmul_(gradient, gradient, value=1 - two)
+                for average in (first, second):
+                    average.masked_fill_(average.abs() < LEAST, 0.0)
                 parameter.sub_(self.factors[0] * pace * first / (second.sqrt() * self.factors[1] + self.eps))
             self._advance(torch.stack((self.decay[0] * one, self.decay[1] * two)))
             for net in self.bounded:
@@ -566,19 +570,6 @@ class Adam:
         for name in ("first", "second"):
             for mine, saved in zip(getattr(self, name), state[name], strict=True):
                 mine.copy_(saved)
-
-
-@contextlib.contextmanager
-def without_denormals() -> Iterator[None]:
-    """What this thread computes in here is 0 below 1e-38; a processor takes many times as long over such numbers.
-
-    Adam's averages of units that no longer fire decay to them: a sixth of the time of an update of `sac`.
-    """
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
 
 
 @torch.no_grad()

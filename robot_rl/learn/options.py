@@ -52,9 +52,9 @@ class Options:
     `beta1` is Adam's first decay rate, `hold` the most actions that one exploring noise is for. In `anneal` updates,
     unless that is 0, returns shorten from `n_step` rewards to 1 and `hold` to 1, in even stretches: long returns learn
     quicker at first and, being of what older actors did, less in the end; held noise finds what is worth something and
-    disturbs what is good. An update counts as far as its batch pays, fully where at least a quarter of the rewards is
-    not 0: before, there is something to be found. `features` is the size of what is made of frames by convolutions of
-    so many `channels`, or by the file `encoder` (see Pretrained), `shift` how many pixels they are moved by at most
+    disturbs what is good. An update counts as far as its batch pays, fully where at least a twentieth of the rewards
+    is not 0: before, there is something to be found. `features` is the size of what is made of frames by convolutions
+    of so many `channels`, or by the file `encoder` (see Pretrained), `shift` how many pixels they are moved by at most
     while learning.
     """
 

@@ -139,7 +139,7 @@ class FrozenModel(nn.Module):
         return self.heads[1].decode(torch.stack([critic(seen) for critic in self.critics]))
 
 
-class Around(nn.Module):
+class ModelWrapper(nn.Module):
     """A model that goes on as the one in it does."""
 
     def __init__(self, model: Any):
@@ -163,14 +163,14 @@ class Around(nn.Module):
         return worth
 
 
-class Wary(Around):
+class Wary(ModelWrapper):
     """A model whose critics' disagreement costs `price` times its standard deviation, at every step and at the end.
 
     So a planner keeps to what the data knows (FOWM, method 65).
     """
 
     def __init__(self, model: Any, price: float):
-        """See Around."""
+        """See ModelWrapper."""
         super().__init__(model)
         self.price = price
 
@@ -189,7 +189,7 @@ class Wary(Around):
         return Wary(self.model.frozen(), self.price)
 
 
-class Valued(Around):
+class Valued(ModelWrapper):
     """A model in which what an ensemble would learn from a step is worth `price` times as much, along the whole way.
 
     Above 0 a planner explores by it, below 0 it keeps to what is known, and so do roll-outs (COPlanner, method 56).

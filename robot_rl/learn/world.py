@@ -89,11 +89,13 @@ class World(Latent):
         super().__init__()
         shape = Shape("layer", "mish", dtype=dtype, last="sums")
         self.inner, self.reward, self.size = inner, reward, width
-        self.encoder = Mlp((inner.size, *encoder, width), 1, generator, shape)
+        # what acts and what is exported have it in float32
+        self.encoder = Mlp((inner.size, *encoder, width), 1, generator, replace(shape, last="float32"))
         self.encoder.pace = pace
         shape = replace(shape, sees_hidden=True)
         self.dynamics = Mlp((width + action_size, *hidden, width), 1, generator, shape)
-        self.outcome = Mlp((width + action_size, *hidden, reward.size + 1), 1, generator, shape, final_scale=0.0)
+        self.outcome = Mlp((width + action_size, *hidden, reward.size + 1), 1, generator,
+                           replace(shape, last=reward.last), final_scale=0.0)
         self.seen, self.predicted = Simplex(width, simplex), Simplex(width, simplex)
 
     def observe(self, obs: Tensor) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robot_rl.learn import coarse
+from robot_rl.learn import compiled
 from robot_rl.learn.actors import DeterministicActor, GaussianActor
 from robot_rl.learn.backups import (
     CuriousBackup,
@@ -39,6 +39,7 @@ from robot_rl.learn.critics import (
     TwoHot,
 )
 from robot_rl.learn.latents import Identity, RunningNorm, Sync
+from robot_rl.learn.matmul import bf16_matmul
 from robot_rl.learn.nets import ACTIVATIONS, Adam, Mlp, Shape, compute_dtype, follow, mish
 from robot_rl.learn.noise import Noise
 from robot_rl.learn.objectives import (
@@ -598,15 +599,15 @@ def test_bfloat16_stays_close_to_float32() -> None:
 
 
 @pytest.mark.parametrize("members", [(), (2,)])
-def test_a_coarse_product_rounds_what_it_multiplies_and_neither_its_sums_nor_the_rest(members: tuple[int, ...]) -> None:
+def test_a_bf16_product_rounds_what_it_multiplies_and_neither_its_sums_nor_the_rest(members: tuple[int, ...]) -> None:
     chance = generator()
     x, weight = (torch.randn(*members, *shape, generator=chance).requires_grad_() for shape in ((128, 300), (300, 70)))
     exact = (x.double() @ weight.double()).detach()
-    made = coarse.product(x, weight)
-    coarse_here = compute_dtype("auto", "cpu") == torch.bfloat16 or not torch.allclose(made.double(), exact, atol=2e-5)
+    made = bf16_matmul(x, weight)
+    rounds_here = compute_dtype("auto", "cpu") == torch.bfloat16 or not torch.allclose(made.double(), exact, atol=2e-5)
 
     def rounded(of: Tensor) -> Tensor:
-        return (of.detach().bfloat16() if coarse_here else of.detach()).double()
+        return (of.detach().bfloat16() if rounds_here else of.detach()).double()
 
     wanted = rounded(x) @ rounded(weight)
     torch.testing.assert_close(made.double(), wanted, atol=2e-5, rtol=1e-6)
@@ -614,6 +615,21 @@ def test_a_coarse_product_rounds_what_it_multiplies_and_neither_its_sums_nor_the
     for slope, known in zip(slopes, (back @ rounded(weight).mT, rounded(x).mT @ back), strict=True):
         torch.testing.assert_close(slope.double(), known, atol=1e-3, rtol=1e-6)
     torch.testing.assert_close((x @ weight).double().detach(), exact, atol=2e-5, rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(compiled.missing_tools()), reason=f"cannot compile: {compiled.missing_tools()}")
+def test_a_bf16_product_is_the_same_compiled() -> None:
+    weight = torch.randn(64, 32, generator=generator()).requires_grad_()
+
+    def step(x: Tensor) -> dict[str, Tensor]:
+        made = bf16_matmul(x.tanh(), weight)
+        return {"made": made.detach(), "slope": torch.autograd.grad(made.square().sum(), weight)[0]}
+
+    x = torch.randn(16, 64, generator=generator(1))
+    found, known = compiled.Compiled(step)(x), step(x)
+    for name, value in known.items():
+        torch.testing.assert_close(found[name], value, atol=1e-3, rtol=1e-3)
 
 
 def test_an_average_of_the_actor_is_what_is_shown() -> None:

@@ -309,7 +309,7 @@ def test_an_update_counts_as_far_as_its_batch_pays(monkeypatch: pytest.MonkeyPat
         longest.append(agent.hold)
         agent.update(replay)
     assert longest == [4, 4, 3, 3, 2, 2, 1, 1]
-    assert agent.blind == 8.0
+    assert agent.blind == 8.0 and type(agent.blind) is float  # as a checkpoint can hold it
 
 
 def test_nothing_shortens_before_the_first_reward() -> None:
@@ -347,7 +347,18 @@ def test_averages_of_units_that_never_fire_become_zero_not_denormal() -> None:
         second.fill_(1e-39)
     agent.update(replay)
     assert (second == 0).any() and not ((second > 0) & (second < 1e-38)).any()
-    assert (torch.full((4,), 1e-30) * 1e-9 > 0).all()  # elsewhere such numbers are what they are
+
+
+@pytest.mark.parametrize("options", [{}, {"residual": True}])
+def test_only_biases_that_no_norm_takes_away_learn(options: dict[str, Any]) -> None:
+    agent = small("crossq", **options)
+    before = copy.deepcopy(agent.modules["critic"])
+    learn(agent, 3)
+    nets = [net for net in agent.modules["critic"].modules() if isinstance(net, Mlp)]
+    for net, old in zip(nets, [net for net in before.modules() if isinstance(net, Mlp)], strict=True):
+        same = [torch.equal(new.bias, was.bias) for new, was in zip(net.layers(), old.layers(), strict=True)]
+        last = len(same) - 1
+        assert same == [depth < last and not (options and depth % 2) for depth in range(last + 1)]
 
 
 @pytest.mark.parametrize("recipe", ["sac", "mrq"])

@@ -585,7 +585,7 @@ def test_exploring_tries_other_candidates_each_time_and_all_else_the_same() -> N
 
 
 @pytest.mark.parametrize("recipe, exact", [("tdmpc2", True), ("bmpc", True), ("fowm", True), ("default", False)])
-def test_what_a_planner_compares_is_not_rounded(recipe: str, exact: bool) -> None:
+def test_what_a_planner_compares_has_float32_sums(recipe: str, exact: bool) -> None:
     agent = recipes.make(recipe, OBS, ACTION, dtype="bfloat16", compile=False)
     net = agent.modules["critic"].net
     with torch.no_grad():
