@@ -207,12 +207,12 @@ def percentiles(values: np.ndarray, *ranks: float) -> list[float]:
 
 def interrupted() -> Callable[[], bool]:
     """A function that turns true once SIGTERM or SIGINT has come."""
-    event = threading.Event()
+    came: list[int] = []  # not an Event: a signal that comes within `set` waits for good for the lock held there
 
     def note(signum: int, frame: FrameType | None) -> None:
-        event.set()
+        came[:] = [signum]
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, note)
         # Python lets go of its handlers as it ends, and one more signal would kill what has ended in order
         atexit.register(signal.signal, number, signal.SIG_IGN)
-    return event.is_set
+    return lambda: bool(came)
