@@ -36,6 +36,13 @@ class Lesson(Protocol):
         """A batch (B, ...) with `latent` and `next_latent` -> loss (), metrics () each, what later lessons use."""
 
 
+class ActorLesson(Lesson, Protocol):
+    """One for an actor."""
+
+    @property
+    def actor(self) -> Actor: ...
+
+
 def taught(critic: nn.Module, latent: Latent | None) -> nn.Module:
     """What the critics' loss optimises: the critics, and the latent where it is to learn from them and can learn."""
     learns = latent is not None and any(parameter.requires_grad for parameter in latent.parameters())
@@ -233,15 +240,15 @@ class Paying:
     part: nn.Module
     period: int
 
-    def __init__(self, lesson: SoftValue | Paying):
+    def __init__(self, lesson: ActorLesson):
         self.lesson, self.actor = lesson, lesson.actor
         self.part, self.period = lesson.part, lesson.period
 
-    def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Chance]:
+    def draw(self, batch: int, generator: torch.Generator) -> Any:
         """The lesson's."""
         return self.lesson.draw(batch, generator)
 
-    def loss(self, batch: Tensors, draw: tuple[Tensor, Chance]) -> tuple[Tensor, Tensors, Tensors]:
+    def loss(self, batch: Tensors, draw: Any) -> tuple[Tensor, Tensors, Tensors]:
         """See Lesson."""
         loss, metrics, found = self.lesson.loss(batch, draw)
         cost, said = self.cost(batch, loss.detach())
@@ -258,7 +265,7 @@ class Smooth(Paying):
     The change is that from an observation to the one bootstrapped from, n steps later (CAPS, Mysore et al. 2021).
     """
 
-    def __init__(self, lesson: SoftValue | Paying, price: float):
+    def __init__(self, lesson: ActorLesson, price: float):
         super().__init__(lesson)
         self.price = price
 
@@ -295,14 +302,17 @@ class Imitating(Paying):
     the lesson's own loss (as TD3+BC weighs the two, Fujimoto and Gu 2021).
     """
 
-    def __init__(self, lesson: SoftValue | Paying, price: Fading):
+    def __init__(self, lesson: ActorLesson, price: Fading):
         super().__init__(lesson)
         self.price = price
 
     def cost(self, batch: Tensors, loss: Tensor) -> tuple[Tensor, Tensors]:
-        """See Paying; source (B,)."""
-        off = (self.actor.mean(batch["latent"]) - batch["action"]).square().mean(-1)
-        cost = (off * (batch["source"] == PRIOR)).mean()
+        """See Paying; source (B,), of sequences (B, T): there the first step counts."""
+        action, source = batch["action"], batch["source"]
+        if source.dim() == 2:
+            action, source = action[:, 0], source[:, 0]
+        off = (self.actor.mean(batch["latent"]) - action).square().mean(-1)
+        cost = (off * (source == PRIOR)).mean()
         return self.price() * (1 + loss.abs()) * cost, {"actor/unlike": cost.detach()}
 
 

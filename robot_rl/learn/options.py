@@ -23,7 +23,7 @@ from robot_rl.learn.dreams import Harmony, Prices
 from robot_rl.learn.encoders import Convolutions, Pretrained
 from robot_rl.learn.latents import CameraLatent, Identity, Latent, RunningNorm
 from robot_rl.learn.nets import Shape, compute_dtype
-from robot_rl.learn.objectives import Bellman, Fading, Imitating, Lesson, Smooth, SoftValue, Temperature
+from robot_rl.learn.objectives import ActorLesson, Bellman, Fading, Imitating, Lesson, Smooth, SoftValue, Temperature
 from robot_rl.learn.planner import Planner, Search, WorldModel
 from robot_rl.learn.recurrent import RecurrentWorld
 from robot_rl.learn.world import Weights, World
@@ -216,11 +216,32 @@ class Projecting(Headed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Acting(Options):
+class Imitative(Options):
+    """Of an actor that may keep to prior data: to act unlike it has the price `imitation`.
+
+    The price falls to 0 in `imitation_steps` of the actor's updates.
+    """
+
+    imitation: Price = 0.0
+    imitation_steps: Count = 20_000
+
+    def imitating(self, lesson: ActorLesson) -> ActorLesson:
+        """An actor's lesson with that price."""
+        return Imitating(lesson, Fading(self.imitation, self.imitation_steps)) if self.imitation else lesson
+
+    def agent(self, latent: Latent, actor: Actor, lessons: Sequence[Lesson], start: torch.Generator,
+              parts: Mapping[str, nn.Module], **more: Any) -> Agent:
+        """See Options."""
+        prices = [lesson.price for lesson in lessons if isinstance(lesson, Imitating)]
+        parts = {**parts, **dict(zip(["imitation"], prices, strict=False))}
+        return super().agent(latent, actor, lessons, start, parts, **more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Acting(Imitative):
     """Of critics beside an actor, which learns in every `actor_period`-th update.
 
-    `smoothness` is the price of a change of its mean, `imitation` that of acting unlike prior data, which falls to 0 in
-    `imitation_steps` of its updates. `optimism` above 0.5 is the expectile that critics go by at
+    `smoothness` is the price of a change of its mean. `optimism` above 0.5 is the expectile that critics go by at
     first; it falls to 0.5, the mean, in `optimism_steps` updates. With `average` above 0 an average of the actor acts
     without exploring and is exported (a robot explores by it too); it moves by that share in each update, which evens
     out what an actor unlearns.
@@ -230,8 +251,6 @@ class Acting(Options):
     actor_period: Count = 1
     average: Share = 0.0
     smoothness: Price = 0.0
-    imitation: Price = 0.0
-    imitation_steps: Count = 20_000
     optimism: Annotated[float, Meta(gt=0, lt=1)] = 0.5
     optimism_steps: Count = 100_000
 
@@ -241,8 +260,7 @@ class Acting(Options):
 
     def smoothed(self, lesson: SoftValue) -> Lesson:
         """An actor's lesson with the prices of change and of acting unlike prior data."""
-        paying = Smooth(lesson, self.smoothness) if self.smoothness else lesson
-        return Imitating(paying, Fading(self.imitation, self.imitation_steps)) if self.imitation else paying
+        return self.imitating(Smooth(lesson, self.smoothness) if self.smoothness else lesson)
 
     def agent(self, latent: Latent, actor: Actor, lessons: Sequence[Lesson], start: torch.Generator,
               parts: Mapping[str, nn.Module], *, targets: Sequence[Target] = (), **more: Any) -> Agent:
@@ -251,8 +269,6 @@ class Acting(Options):
             shown = copy.deepcopy(actor)
             parts, targets = {**parts, "average": shown}, [*targets, Target(shown, actor, self.average)]
             more |= {"shown": shown}
-        prices = [lesson.price for lesson in lessons if isinstance(lesson, Imitating)]
-        parts = {**parts, **dict(zip(["imitation"], prices, strict=False))}
         return super().agent(latent, actor, lessons, start, parts, targets=targets, **more)
 
 
@@ -368,12 +384,6 @@ class Modelled(Headed):
         return World(self.latent(sizes, start), sizes.action, self.width, self.hidden, self.simplex, self.head(), start,
                      self.plain().dtype, self.encoder_hidden, self.encoder_pace)
 
-    def single(self) -> torch.Generator:
-        """What the first weights are drawn from, of learners that see sequences only. Refuses returns of many steps."""
-        if self.n_step != 1:
-            raise ValueError(f"n_step is {self.n_step}; a world model learns from single steps, horizon of them a time")
-        return self.start()
-
     def weights(self, value: float) -> Weights:
         """Of the losses, that of the values being `value`."""
         return Weights(self.consistency, self.reward_price, value, self.end_price, self.rho)
@@ -393,7 +403,8 @@ class Planned(Smoothed, Modelled):
 
     In `iterations`, `samples` candidates are valued, of which the actor makes `proposals`, and `elites` make the plan
     by exp(`sharpness` * value), with a standard deviation of `least` to `most`. The values are those of `critics`
-    whose networks do without the share `dropout` of their units.
+    whose networks do without the share `dropout` of their units. They learn from returns of `n_step` rewards, or as
+    many as a sequence of `horizon` steps still has; the model learns from single steps.
     """
 
     critics: Count = 5
@@ -406,6 +417,18 @@ class Planned(Smoothed, Modelled):
     sharpness: Positive = 0.5
     least: Positive = 0.05
     most: Positive = 2.0
+
+    def steps(self) -> tuple[int, int]:
+        """See Options; of what is sampled."""
+        return 1, 1
+
+    def bounded(self, most: int) -> torch.Generator:
+        """What the first weights are drawn from. Refuses returns of more than so many rewards, or that shorten."""
+        if self.n_step > most:
+            raise ValueError(f"n_step is {self.n_step}; returns go on for {most} here at most")
+        if self.n_step > 1 and self.anneal:
+            raise ValueError(f"anneal is {self.anneal}; returns along the sequences of a world model do not shorten")
+        return self.start()
 
     def judges(self, sizes: Sizes, start: torch.Generator) -> Critic:
         """Critics of the model's latents."""

@@ -59,6 +59,7 @@ from robot_rl.learn.options import (
     Ensemble,
     Greedy,
     Headed,
+    Imitative,
     Modelled,
     Natural,
     Options,
@@ -270,7 +271,7 @@ class MrQ(Acting, Greedy):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TdMpc2(Planned):
+class TdMpc2(Imitative, Planned):
     """TD-MPC2 (method 53): a world model, critics and an actor of its latents, and a planner that acts by all three.
 
     Two of `critics`, drawn anew, make a target, the smaller of them counts; the mean of two teaches the actor.
@@ -293,7 +294,7 @@ class TdMpc2(Planned):
 
     def build(self, sizes: Sizes) -> Agent:
         """See Options."""
-        start, subset = self.single(), min(2, self.critics)
+        start, subset = self.bounded(self.horizon), min(2, self.critics)
         world = self.world(sizes, start)
         ensembles = self.foreseeing(sizes, start)
         actor, offline = self.pupil(world, sizes, start)
@@ -301,8 +302,8 @@ class TdMpc2(Planned):
         target, spread = copy.deepcopy(critic), Spread(self.tau)
         backup = SoftBackup(actor, target, NoTemperature(), Minimum(subset))
         lessons: list[Lesson] = [
-            Unroll(world, critic, backup, self.horizon, self.weights(self.value_price)),
-            PriorValue(actor, critic, Mean(subset), spread, self.horizon, self.rho, self.entropy),
+            Unroll(world, critic, backup, self.horizon, self.weights(self.value_price), self.n_step),
+            self.imitating(PriorValue(actor, critic, Mean(subset), spread, self.horizon, self.rho, self.entropy)),
             *map(Foresight, ensembles.values()),
         ]
         parts = {"critic": critic, "target": target, "spread": spread, **ensembles}
@@ -374,16 +375,19 @@ class MoDemV2(MoDem):
         if self.critics < 2 or self.iterations != 1:
             raise ValueError(f"critics is {self.critics} and iterations {self.iterations}; it takes at least 2 to "
                              "disagree, and what actors propose is valued once")
+        if self.imitation:
+            raise ValueError(f"imitation is {self.imitation}; here the clone that goes on acting is what is kept to")
         if self.models or self.venture or self.caution:
             raise ValueError(f"models is {self.models}, venture {self.venture} and caution {self.caution}; the critics "
                              "alone disagree here, at the price doubt")
-        start = self.single()
+        start = self.bounded(self.horizon)
         world, spread = self.world(sizes, start), Spread(self.tau)
         actor = self.proposing(sizes, start, self.explore, self.critics)
         critic = self.judges(sizes, start)
         target, guide = copy.deepcopy(critic), Guide(world, actor, self.handover_from, self.handover_to, self.ceiling)
         lessons: list[Lesson] = [
-            Unroll(world, critic, CrowdBackup(actor, target), self.horizon, self.weights(self.value_price)),
+            Unroll(world, critic, CrowdBackup(actor, target), self.horizon, self.weights(self.value_price),
+                   self.n_step),
             CrowdValue(actor, critic, spread, self.horizon, self.rho, self.price),
         ]
         model, *planning = replace(self, samples=self.critics * self.proposals).planning(world, critic, sizes.action)
@@ -408,9 +412,11 @@ class Bmpc(TdMpc2):
         """See Options."""
         if not self.plan:
             raise ValueError("plan is false; bmpc learns from what it plans. Its actor alone is what `export` writes")
+        if self.imitation:
+            raise ValueError(f"imitation is {self.imitation}; bmpc imitates what it plans, not what data did")
         if self.venture:
             raise ValueError(f"venture is {self.venture}; bmpc imitates what it plans, and would imitate exploring")
-        start, spread = self.single(), Spread(self.tau)
+        start, spread = self.bounded(1), Spread(self.tau)
         world = self.world(sizes, start)
         actor = ClippedActor(self.width, sizes.action, self.hidden, start, self.modern())
         critic = PairCritic(alone, self.width, self.hidden, self.critics, self.head(), start,
@@ -457,14 +463,15 @@ class Fowm(Planned):
         """See Options."""
         if self.critics < 2:
             raise ValueError(f"critics is {self.critics}; it takes at least 2 to disagree")
-        start = self.single()
+        start = self.bounded(self.horizon)
         world = self.world(sizes, start)
         actor = self.proposing(sizes, start, self.explore)
         critic = self.judges(sizes, start)
         value = PairCritic(alone, self.width, self.hidden, 1, self.head(), start, self.modern(), final_scale=0.0)
         target = copy.deepcopy(critic)
         lessons: list[Lesson] = [
-            Unroll(world, critic, InSampleBackup(actor, value), self.horizon, self.weights(self.value_price)),
+            Unroll(world, critic, InSampleBackup(actor, value), self.horizon, self.weights(self.value_price),
+                   self.n_step),
             Expectile(value, target, self.expectile, self.rho),
             Regression(actor, self.advantage, self.rho),
         ]

@@ -184,18 +184,36 @@ def foretold(world: World, latents: Tensor, following: Tensor, batch: Tensors, w
     return {name: (loss * counts).sum(1).mean() for name, loss in losses.items()}
 
 
+def summed(batch: Tensors, n_step: int) -> Tensors:
+    """Of a batch of sequences: returns and discounts (B, T) of up to `n_step` steps, and the latents (B, T, Z) after.
+
+    A return ends where its sequence or the episode does.
+    """
+    found = {key: batch[key].clone() for key in ("reward", "discount", "next_latent")}
+    for ahead in range(1, min(n_step, batch["weight"].shape[1])):
+        taken = batch["weight"][:, ahead:] > 0
+        reward, discount, latent = (found[key][:, :-ahead] for key in ("reward", "discount", "next_latent"))
+        reward.addcmul_(discount, batch["reward"][:, ahead:] * taken)
+        discount.copy_(torch.where(taken, discount * batch["discount"][:, ahead:], discount))
+        latent.copy_(torch.where(taken[..., None], batch["next_latent"][:, ahead:], latent))
+    return found
+
+
 class Unroll:
     """A world model and its critics learn along sequences from one loss (TD-MPC2, method 53).
 
     From the first observation on, the model goes by its own predictions: they are to agree with the latents of what was
-    seen (which do not learn from it), to give the rewards and the ends, and to be valued by a backup's target. Steps
-    past an episode's end count for nothing, and nothing is bootstrapped past a termination.
+    seen (which do not learn from it), to give the rewards and the ends, and to be valued by a backup's target, after
+    `n_step` rewards or as many as the sequence still has. Steps past an episode's end count for nothing, and nothing is
+    bootstrapped past a termination.
     """
 
     period = 1
 
-    def __init__(self, world: World, critic: Critic, backup: SoftBackup, horizon: int, weights: Weights):
+    def __init__(self, world: World, critic: Critic, backup: SoftBackup, horizon: int, weights: Weights,
+                 n_step: int = 1):
         self.world, self.critic, self.backup, self.horizon, self.weights = world, critic, backup, horizon, weights
+        self.n_step = n_step
         self.part = nn.ModuleList([critic, world])
 
     def draw(self, batch: int, generator: torch.Generator) -> tuple[Draw, Chance]:
@@ -207,7 +225,7 @@ class Unroll:
         """See Lesson; obs (B, T, O), latent (B, Z), next_latent (B, T, Z), ..."""
         head, reward = self.critic.head, batch["reward"]
         seen = torch.cat((batch["latent"].detach()[:, None], batch["next_latent"][:, :-1]), 1)
-        flat = {key: batch[key].flatten(0, 1) for key in ("next_latent", "reward", "discount")}
+        flat = {key: value.flatten(0, 1) for key, value in summed(batch, self.n_step).items()}
         flat["latent"] = seen.flatten(0, 1)
         y = self.backup.target(flat, draw[0])
         latents = self.world.unroll(batch["latent"], batch["action"])

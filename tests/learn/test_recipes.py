@@ -36,12 +36,15 @@ PARTS: dict[str, dict[str, Any]] = {
     "tau": {"tau": 0.03},
     "harmony": {"harmony": True},
     "imitation": {"imitation": 0.1},
+    "returns of two rewards": {"n_step": 2},
     "rms": {"norm": "rms", "residual": True, "unit": True},
     "alike": {"norm": "rms", "residual": True, "actor_alike": True},
 }
+REFUSED = {("bmpc", "imitation"), ("modem_v2", "imitation"), ("bmpc", "returns of two rewards"),
+           ("dreamer", "returns of two rewards"), ("cqn_as", "returns of two rewards")}  # whose returns are longer
 every_part = pytest.mark.parametrize(
     "recipe, part", [(recipe, part) for recipe in KINDS for part, chosen in PARTS.items()
-                     if chosen.keys() <= recipes.options(recipe).keys()])
+                     if chosen.keys() <= recipes.options(recipe).keys() and (recipe, part) not in REFUSED])
 
 
 class OneBatch:

@@ -25,11 +25,11 @@ from robot_rl.learn.imitation import Cloning, ImaginedBackup, Imitation, diverge
 from robot_rl.learn.insample import Expectile, InSampleBackup, Regression
 from robot_rl.learn.latents import Identity
 from robot_rl.learn.nets import Adam, Mlp
-from robot_rl.learn.objectives import NoTemperature
+from robot_rl.learn.objectives import Fading, Imitating, NoTemperature
 from robot_rl.learn.planner import Planner, Search, Telling, Valued, Wary, WorldModel
-from robot_rl.learn.world import PriorValue, Simplex, Spread, Step, Unroll, Weights, World, foretold
+from robot_rl.learn.world import PriorValue, Simplex, Spread, Step, Unroll, Weights, World, foretold, summed
 from robot_rl.policy import Policy
-from robot_rl.replay import Replay
+from robot_rl.replay import ONLINE, PRIOR, Replay
 from robot_rl.spec import PolicySpec
 from tests.learn.cases import ACTION, OBS, first_action, random_replay, small, stored_draws
 from tests.learn.test_parts import linear_actor, linear_critic
@@ -99,6 +99,53 @@ def test_values_along_a_sequence_worked_out_by_hand() -> None:
     assert float(metrics["critic/loss"]) == pytest.approx(value) and float(metrics["critic/target"]) == 1.5
     assert float(loss.detach()) == pytest.approx(2 * 0.25 * 0.75 + 3 * 0.75 + 4 * value + 5 * math.log(2) * 0.75)
     assert found["error"].tolist() == [[1.0, 0.5]] and found["latents"].flatten().tolist() == [1.0, 1.5, 0.5]
+
+
+@pytest.mark.parametrize("n_step, held, rewards, discounts, last", [
+    (1, (1, 1, 1), (1.0, 2.0, 4.0), (0.5, 0.5, 0.5), (1.0, 2.0, 3.0)),
+    (2, (1, 1, 1), (2.0, 4.0, 4.0), (0.25, 0.25, 0.5), (2.0, 3.0, 3.0)),
+    (3, (1, 1, 1), (3.0, 4.0, 4.0), (0.125, 0.25, 0.5), (3.0, 3.0, 3.0)),
+    (9, (1, 1, 1), (3.0, 4.0, 4.0), (0.125, 0.25, 0.5), (3.0, 3.0, 3.0)),
+    (3, (1, 1, 0), (2.0, 2.0, 4.0), (0.25, 0.5, 0.5), (2.0, 2.0, 3.0)),  # what is past a truncation is none of it
+    (3, (1, 0, 0), (1.0, 2.0, 4.0), (0.5, 0.5, 0.5), (1.0, 2.0, 3.0))])
+def test_returns_along_a_sequence_worked_out_by_hand(n_step: int, held: tuple[int, ...], rewards: tuple[float, ...],
+                                                     discounts: tuple[float, ...], last: tuple[float, ...]) -> None:
+    batch = {"reward": torch.tensor([[1.0, 2.0, 4.0]]), "discount": torch.full((1, 3), 0.5),
+             "next_latent": torch.tensor([[[1.0], [2.0], [3.0]]]), "weight": torch.tensor([held], dtype=torch.float32)}
+    found = summed(batch, n_step)
+    assert found["reward"][0].tolist() == list(rewards) and found["discount"][0].tolist() == list(discounts)
+    assert found["next_latent"].flatten().tolist() == list(last)
+    assert batch["reward"][0].tolist() == [1.0, 2.0, 4.0] and batch["next_latent"].flatten().tolist() == [1.0, 2.0, 3.0]
+
+
+def test_a_termination_ends_a_return() -> None:
+    batch = {"reward": torch.tensor([[1.0, 2.0]]), "discount": torch.tensor([[0.5, 0.0]]),
+             "next_latent": torch.tensor([[[1.0], [2.0]]]), "weight": torch.ones(1, 2)}
+    found = summed(batch, 2)
+    assert found["reward"][0].tolist() == [2.0, 2.0] and found["discount"][0].tolist() == [0.0, 0.0]
+
+
+def test_values_along_a_sequence_of_two_rewards_worked_out_by_hand() -> None:
+    # targets 1 + 0.5 * 1, the end after two rewards, and 1; values 1 and 1.5 of what was foretold
+    world, critic, actor = Line(), linear_critic((1, 0, 0), (1, 0, 0)), linear_actor(0.0, 0.0)
+    lesson = Unroll(world, critic, SoftBackup(actor, critic, NoTemperature(), Minimum()), 2, Weights(rho=0.5), 2)
+    _, metrics, found = lesson.loss(sequence(), (Draw(torch.zeros(2, 1)), Chance()))
+    assert float(metrics["critic/target"]) == 1.25 and found["error"].tolist() == [[0.5, 0.5]]
+    assert float(metrics["model/reward"]) == pytest.approx(0.75)  # the model's rewards are of single steps
+
+
+def test_an_actor_of_a_world_model_imitates_prior_data() -> None:
+    # Q = z + a, a = tanh(0.3); of the sequences the first steps did 0.5 and -1, the second is no prior's
+    actor, critic, spread = linear_actor(0.3, -20.0), linear_critic((1, 1, 0)), Spread(0.0)
+    one = sequence() | {"latents": torch.tensor([[[1.0], [1.5], [9.0]]]), "source": torch.full((1, 2), PRIOR)}
+    other = one | {"action": torch.tensor([[[-1.0], [0.5]]]), "source": torch.full((1, 2), ONLINE)}
+    batch = {key: torch.cat((one[key], other[key])) for key in one}
+    plain = PriorValue(actor, critic, Mean(), spread, 2, 0.5, 0.0)
+    draw = (torch.zeros(6, 1), Chance())
+    loss, metrics, _ = Imitating(plain, Fading(2.0, 10)).loss(batch, draw)
+    usual, cost = float(plain.loss(batch, draw)[0].detach()), (math.tanh(0.3) - 0.5) ** 2 / 2
+    assert float(metrics["actor/unlike"]) == pytest.approx(cost)
+    assert float(loss.detach()) == pytest.approx(usual + 2 * (1 + abs(usual)) * cost)
 
 
 def test_the_actors_loss_worked_out_by_hand() -> None:
@@ -401,6 +448,7 @@ def test_control_is_handed_over_slowly_and_up_to_a_ceiling() -> None:
 
 @pytest.mark.parametrize("chosen, message", [
     ({"critics": 1}, "critics is 1"), ({"iterations": 2}, "iterations 2"), ({"models": 3}, "models is 3"),
+    ({"imitation": 1.0}, r"imitation is 1\.0.*clone"), ({"n_step": 4}, "n_step is 4"),
     ({"ceiling": 1.5}, r"ceiling is 1\.5"), ({"handover_from": 9, "handover_to": 9}, "handover_from is 9")])
 def test_crowds_that_make_no_sense_are_refused(chosen: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -669,7 +717,7 @@ def test_values_of_data_that_make_no_sense_are_refused() -> None:
 
 @pytest.mark.parametrize("chosen, message", [
     ({"replan": 0}, "replan is 0"), ({"replan_rows": 0}, "replan_rows is 0"), ({"plan": False}, "plan is false.*bmpc"),
-    ({"n_step": 3}, "n_step is 3.*single")])
+    ({"n_step": 3}, "n_step is 3.*for 1 "), ({"imitation": 1.0}, r"imitation is 1\.0.*bmpc")])
 def test_imitation_that_makes_no_sense_is_refused(chosen: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small("bmpc", **chosen)
@@ -678,7 +726,8 @@ def test_imitation_that_makes_no_sense_is_refused(chosen: dict[str, Any], messag
 @pytest.mark.parametrize("chosen, message", [
     ({"elites": 0}, "elites is 0"), ({"elites": 24}, "elites is 24.*24 sam"), ({"iterations": 0}, "iterations is 0"),
     ({"proposals": 24}, "proposals is 24"), ({"sharpness": 0.0}, r"sharpness is 0\.0"), ({"least": 3.0}, r"least 3\.0"),
-    ({"horizon": 0}, "horizon is 0"), ({"simplex": 5}, "simplex is 5.*32"), ({"n_step": 3}, "n_step is 3.*single")])
+    ({"horizon": 0}, "horizon is 0"), ({"simplex": 5}, "simplex is 5.*32"), ({"n_step": 4}, "n_step is 4.*for 3 "),
+    ({"n_step": 2, "anneal": 9}, "anneal is 9.*shorten"), ({"imitation": 1.0, "imitation_steps": 0}, "_steps is 0")])
 def test_planners_and_models_that_make_no_sense_are_refused(chosen: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small("tdmpc2", **chosen)
