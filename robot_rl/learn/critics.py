@@ -5,6 +5,7 @@ Axes: E ensemble, B batch, O observation (latent), A action, V outputs of a valu
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
@@ -177,8 +178,8 @@ def symexp(x: Tensor) -> Tensor:
 class Chance(NamedTuple):
     """What is random in one evaluation of the critics."""
 
-    members: Tensor | None = None
-    """(E',) int64, the critics to ask; None: all."""
+    members: Tensor | slice | None = None
+    """The critics to ask, (E',) int64 or a slice; None: all."""
     masks: Sequence[Tensor] = ()
     """Of dropout, see `Mlp.masks`."""
 
@@ -251,7 +252,13 @@ class Critic(nn.Module):
     def draw(self, batch: int, generator: torch.Generator, reduction: Reduction | None = None) -> Chance:
         """The chance in one evaluation for a batch, of the members that `reduction` asks."""
         members = None if reduction is None else reduction.members(self.members, generator)
-        return Chance(members, self.net.masks(batch, generator))
+        return Chance(members, self.net.masks(batch, generator, None if members is None else len(members)))
+
+    def slow(self) -> Critic:
+        """A copy that follows, without dropout: what makes targets is not to be random."""
+        copied = copy.deepcopy(self)
+        copied.net.shape = replace(copied.net.shape, dropout=0.0)
+        return copied
 
 
 class PairCritic(Critic):

@@ -102,8 +102,8 @@ class Crowd(ModelWrapper):
         super().__init__(model)
         self.actors, self.price = actors, price
 
-    def value(self, latent: Tensor, action: Tensor) -> Tensor:
-        """See Model; the action is not asked for."""
+    def value(self, latent: Tensor, action: Tensor, turn: int) -> Tensor:
+        """See Model; neither the action nor the turn is asked for."""
         actions = self.actors(latent).tanh()
         members, rows, size = actions.shape
         every = self.model.values(latent.repeat(members, 1), actions.reshape(-1, size))
@@ -141,10 +141,9 @@ class Centred(Planner):
             done = self.model.actors(seen[-1].view_as(first)).tanh() + noise
             taken.append(done.clamp(-1.0, 1.0).flatten(0, 1))
             seen.append(self.model.next(seen[-1], taken[-1]))
-        values = self.worth(actor, seen, taken)
-        values = values.view(members, rows, -1).transpose(0, 1).reshape(rows, -1)
-        candidates = torch.stack(taken, -2).view(members, rows, -1, search.horizon, self.action_size)
-        candidates = candidates.transpose(0, 1).flatten(1, 2)  # (B, N, H, A)
+        ways = self.ways(actor, seen, taken, members * rows)
+        values, candidates = (one.unflatten(0, (members, rows)).transpose(0, 1).flatten(1, 2)
+                              for one in (self.value(ways, 0), ways.actions))
         return *self.weigh(candidates, values), values
 
     def frozen(self) -> Centred:

@@ -58,6 +58,8 @@ class Shape:
     """After the first layer, blocks x + V act(W norm(x)), four times as wide inside (SimBa, Lee et al. 2024)."""
     dropout: float = 0.0
     """Share of the hidden units that each batch does without."""
+    dropout_first: bool = False
+    """Only the first hidden layer's."""
     unit: bool = False
     """The weights into each normalised unit are kept at norm 1, so that the learning rate keeps its meaning."""
     dtype: torch.dtype = torch.float32
@@ -84,10 +86,13 @@ def mish(x: Tensor) -> Tensor:
     """x tanh(log(1 + e^x)) (Misra 2019) as x (1 - s^2) / (1 + s^2) with s = 1 / (1 + e^x).
 
     One exponential in place of three such functions, and nothing overflows. Compiled, it takes half as long as the same
-    by e^x, which has to be bounded: the compiler makes slow code of that.
+    by e^x, which has to be bounded: the compiler makes slow code of that. Without a gradient it need not be, and takes
+    one quotient in place of two.
     """
     if x.dtype != torch.float32:
         return mish(x.float()).to(x.dtype)
+    if not torch.is_grad_enabled():
+        return x - 2 * x / ((1 + x.exp()).square() + 1)
     square = torch.sigmoid(-x).square()
     return x * ((1 - square) / (1 + square))
 
@@ -202,13 +207,27 @@ class Mlp(nn.Module):
         views = zip(self.mean.split(widths), self.var.split(widths), strict=True)
         return [(mean.view(self.members, 1, -1), var.view(self.members, 1, -1)) for mean, var in views]
 
-    def masks(self, batch: int, generator: torch.Generator) -> list[Tensor]:
-        """What dropout multiplies the hidden units of a batch with, (E, B, O) for each hidden layer; [] without it."""
+    def masks(self, batch: int, generator: torch.Generator, members: int | None = None) -> list[Tensor]:
+        """What dropout goes by in a batch that so many members see: (E, B, O) int32 for each hidden layer that has it.
+
+        Random bits, which cost half of numbers; what becomes of them is left to where they are used.
+        """
         if not self.shape.dropout:
             return []
-        keep, device = 1.0 - self.shape.dropout, generator.device
-        shapes = [(self.members, batch, outputs) for _, outputs in self.spans[:-1]]
-        return [torch.rand(shape, generator=generator, device=device).lt(keep) / keep for shape in shapes]
+        drawn, device = [], generator.device
+        for _, outputs in self.spans[:1] if self.shape.dropout_first else self.spans[:-1]:
+            size = (members or self.members, batch, outputs)
+            count = math.prod(size)
+            words = torch.empty(-(-count // 2), dtype=torch.int64, device=device)
+            words.random_(-(1 << 63), None, generator=generator)
+            drawn.append(words.view(torch.int32)[:count].view(size))
+        return drawn
+
+    def dropped(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Hidden units (E, B, O) without the share that dropout leaves out, the others by so much larger."""
+        lost = self.shape.dropout
+        least = round((lost - 0.5) * (1 << 32))
+        return x * torch.where(mask >= least, 1.0 / (1.0 - lost), 0.0)
 
     @torch.no_grad()
     def project(self) -> None:
@@ -225,10 +244,11 @@ class Mlp(nn.Module):
         layers = self.layers()
         return lambda x: self(x, layers=layers)
 
-    def forward(self, x: Tensor, members: Tensor | None = None, masks: Sequence[Tensor] = (), training: bool = False,
-                layers: list[Layer] | None = None) -> Tensor:
-        """(B, I) or (E, B, I) -> (E, B, O) float32; `members` (E',) int64 evaluates only those, in that order.
+    def forward(self, x: Tensor, members: Tensor | slice | None = None, masks: Sequence[Tensor] = (),
+                training: bool = False, layers: list[Layer] | None = None) -> Tensor:
+        """(B, I) or (E, B, I) -> (E, B, O) float32; `members`, (E',) int64 or a slice, evaluates only those, in order.
 
+        `masks` are those of `masks`, of as many members.
         `training` normalises by the batch, and takes its statistics into those kept, where the norm is "batch".
         """
         layers, last, kept, rest = layers or self.layers(), len(self.spans) - 1, iter(self.statistics()), x
@@ -246,16 +266,15 @@ class Mlp(nn.Module):
                     x = rest + x
             elif depth < last:
                 x = self._activate(self._normalise(x, layer, kept, training, members))
-            if len(masks) and depth < last:
-                mask = masks[depth] if members is None else masks[depth][members]
-                x = x * mask
+            if depth < len(masks):
+                x = self.dropped(x, masks[depth])
         return x.float()
 
     def _activate(self, x: Tensor) -> Tensor:
         return ACTIVATIONS[self.shape.activation].apply(x)
 
     def _normalise(self, x: Tensor, layer: Layer, kept: Iterator[tuple[Tensor, Tensor]], training: bool,
-                   members: Tensor | None) -> Tensor:
+                   members: Tensor | slice | None) -> Tensor:
         if layer.scale is None or layer.shift is None:
             return x
         if self.shape.norm == "layer":

@@ -393,7 +393,7 @@ class Modelled(Headed):
         return replace(self.plain(), norm="layer", activation="mish", sees_hidden=True)
 
 
-SEARCHES = ("horizon", "iterations", "samples", "proposals", "elites", "sharpness", "least", "most", "doubt")
+SEARCHES = ("horizon", "iterations", "samples", "proposals", "elites", "sharpness", "least", "most", "asked", "doubt")
 """Options that say how a planner searches, of which no weights know."""
 
 
@@ -403,11 +403,13 @@ class Planned(Smoothed, Modelled):
 
     In `iterations`, `samples` candidates are valued, of which the actor makes `proposals`, and `elites` make the plan
     by exp(`sharpness` * value), with a standard deviation of `least` to `most`. The values are those of `critics`
-    whose networks do without the share `dropout` of their units. They learn from returns of `n_step` rewards, or as
-    many as a sequence of `horizon` steps still has; the model learns from single steps.
+    whose networks do without the share `dropout` of their first hidden units; each iteration asks `asked` of them, one
+    further on each time, or all of them (0). They learn from returns of `n_step` rewards, or as many as a sequence of
+    `horizon` steps still has; the model learns from single steps.
     """
 
     critics: Count = 5
+    asked: Natural = 0
     dropout: Share = 0.0
     plan: bool = True
     iterations: Count = 6
@@ -430,10 +432,19 @@ class Planned(Smoothed, Modelled):
             raise ValueError(f"anneal is {self.anneal}; returns along the sequences of a world model do not shorten")
         return self.start()
 
+    def ask_all(self) -> None:
+        """Refuse to ask some of the critics, where all of them are to say how far they disagree."""
+        if self.asked:
+            raise ValueError(f"asked is {self.asked}; here all critics are asked how far they disagree")
+
     def judges(self, sizes: Sizes, start: torch.Generator) -> Critic:
         """Critics of the model's latents."""
-        return Critic(self.width, sizes.action, self.hidden, self.critics, self.head(), start,
-                      replace(self.modern(), dropout=self.dropout), final_scale=0.0)
+        return Critic(self.width, sizes.action, self.hidden, self.critics, self.head(), start, self.judging(),
+                      final_scale=0.0)
+
+    def judging(self) -> Shape:
+        """Of the critics' networks."""
+        return replace(self.modern(), dropout=self.dropout, dropout_first=True)
 
     def proposing(self, sizes: Sizes, start: torch.Generator, explore: float, members: int = 1) -> DeterministicActor:
         """An actor of the model's latents, with the same noise wherever some is drawn."""
@@ -448,7 +459,8 @@ class Planned(Smoothed, Modelled):
         """What a planner is made of."""
         search = Search(self.horizon, self.iterations, self.samples, self.proposals, self.elites, self.sharpness,
                         self.least, self.most)
-        return WorldModel(world, critic), action_size, search, self.discount, self.compile, self.device
+        model = WorldModel(world, critic, min(self.asked, self.critics))
+        return model, action_size, search, self.discount, self.compile, self.device
 
 
 @dataclass(frozen=True, kw_only=True)

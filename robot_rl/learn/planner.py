@@ -16,7 +16,7 @@ import dataclasses
 import math
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from robot_rl.learn.actors import Actor
 from robot_rl.learn.chunks import Execute, Steps
 from robot_rl.learn.compiled import compiled
-from robot_rl.learn.critics import Critic
+from robot_rl.learn.critics import Chance, Critic
 from robot_rl.learn.world import World
 from robot_rl.replay import Batch, Data
 
@@ -33,6 +33,7 @@ EVEN, NEAR = 0.1, 10.0  # weight that all candidates share that are nearly as go
 EXPLORE = math.sqrt(2)  # TD-MPC2 adds the noise to one of the elites, which lies as far from the mean itself
 Drawn = tuple[Tensor, Tensor]
 """Standard normal numbers: of the candidates of each iteration (I, N - P, H, A), and of the actor's P (P, H, A)."""
+ALL = slice(None)
 Act = Callable[[Tensor, Tensor], Tensor]
 """A latent (R, Z) and noise (R, A) -> action (R, A)."""
 
@@ -76,16 +77,19 @@ class Model(Protocol):
     def outcome(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """(R, Z), (R, A) -> reward (R,), the chance to go on (R,)."""
 
-    def value(self, latent: Tensor, action: Tensor) -> Tensor:
-        """(R, Z), (R, A) -> the worth (R,) of what comes from there on."""
+    def value(self, latent: Tensor, action: Tensor, turn: int) -> Tensor:
+        """(R, Z), (R, A) -> the worth (R,) of what comes from there on, to the planner's iteration `turn`."""
 
 
 class WorldModel(nn.Module):
-    """A world model, and the critics that value where a plan ends: the mean of all, in one pass."""
+    """A world model, and the critics that value where a plan ends: the mean of those that are asked, in one pass.
 
-    def __init__(self, world: World, critic: Critic):
+    Each iteration asks `asked` of them, the next ones in turn (0: all of them).
+    """
+
+    def __init__(self, world: World, critic: Critic, asked: int = 0):
         super().__init__()
-        self.world, self.critic = world, critic
+        self.world, self.critic, self.asked = world, critic, asked
 
     def next(self, latent: Tensor, action: Tensor) -> Tensor:
         """See Model."""
@@ -96,25 +100,25 @@ class WorldModel(nn.Module):
         said = self.world.step(latent, action)
         return self.world.reward.decode(said.reward), torch.sigmoid(-said.end)
 
-    def value(self, latent: Tensor, action: Tensor) -> Tensor:
+    def value(self, latent: Tensor, action: Tensor, turn: int) -> Tensor:
         """See Model."""
-        return self.values(latent, action).mean(0)
+        return self.values(latent, action, in_turn(turn, self.asked, self.critic.members)).mean(0)
 
-    def values(self, latent: Tensor, action: Tensor) -> Tensor:
-        """(R, Z), (R, A) -> what each critic says (E, R)."""
-        return self.critic.values(latent, action)
+    def values(self, latent: Tensor, action: Tensor, members: slice = ALL) -> Tensor:
+        """(R, Z), (R, A) -> what each of these critics says (E, R)."""
+        return self.critic.values(latent, action, Chance(members))
 
     def frozen(self) -> FrozenModel:
         """A copy in plain layers."""
-        return FrozenModel(self.world, self.critic)
+        return FrozenModel(self.world, self.critic, self.asked)
 
 
 class FrozenModel(nn.Module):
     """A world model and critics in plain layers, in float32."""
 
-    def __init__(self, world: World, critic: Critic):
+    def __init__(self, world: World, critic: Critic, asked: int):
         super().__init__()
-        self.heads, self.inputs = (world.reward, critic.head), critic.inputs
+        self.heads, self.inputs, self.asked = (world.reward, critic.head), critic.inputs, asked
         self.dynamics = nn.Sequential(world.dynamics.frozen(), copy.deepcopy(world.predicted))
         self.said = world.outcome.frozen()
         self.critics = nn.ModuleList(critic.net.frozen(member) for member in range(critic.members))
@@ -129,14 +133,22 @@ class FrozenModel(nn.Module):
         said = self.said(torch.cat((latent, action), -1))
         return self.heads[0].decode(said[:, :-1]), torch.sigmoid(-said[:, -1])
 
-    def value(self, latent: Tensor, action: Tensor) -> Tensor:
+    def value(self, latent: Tensor, action: Tensor, turn: int) -> Tensor:
         """See Model."""
-        return self.values(latent, action).mean(0)
+        return self.values(latent, action, in_turn(turn, self.asked, len(self.critics))).mean(0)
 
-    def values(self, latent: Tensor, action: Tensor) -> Tensor:
-        """(R, Z), (R, A) -> what each critic says (E, R)."""
+    def values(self, latent: Tensor, action: Tensor, members: slice = ALL) -> Tensor:
+        """(R, Z), (R, A) -> what each of these critics says (E, R)."""
         seen = self.inputs(latent, action)
-        return self.heads[1].decode(torch.stack([critic(seen) for critic in self.critics]))
+        return self.heads[1].decode(torch.stack([critic(seen) for critic in self.critics[members]]))
+
+
+def in_turn(turn: int, asked: int, members: int) -> slice:
+    """Which of so many critics the planner's iteration `turn` asks: `asked` of them, one further on each time."""
+    if not asked:
+        return ALL
+    first = turn % (members - asked + 1)
+    return slice(first, first + asked)
 
 
 class ModelWrapper(nn.Module):
@@ -157,9 +169,9 @@ class ModelWrapper(nn.Module):
         said: tuple[Tensor, Tensor] = self.model.outcome(latent, action)
         return said
 
-    def value(self, latent: Tensor, action: Tensor) -> Tensor:
+    def value(self, latent: Tensor, action: Tensor, turn: int) -> Tensor:
         """See Model."""
-        worth: Tensor = self.model.value(latent, action)
+        worth: Tensor = self.model.value(latent, action, turn)
         return worth
 
 
@@ -179,8 +191,8 @@ class Wary(ModelWrapper):
         reward, going = super().outcome(latent, action)
         return reward - self.price * self.model.values(latent, action).std(0), going
 
-    def value(self, latent: Tensor, action: Tensor) -> Tensor:
-        """See Model."""
+    def value(self, latent: Tensor, action: Tensor, turn: int) -> Tensor:
+        """See Model; all critics are asked."""
         values = self.model.values(latent, action)
         return values.mean(0) - self.price * values.std(0)
 
@@ -208,6 +220,21 @@ class Valued(ModelWrapper):
     def frozen(self) -> Valued:
         """A copy in plain layers."""
         return Valued(self.model.frozen(), self.ensemble.frozen(), self.price)
+
+
+class Ways(NamedTuple):
+    """Where the actions of N candidates lead, by the model."""
+
+    actions: Tensor
+    """(B, N, H, A)."""
+    earned: Tensor
+    """(B, N): what the steps earn."""
+    going: Tensor
+    """(B, N): how much of what comes from the end on counts."""
+    latent: Tensor
+    """(B, N, Z): of the end."""
+    last: Tensor
+    """(B, N, A): what the actor would do there."""
 
 
 class Planner(nn.Module):
@@ -303,14 +330,13 @@ class Planner(nn.Module):
         """
         search, mean, std = self.search, carry, torch.full_like(carry, self.search.most)
         draws, proposed = drawn or self.stored
-        proposals, worth = self.propose(actor, latent, proposed)
-        first = torch.empty(0)
+        proposals, first = self.propose(actor, latent, proposed), torch.empty(0)
         for i in range(search.iterations):
-            tried = (mean[:, None] + std[:, None] * draws[i]).clamp(-1.0, 1.0)
-            candidates = torch.cat((proposals, tried), 1)  # (B, N, H, A)
-            values = torch.cat((worth, self.value(actor, latent, tried)), 1)
+            ways = self.tried(actor, latent, (mean[:, None] + std[:, None] * draws[i]).clamp(-1.0, 1.0))
+            ways = Ways(*(torch.cat(pair, 1) for pair in zip(proposals, ways, strict=True)))
+            values = self.value(ways, i)
             first = first if i else values
-            mean, std = self.weigh(candidates, values)
+            mean, std = self.weigh(ways.actions, values)
         return mean, std, first
 
     def weigh(self, candidates: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -332,36 +358,41 @@ class Planner(nn.Module):
         weight = (weight - least).clamp(min=0) + EVEN / self.search.samples * weight**NEAR
         return weight / weight.sum(1, keepdim=True)
 
-    def propose(self, actor: Act, latent: Tensor, proposed: Tensor) -> tuple[Tensor, Tensor]:
-        """What the actor would do from (B, Z) on with noise (P, H, A): (B, P, H, A), and its values (B, P)."""
+    def propose(self, actor: Act, latent: Tensor, proposed: Tensor) -> Ways:
+        """What the actor would do from (B, Z) on with noise (P, H, A)."""
         count, rows = self.search.proposals, latent.shape[0]
         seen, taken = [latent[:, None].expand(-1, count, -1).flatten(0, 1)], []
         for t in range(self.search.horizon):
             taken.append(actor(seen[-1], proposed[:, t].expand(rows, -1, -1).flatten(0, 1)))
             seen.append(self.model.next(seen[-1], taken[-1]))
-        value = self.worth(actor, seen, taken)
-        return torch.stack(taken, 1).unflatten(0, (-1, count)), value.unflatten(0, (-1, count))
+        return self.ways(actor, seen, taken, rows)
 
-    def value(self, actor: Act, latent: Tensor, candidates: Tensor) -> Tensor:
-        """(B, Z), (B, N, H, A) -> what each candidate is worth (B, N), all valued at once."""
-        count = candidates.shape[1]
+    def tried(self, actor: Act, latent: Tensor, candidates: Tensor) -> Ways:
+        """Where (B, N, H, A) lead to from (B, Z) on, all at once."""
+        rows, count = candidates.shape[:2]
         seen, taken = [latent[:, None].expand(-1, count, -1).flatten(0, 1)], candidates.flatten(0, 1).unbind(1)
         for action in taken:
             seen.append(self.model.next(seen[-1], action))
-        return self.worth(actor, seen, taken).unflatten(0, (-1, count))
+        return self.ways(actor, seen, taken, rows)
 
-    def worth(self, actor: Act, seen: Sequence[Tensor], taken: Sequence[Tensor]) -> Tensor:
-        """What rows earn that go through H + 1 latents (R, Z) by H actions (R, A), and may expect at their end, (R,).
+    def ways(self, actor: Act, seen: Sequence[Tensor], taken: Sequence[Tensor], rows: int) -> Ways:
+        """Of `rows` times N that go through H + 1 latents (B N, Z) by H actions (B N, A).
 
         They end by the actor's best action. What the steps earn is asked of the model once, for all of them.
         """
         rewards, chances = (said.unflatten(0, (len(taken), -1))
                             for said in self.model.outcome(torch.cat(list(seen[:-1])), torch.cat(list(taken))))
-        value, going = torch.zeros_like(rewards[0]), torch.ones_like(rewards[0])
+        earned, going = torch.zeros_like(rewards[0]), torch.ones_like(rewards[0])
         for reward, chance in zip(rewards, chances, strict=True):
-            value, going = value + going * reward, going * self.discount * chance
+            earned, going = earned + going * reward, going * self.discount * chance
         last = actor(seen[-1], torch.zeros_like(seen[-1][:, :1]).expand(-1, self.action_size))
-        return value + going * self.model.value(seen[-1], last)
+        return Ways(*(one.unflatten(0, (rows, -1)) for one in (torch.stack(tuple(taken), 1), earned, going, seen[-1],
+                                                               last)))
+
+    def value(self, ways: Ways, turn: int) -> Tensor:
+        """What each is worth (B, N) to iteration `turn`."""
+        worth = self.model.value(ways.latent.flatten(0, 1), ways.last.flatten(0, 1), turn)
+        return ways.earned + ways.going * worth.view_as(ways.going)
 
     def extra_repr(self) -> str:
         return f"{self.search}, action_size={self.action_size}, discount={self.discount}"

@@ -274,12 +274,14 @@ class MrQ(Acting, Greedy):
 class TdMpc2(Imitative, Planned):
     """TD-MPC2 (method 53): a world model, critics and an actor of its latents, and a planner that acts by all three.
 
-    Two of `critics`, drawn anew, make a target, the smaller of them counts; the mean of two teaches the actor.
-    `value_price` weighs the critics' loss, `entropy` is the price of the actor's. `models` predict the next latent
-    besides: what a step would teach them is worth `venture` to the planner while it explores and costs it `caution`
-    otherwise (conservative roll-outs and optimistic exploration, COPlanner, method 56).
+    Two of `critics`, drawn anew, make a target, the smaller of them counts; the mean of two teaches the actor, and that
+    of `asked` says what a plan's end is worth. `value_price` weighs the critics' loss, `entropy` is the price of the
+    actor's. `models` predict the next latent besides: what a step would teach them is worth `venture` to the planner
+    while it explores and costs it `caution` otherwise (conservative roll-outs and optimistic exploration, COPlanner,
+    method 56).
     """
 
+    asked: Natural = 2
     dropout: Share = 0.01
     tau: Share = 0.01
     value_price: Price = 0.1
@@ -299,7 +301,7 @@ class TdMpc2(Imitative, Planned):
         ensembles = self.foreseeing(sizes, start)
         actor, offline = self.pupil(world, sizes, start)
         critic = self.judges(sizes, start)
-        target, spread = copy.deepcopy(critic), Spread(self.tau)
+        target, spread = critic.slow(), Spread(self.tau)
         backup = SoftBackup(actor, target, NoTemperature(), Minimum(subset))
         lessons: list[Lesson] = [
             Unroll(world, critic, backup, self.horizon, self.weights(self.value_price), self.n_step),
@@ -361,6 +363,7 @@ class MoDemV2(MoDem):
     candidates lie near the actors, so one that is stuck at a bound would never be shown to be wrong.
     """
 
+    asked: Natural = 0
     iterations: Count = 1
     proposals: Count = 24
     elites: Count = 24
@@ -380,11 +383,12 @@ class MoDemV2(MoDem):
         if self.models or self.venture or self.caution:
             raise ValueError(f"models is {self.models}, venture {self.venture} and caution {self.caution}; the critics "
                              "alone disagree here, at the price doubt")
+        self.ask_all()
         start = self.bounded(self.horizon)
         world, spread = self.world(sizes, start), Spread(self.tau)
         actor = self.proposing(sizes, start, self.explore, self.critics)
         critic = self.judges(sizes, start)
-        target, guide = copy.deepcopy(critic), Guide(world, actor, self.handover_from, self.handover_to, self.ceiling)
+        target, guide = critic.slow(), Guide(world, actor, self.handover_from, self.handover_to, self.ceiling)
         lessons: list[Lesson] = [
             Unroll(world, critic, CrowdBackup(actor, target), self.horizon, self.weights(self.value_price),
                    self.n_step),
@@ -419,9 +423,9 @@ class Bmpc(TdMpc2):
         start, spread = self.bounded(1), Spread(self.tau)
         world = self.world(sizes, start)
         actor = ClippedActor(self.width, sizes.action, self.hidden, start, self.modern())
-        critic = PairCritic(alone, self.width, self.hidden, self.critics, self.head(), start,
-                            replace(self.modern(), dropout=self.dropout), final_scale=0.0)
-        target, ensembles = copy.deepcopy(critic), self.foreseeing(sizes, start)
+        critic = PairCritic(alone, self.width, self.hidden, self.critics, self.head(), start, self.judging(),
+                            final_scale=0.0)
+        target, ensembles = critic.slow(), self.foreseeing(sizes, start)
         model, *planning = self.planning(world, critic, sizes.action)
         model = self.priced(model, ensembles, -self.caution)
         planner, backup = Telling(model, *planning), ImaginedBackup(actor, target, model, Mean(), self.discount)
@@ -463,12 +467,13 @@ class Fowm(Planned):
         """See Options."""
         if self.critics < 2:
             raise ValueError(f"critics is {self.critics}; it takes at least 2 to disagree")
+        self.ask_all()
         start = self.bounded(self.horizon)
         world = self.world(sizes, start)
         actor = self.proposing(sizes, start, self.explore)
         critic = self.judges(sizes, start)
         value = PairCritic(alone, self.width, self.hidden, 1, self.head(), start, self.modern(), final_scale=0.0)
-        target = copy.deepcopy(critic)
+        target = critic.slow()
         lessons: list[Lesson] = [
             Unroll(world, critic, InSampleBackup(actor, value), self.horizon, self.weights(self.value_price),
                    self.n_step),

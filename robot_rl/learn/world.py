@@ -87,7 +87,7 @@ class World(Latent):
         pace: float = 1.0,
     ):
         super().__init__()
-        shape = Shape("layer", "mish", dtype=dtype, last="sums")
+        shape = Shape("layer", "mish", dtype=dtype, last="rounded")
         self.inner, self.reward, self.size = inner, reward, width
         # what acts and what is exported have it in float32
         self.encoder = Mlp((inner.size, *encoder, width), 1, generator, replace(shape, last="float32"))

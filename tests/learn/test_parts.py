@@ -535,11 +535,21 @@ def test_dropout_keeps_the_mean() -> None:
     net = Mlp((3, 64, 64, 1), 2, generator(), Shape(dropout=0.25))
     masks = net.masks(500, generator(1))
     assert [mask.shape for mask in masks] == [(2, 500, 64)] * 2
-    assert masks[0].unique().tolist() == pytest.approx([0.0, 4 / 3])
-    assert float(masks[0].mean()) == pytest.approx(1.0, abs=0.02)
+    left = net.dropped(torch.ones(2, 500, 64), masks[0])
+    assert left.unique().tolist() == pytest.approx([0.0, 4 / 3])
+    assert left.mean((1, 2)).tolist() == pytest.approx([1.0, 1.0], abs=0.02)
+    assert left[..., ::2].mean().item() == pytest.approx(left[..., 1::2].mean().item(), abs=0.02)  # two to a word
     x = torch.randn(500, 3, generator=generator(2))
     assert not torch.equal(net(x, masks=masks), net(x))
-    torch.testing.assert_close(net(x, torch.tensor([1]), masks)[0], net(x, masks=masks)[1])
+    torch.testing.assert_close(net(x, torch.tensor([1]), [mask[1:] for mask in masks])[0], net(x, masks=masks)[1])
+    assert [mask.shape for mask in net.masks(3, generator(), 1)] == [(1, 3, 64)] * 2
+    assert len(Mlp((3, 64, 64, 1), 2, generator(), Shape(dropout=0.25, dropout_first=True)).masks(3, generator())) == 1
+
+
+def test_critics_that_make_targets_drop_nothing() -> None:
+    critic = Critic(2, 1, (8,), 2, Scalar(), generator(), Shape(dropout=0.5))
+    assert critic.draw(4, generator()).masks and not critic.slow().draw(4, generator()).masks
+    assert torch.equal(critic.slow().net.flat, critic.net.flat) and critic.slow().net.flat is not critic.net.flat
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.5])

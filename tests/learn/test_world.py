@@ -315,7 +315,20 @@ def test_what_critics_disagree_about_costs_a_wary_planner() -> None:
     reward, going = model.outcome(latent, action)
     assert reward.tolist() == pytest.approx([2.0, 2.0 - apart[1]])
     assert going.tolist() == [0.5, 0.5] and model.next(latent, action).flatten().tolist() == [1.0, 1.5]
-    assert model.value(latent, action).tolist() == pytest.approx([1.0, 2.0 - apart[1]])
+    assert model.value(latent, action, 0).tolist() == pytest.approx([1.0, 2.0 - apart[1]])
+
+
+def test_iterations_ask_critics_in_turn() -> None:
+    critics = [(1, 1, 0), (2, 0, 0), (0, 3, 0)]  # of latent 2 and action 1: 3, 4 and 3
+    latent, action = torch.tensor([[2.0]]), torch.tensor([[1.0]])
+    for asked, wanted in ((0, [10 / 3] * 4), (1, [3.0, 4.0, 3.0, 3.0]), (2, [3.5, 3.5, 3.5, 3.5]), (3, [10 / 3] * 4)):
+        model = WorldModel(Line(), linear_critic(*critics), asked)
+        said = [float(model.value(latent, action, turn).detach()) for turn in range(4)]
+        assert said == pytest.approx(wanted)
+    model = WorldModel(Line(), linear_critic((1, 0, 0), (2, 0, 0), (4, 0, 0)), 2)
+    planner = Planner(model, 1, Search(horizon=1, samples=4, proposals=1, elites=2), 1.0)
+    ways = planner.tried(lambda seen, noise: noise, latent, torch.tensor([[[[0.0]]]]))  # earns 4 and goes on by half
+    assert [float(planner.value(ways, turn).detach()) for turn in range(3)] == pytest.approx([5.5, 7.0, 5.5])
 
 
 class Bent(nn.Module):
@@ -331,13 +344,13 @@ def test_what_an_ensemble_would_learn_has_a_price_along_the_whole_plan() -> None
     for price in (3.0, -3.0):
         model = Valued(plain, Bent(), price)
         assert model.outcome(latent, action)[0].tolist() == pytest.approx([2.0, 2.0 + 0.5 * price])
-        assert model.value(latent, action).tolist() == plain.value(latent, action).tolist()
+        assert model.value(latent, action, 0).tolist() == plain.value(latent, action, 0).tolist()
         planner = Planner(model, 1, Search(horizon=2, samples=8, proposals=0, elites=2), 0.5)
         plans = torch.tensor([[[[0.2], [-0.4]]]])
-        apart = planner.value(lambda seen, noise: noise, latent[:1], plans) - Planner(
-            plain, 1, planner.search, 0.5).value(lambda seen, noise: noise, latent[:1], plans)
+        worth, without = (float(one.value(one.tried(lambda seen, noise: noise, latent[:1], plans), 0).detach())
+                          for one in (planner, Planner(plain, 1, planner.search, 0.5)))
         wanted = price * (0.2 + 0.5 * 0.5 * 0.4)  # discount, and even odds to go on
-        assert float(apart.detach()) == pytest.approx(wanted)
+        assert worth - without == pytest.approx(wanted)
 
 
 def test_an_ensemble_comes_to_agree_on_what_was_seen_and_training_seeks_the_rest() -> None:
@@ -364,8 +377,9 @@ def test_an_ensemble_comes_to_agree_on_what_was_seen_and_training_seeks_the_rest
 
 @pytest.mark.parametrize("recipe, chosen, message", [
     ("tdmpc2", {"models": 1}, "models is 1.*2 to disagree"), ("tdmpc2", {"venture": 0.1}, "models is 0 with venture"),
-    ("bmpc", {"models": 3, "venture": 0.1}, "imitates what it plans")])
-def test_prices_of_what_would_be_learned_that_make_no_sense_are_refused(recipe: str, chosen: dict[str, Any],
+    ("bmpc", {"models": 3, "venture": 0.1}, "imitates what it plans"), ("fowm", {"asked": 2}, "asked is 2; here all"),
+    ("modem_v2", {"asked": 1}, "asked is 1; here all")])
+def test_prices_and_questions_that_make_no_sense_are_refused(recipe: str, chosen: dict[str, Any],
                                                                         message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small(recipe, **chosen)
@@ -383,11 +397,11 @@ def test_a_crowds_worth_is_what_others_would_do_less_their_disagreement() -> Non
     actor, critic = pair((0.5, 0.0), (0.0, -0.3)), linear_critic((1, 1, 0), (2, -1, 0))
     model = Crowd(WorldModel(Line(), critic), actor.net, 0.5)
     p, q = math.tanh(0.5), math.tanh(-0.3)
-    told = model.value(torch.tensor([[1.0]]), torch.tensor([[9.0]]))
+    told = model.value(torch.tensor([[1.0]]), torch.tensor([[9.0]]), 0)
     one, two = 1 + q, 2 - p
     assert told.tolist() == pytest.approx([(one + two) / 2 - 0.5 * abs(one - two) / math.sqrt(2)])
-    torch.testing.assert_close(model.frozen().value(torch.tensor([[1.0], [-2.0]]), torch.zeros(2, 1)),
-                               model.value(torch.tensor([[1.0], [-2.0]]), torch.zeros(2, 1)))
+    torch.testing.assert_close(model.frozen().value(torch.tensor([[1.0], [-2.0]]), torch.zeros(2, 1), 0),
+                               model.value(torch.tensor([[1.0], [-2.0]]), torch.zeros(2, 1), 0))
     backup = CrowdBackup(actor, critic)
     y = backup.target({"next_latent": torch.tensor([[1.0]]), "reward": torch.tensor([0.5]),
                        "discount": torch.tensor([0.9])}, Draw(torch.ones(1, 1)))
@@ -539,7 +553,7 @@ class Quadratic(nn.Module):
         cost = (self.next(latent, action) - self.goal).square().sum(-1) + 0.3 * action.square().sum(-1)
         return -cost, torch.ones_like(cost)
 
-    def value(self, latent: Tensor, action: Tensor) -> Tensor:
+    def value(self, latent: Tensor, action: Tensor, turn: int) -> Tensor:
         return -2.0 * (latent - self.goal).square().sum(-1)
 
 
@@ -574,7 +588,8 @@ def test_values_of_candidates_worked_out_by_hand() -> None:
     search = dataclasses.replace(FINE, horizon=2, samples=4, proposals=1, elites=2)
     planner = Planner(Quadratic((1.0, 0.0)), 2, search, 0.5)
     candidate = torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]])
-    assert float(planner.value(Rest(), torch.zeros(1, 2), candidate)) == pytest.approx(-0.55 - 0.5 * 0.25 - 0.25 * 0.5)
+    ways = planner.tried(Rest(), torch.zeros(1, 2), candidate)
+    assert float(planner.value(ways, 0)) == pytest.approx(-0.55 - 0.5 * 0.25 - 0.25 * 0.5)
 
 
 def test_elites_count_by_their_value_and_equal_candidates_alike() -> None:
@@ -599,7 +614,7 @@ class Trap(nn.Module):
         over = (action[:, 0] > 0).float()
         return 0.6 + 0.4 * over, 1 - over
 
-    def value(self, latent: Tensor, action: Tensor) -> Tensor:
+    def value(self, latent: Tensor, action: Tensor, turn: int) -> Tensor:
         return torch.zeros_like(latent[:, 0])
 
 
