@@ -267,6 +267,7 @@ def test_continuous_recording_is_split(bus: Bus, tmp_path: Path) -> None:
     topics = [*TOPICS, ["image_raw", IMAGE, "sensor"]]
     options = ("--continuous", "run", "--split", "2", "--flush", "0.1")
     with Robot(bus) as robot, Process(tmp_path, *options, topics=topics) as process:
+        wait_for(camera.matched)
         for _ in range(10):
             camera.publish(picture)
             time.sleep(0.08)
