@@ -77,11 +77,14 @@ class Robot:
         while not self.silent.wait(0.005):
             self.stamps.append(self.states.publish(self._data))
 
+    def start(self, number: int, **fields: Any) -> int:
+        """Begin an episode; returns the stamp."""
+        wait_for(lambda: self.told.matched() and self.events.matched())  # else one of the two would go unheard
+        return self.events.publish(text({"event": "start", "episode": number, **fields}))
+
     def episode(self, number: int, steps: int = 20, **fields: Any) -> tuple[int, int]:
         """Run an episode with a step every 10 ms; returns the stamps of its two events."""
-        while not self.told.matched():  # else the first report would go unheard
-            time.sleep(0.005)
-        start = self.events.publish(text({"event": "start", "episode": number, **fields}))
+        start = self.start(number, **fields)
         for step in range(steps):
             self.steps.publish(messages.encode(messages.float64s([number, step], [("episode", 1), ("step", 1)])))
             time.sleep(0.01)
@@ -183,7 +186,7 @@ def test_killed_at_any_moment(bus: Bus, tmp_path: Path, moments: tuple[float, ..
         for attempt, after_s in enumerate(moments):
             compression = ("none", "zstd", "lz4")[attempt % 3]
             with Process(tmp_path, "--flush", str(FLUSH_S), "--compression", compression) as process:
-                robot.events.publish(text({"event": "start", "episode": attempt, "bag": f"bag_{attempt}"}))
+                robot.start(attempt, bag=f"bag_{attempt}")
                 time.sleep(after_s)
                 process.end(signal.SIGKILL)
                 killed = time.time_ns()
@@ -228,7 +231,7 @@ def test_stop_closes_the_bag_and_names_never_clash(bus: Bus, tmp_path: Path) -> 
         robot.events.publish(messages.encode(messages.string("no JSON")))
         robot.events.publish(text(["no event"]))
         robot.episode(0, steps=5, bag="../../outside")
-        robot.events.publish(text({"event": "start", "episode": 0, "bag": "episode_0000"}))
+        robot.start(0, bag="episode_0000")
         time.sleep(0.3)
         said, errors = process.end(signal.SIGINT)
     assert {folder.name for folder in tmp_path.iterdir()} == {"episode_0000", "episode_0000-2", "episode_0000-3"}
@@ -242,7 +245,7 @@ def test_stop_closes_the_bag_and_names_never_clash(bus: Bus, tmp_path: Path) -> 
 
 def test_policy_process_gone_ends_the_bag(bus: Bus, tmp_path: Path) -> None:
     with Robot(bus) as robot, Process(tmp_path):
-        robot.events.publish(text({"event": "start", "episode": 1, "bag": "broken"}))
+        robot.start(1, bag="broken")
         time.sleep(1.3)
         robot.events.close()
         (report,) = robot.wait_told(1)
