@@ -255,7 +255,7 @@ class Critic(nn.Module):
         return Chance(members, self.net.masks(batch, generator, None if members is None else len(members)))
 
     def slow(self) -> Critic:
-        """A copy that follows, without dropout: what makes targets is not to be random."""
+        """A copy that follows, without dropout: TD-MPC2's targets have none (DroQ's do, as plain copies)."""
         copied = copy.deepcopy(self)
         copied.net.shape = replace(copied.net.shape, dropout=0.0)
         return copied

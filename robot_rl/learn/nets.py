@@ -248,8 +248,8 @@ class Mlp(nn.Module):
                 training: bool = False, layers: list[Layer] | None = None) -> Tensor:
         """(B, I) or (E, B, I) -> (E, B, O) float32; `members`, (E',) int64 or a slice, evaluates only those, in order.
 
-        `masks` are those of `masks`, of as many members.
-        `training` normalises by the batch, and takes its statistics into those kept, where the norm is "batch".
+        `masks` are what the method of that name drew for as many members. `training` normalises by the batch, and
+        takes its statistics into those kept, where the norm is "batch".
         """
         layers, last, kept, rest = layers or self.layers(), len(self.spans) - 1, iter(self.statistics()), x
         if members is not None:

@@ -669,4 +669,6 @@ def test_mish_is_mish_and_so_is_its_slope(dtype: torch.dtype, far: float) -> Non
     torch.testing.assert_close(mish(x).double(), F.mish(other), atol=far, rtol=far)
     torch.testing.assert_close(slope.double(), known, atol=far, rtol=far)
     assert mish(x).dtype == dtype
+    with torch.no_grad():  # another form there
+        torch.testing.assert_close(mish(x).double(), F.mish(other), atol=far, rtol=far)
     np.testing.assert_allclose(ACTIVATIONS["mish"].mirror(other.detach().numpy()), F.mish(other).detach(), atol=1e-7)

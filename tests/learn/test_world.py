@@ -380,7 +380,7 @@ def test_an_ensemble_comes_to_agree_on_what_was_seen_and_training_seeks_the_rest
     ("bmpc", {"models": 3, "venture": 0.1}, "imitates what it plans"), ("fowm", {"asked": 2}, "asked is 2; here all"),
     ("modem_v2", {"asked": 1}, "asked is 1; here all")])
 def test_prices_and_questions_that_make_no_sense_are_refused(recipe: str, chosen: dict[str, Any],
-                                                                        message: str) -> None:
+                                                             message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small(recipe, **chosen)
 
