@@ -162,7 +162,7 @@ def _renewed(run: Run, config: RunConfig) -> RunConfig:
     new = every.keys() - config.defaults.keys() - config.options.keys() if config.defaults else set()
     if new:
         told = ", ".join(f"{name}={every[name]}" for name in sorted(new))
-        print(f"train: {run.folder} began before {config.recipe} had these options, and goes on with them: {told}",
+        print(f"{run.folder}: began before {config.recipe} had these options, and goes on with them: {told}",
               file=sys.stderr)
     return msgspec.structs.replace(config, defaults=config.defaults | {name: every[name] for name in new})
 
@@ -306,9 +306,9 @@ def load_agent(run: Run, changes: Mapping[str, Any] | None = None) -> tuple[Agen
     `changes` are options in place of the run's.
     """
     from robot_rl.learn import checkpoint
-    config = msgspec.structs.replace(run.config, options=run.config.options | dict(changes or {}))
     if not run.checkpoint.exists():
         raise SpecError(f"{run.checkpoint}: no checkpoint yet")
+    config = _renewed(run, msgspec.structs.replace(run.config, options=run.config.options | dict(changes or {})))
     state = checkpoint.load(run.checkpoint)
     agent = make_agent(config, run.contract, "cpu")
     with fitting(run.checkpoint, state, config):
@@ -412,6 +412,7 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
     resuming = run.checkpoint.exists()
     base = run.config if resuming else origin.config
     config = msgspec.structs.replace(base, options=base.options | options(base.recipe, changes))
+    config = _renewed(run if resuming else origin, config)
     contract = origin.contract.on(load_robot(robot), f"run {source}")
     agent = make_agent(config, contract)
     prior, online = (_memory(agent, config, contract, SEEN_CAPACITY if contract.vision else capacity, seed + k)

@@ -315,7 +315,7 @@ def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
     assert "holds a run already" in err
 
 
-def test_a_planner_is_exported_as_it_is_to_search_on_the_robot(tmp_path: Path) -> None:
+def test_a_planner_is_exported_as_it_is_to_search_on_the_robot(tmp_path: Path, capsys: Any) -> None:
     pytest.importorskip("torch")
     from robot_rl import session
     from robot_rl.policy import Policy
@@ -339,6 +339,12 @@ def test_a_planner_is_exported_as_it_is_to_search_on_the_robot(tmp_path: Path) -
                                    (["elites=40"], True, "elites is 40")):
         with pytest.raises((SpecError, ValueError), match=said):
             session.export(run, file, planner=planner, changes=changes)
+    config = Run(run).config
+    Run(run).write(msgspec.structs.replace(config, defaults={
+        name: value for name, value in config.defaults.items() if name != "asked"}))
+    capsys.readouterr()
+    session.export(run, file, planner=True)
+    assert capsys.readouterr().err == f"{run}: began before tdmpc2 had these options, and goes on with them: asked=2\n"
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
