@@ -5,7 +5,7 @@ Axes: B batch, T time, N imagined sequences, H steps of these, S state, G groups
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from robot_rl.learn.actors import BoundedActor
 from robot_rl.learn.backups import Disagreement, Tensors
+from robot_rl.learn.compiled import Fast, plain
 from robot_rl.learn.critics import Critic, symlog
 from robot_rl.learn.objectives import Foresight
 from robot_rl.learn.recurrent import Recalled, RecurrentWorld, along, divergence
@@ -78,6 +79,9 @@ def told(world: RecurrentWorld, recalled: Recalled, batch: Tensors, free: float)
     return losses
 
 
+TOLD = ("obs", "next_obs", "frames", "next_frames", "reward", "discount")
+
+
 class Recall:
     """A recurrent world model learns along sequences to tell what was seen, what was earned, and what would be seen.
 
@@ -87,8 +91,15 @@ class Recall:
 
     period = 1
 
-    def __init__(self, world: RecurrentWorld, prices: Prices, horizon: int, free: float = 1.0):
-        self.world, self.prices, self.horizon, self.free = world, prices, horizon, free
+    def __init__(self, world: RecurrentWorld, prices: Prices, horizon: int, free: float = 1.0, fast: Fast = plain):
+        def follow(*given: Any) -> Tensors:
+            return world.follow(*given)
+
+        def tell(recalled: Recalled, batch: Tensors) -> Tensors:
+            return told(world, recalled, batch, free)
+
+        self.world, self.prices, self.horizon = world, prices, horizon
+        self._follow, self._tell = fast(follow), fast(tell)
         self.part = nn.ModuleList([world, prices]) if isinstance(prices, Harmony) else world
 
     def draw(self, batch: int, generator: torch.Generator) -> Tensor:
@@ -97,10 +108,10 @@ class Recall:
 
     def loss(self, batch: Tensors, draw: Tensor) -> tuple[Tensor, Tensors, Tensors]:
         """See Lesson; latent (B, T + 1, U): the codes of all observations."""
-        recalled = self.world.recall(batch["latent"], batch["action"], draw)
+        recalled = self.world.recall(batch["latent"], batch["action"], draw, self._follow)
         held = batch["weight"]
         seen = torch.cat((torch.ones_like(held[:, :1]), held), 1)
-        steps = told(self.world, recalled, batch, self.free)
+        steps = self._tell(recalled, {name: batch[name] for name in TOLD if name in batch})
         means = {}
         for name, value in steps.items():
             counts = seen if value.shape == seen.shape else held
@@ -157,7 +168,15 @@ class Imagine:
 
     def __init__(self, world: RecurrentWorld, actor: BoundedActor, critic: Critic, spread: Spread, horizon: int,
                  steps: int, discount: float, share: float, entropy: float, imitation: float = 0.0,
-                 ensemble: Disagreement | None = None, caution: float = 0.0):
+                 ensemble: Disagreement | None = None, caution: float = 0.0, fast: Fast = plain):
+        def onward(state: Tensor, noise: Tensor, classes: Tensor) -> Tensors:
+            action = actor.drawn(state, noise)
+            return {"action": action, "state": world.imagine(state, action.clamp(-1.0, 1.0), classes)}
+
+        def judge(*given: Tensor) -> Tensors:
+            return self.judge(*given)
+
+        self._onward, self._judge = fast(onward), fast(judge)
         self.part = self.actor = actor
         self.imitation, self.ensemble, self.caution = imitation, ensemble, caution
         self.world, self.critic, self.spread = world, critic, spread
@@ -171,43 +190,54 @@ class Imagine:
                      torch.rand(*rows, self.world.cell.groups, **options))  # type: ignore[call-overload]
 
     @torch.no_grad()
-    def dream(self, state: Tensor, chance: Fancy) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """From (N, S) on -> states (H + 1, N, S), actions before their cut (H, N, A), rewards, discounts (H, N)."""
+    def dream(self, state: Tensor, chance: Fancy) -> tuple[Tensor, Tensor]:
+        """From (N, S) on -> states (H + 1, N, S), actions before their cut (H, N, A)."""
         states, actions = [state], []
         for noise, classes in zip(chance.noise, chance.classes, strict=True):
-            actions.append(self.actor.drawn(states[-1], noise))
-            states.append(self.world.imagine(states[-1], actions[-1].clamp(-1.0, 1.0), classes))
-        every = torch.stack(states)
-        earned, end = self.world.earned(every[1:].flatten(0, 1))
-        shape = every[1:].shape[:2]
+            step = self._onward(states[-1], noise, classes)
+            states.append(step["state"])
+            actions.append(step["action"])
+        return torch.stack(states), torch.stack(actions)
+
+    @torch.no_grad()
+    def income(self, states: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """What was dreamt, see `dream` -> rewards and discounts (H, N)."""
+        earned, end = self.world.earned(states[1:].flatten(0, 1))
+        shape = actions.shape[:2]
         reward = self.world.reward.decode(earned).view(shape)
         if self.ensemble:
-            taken = torch.cat(actions).clamp(-1.0, 1.0)
-            reward = reward - self.caution * self.ensemble.gain(every[:-1].flatten(0, 1), taken).view(shape)
-        return every, torch.stack(actions), reward, self.discount * torch.sigmoid(-end).view(shape)
+            taken = actions.flatten(0, 1).clamp(-1.0, 1.0)
+            reward = reward - self.caution * self.ensemble.gain(states[:-1].flatten(0, 1), taken).view(shape)
+        return reward, self.discount * torch.sigmoid(-end).view(shape)
 
-    def loss(self, batch: Tensors, draw: Fancy) -> tuple[Tensor, Tensors, Tensors]:
-        """See Lesson; states (B, T + 1, S), alive (B, T + 1)."""
-        alive = batch["alive"]
-        start = torch.where(alive[..., None] > 0, batch["states"], batch["states"][:, :1])  # real ones for the spread
-        states, actions, reward, discount = self.dream(start.flatten(0, 1), draw)
+    def judge(self, alive: Tensor, states: Tensor, actions: Tensor) -> Tensors:
+        """Of dreams from (N,) states that are alive or not: the loss and metrics, and what the critic learns from."""
         with torch.no_grad():
+            reward, discount = self.income(states, actions)
             values = worth(self.critic, states.flatten(0, 1)).view(states.shape[:2])
             ahead = returns(reward, discount, values, self.share)
-            counts = torch.cat((alive.flatten()[None], discount[:-1])).cumprod(0)
+            counts = torch.cat((alive[None], discount[:-1])).cumprod(0)
             self.spread.observe(ahead.flatten())
             advantage = (ahead - values[:-1]) / self.spread()
         rows = states[:-1].flatten(0, 1)
         density, entropy = self.actor.judge(rows, actions.flatten(0, 1))
         gain = advantage.flatten() * density + self.price * entropy
         loss = -(gain * counts.flatten()).sum() / counts.sum()
+        return {"loss": loss, "imagined": rows, "returns": ahead.flatten(), "counts": counts.flatten(),
+                "actor/entropy": entropy.detach().mean(), "actor/spread": self.spread(), "actor/value": values.mean()}
+
+    def loss(self, batch: Tensors, draw: Fancy) -> tuple[Tensor, Tensors, Tensors]:
+        """See Lesson; states (B, T + 1, S), alive (B, T + 1)."""
+        alive = batch["alive"]
+        start = torch.where(alive[..., None] > 0, batch["states"], batch["states"][:, :1])  # real ones for the spread
+        judged = self._judge(alive.flatten(), *self.dream(start.flatten(0, 1), draw))
+        loss = judged.pop("loss")
         if self.imitation:
             done, _ = self.actor.judge(batch["states"][:, :-1].flatten(0, 1), batch["action"].flatten(0, 1))
             held = batch["weight"].flatten()
             loss = loss - self.imitation * (done * held).sum() / held.sum()
-        metrics = {"actor/loss": loss.detach(), "actor/entropy": entropy.detach().mean(), "actor/spread": self.spread(),
-                   "actor/value": values.mean()}
-        return loss, metrics, {"imagined": rows, "returns": ahead.flatten(), "counts": counts.flatten()}
+        found = {name: judged.pop(name) for name in ("imagined", "returns", "counts")}
+        return loss, judged | {"actor/loss": loss.detach()}, found
 
 
 def worth(critic: Critic, states: Tensor) -> Tensor:
@@ -220,22 +250,27 @@ class ImaginedValue:
 
     period = 1
 
-    def __init__(self, critic: Critic, slow: Critic, slowly: float):
+    def __init__(self, critic: Critic, slow: Critic, slowly: float, fast: Fast = plain):
+        def judge(*given: Tensor) -> Tensors:
+            return self.judge(*given)
+
         self.part = self.critic = critic
-        self.slow, self.slowly = slow, slowly
+        self.slow, self.slowly, self._judge = slow, slowly, fast(judge)
 
     def draw(self, batch: int, generator: torch.Generator) -> None:
         """Nothing is random here."""
 
-    def loss(self, batch: Tensors, draw: None) -> tuple[Tensor, Tensors, Tensors]:
-        """See Lesson; imagined (N, S), their returns and how much they count, (N,)."""
-        states, head = batch["imagined"], self.critic.head
+    def judge(self, states: Tensor, returned: Tensor, counts: Tensor) -> Tensors:
+        """Of imagined states (N, S), their returns and how much they count, (N,): the loss and metrics."""
         with torch.no_grad():
             before = worth(self.slow, states)
-        outputs = self.critic(states, states[:, :0])
-        counts = batch["counts"] / batch["counts"].sum()
-        wrong = (head.loss(outputs, batch["returns"])[0] * counts).sum()
+        head, outputs, counts = self.critic.head, self.critic(states, states[:, :0]), counts / counts.sum()
+        wrong = (head.loss(outputs, returned)[0] * counts).sum()
         moved = (head.loss(outputs, before)[0] * counts).sum()
-        metrics = {"critic/loss": wrong.detach(), "critic/moved": moved.detach(),
-                   "critic/target": (batch["returns"] * counts).sum()}
-        return wrong + self.slowly * moved, metrics, {}
+        return {"loss": wrong + self.slowly * moved, "critic/loss": wrong.detach(), "critic/moved": moved.detach(),
+                "critic/target": (returned * counts).sum()}
+
+    def loss(self, batch: Tensors, draw: None) -> tuple[Tensor, Tensors, Tensors]:
+        """See Lesson; imagined (N, S), their returns and how much they count, (N,)."""
+        judged = self._judge(*(batch[name] for name in ("imagined", "returns", "counts")))
+        return judged.pop("loss"), judged, {}

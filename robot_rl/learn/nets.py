@@ -239,11 +239,6 @@ class Mlp(nn.Module):
                 parts += [part for part in layer[1:] if part is not None]
             self.flat.copy_(torch.cat([part.flatten() for part in parts]))
 
-    def once(self) -> Callable[[Tensor], Tensor]:
-        """`forward` with the layers taken apart now: for many calls of which the gradient is one."""
-        layers = self.layers()
-        return lambda x: self(x, layers=layers)
-
     def forward(self, x: Tensor, members: Tensor | slice | None = None, masks: Sequence[Tensor] = (),
                 training: bool = False, layers: list[Layer] | None = None) -> Tensor:
         """(B, I) or (E, B, I) -> (E, B, O) float32; `members`, (E',) int64 or a slice, evaluates only those, in order.

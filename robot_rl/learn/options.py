@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from robot_rl.learn import chunks
 from robot_rl.learn.actors import Actor, DeterministicActor, GaussianActor
 from robot_rl.learn.agent import Agent, Schedule, Target
 from robot_rl.learn.backups import ReturnScale, SoftBackup, Survey
+from robot_rl.learn.compiled import Fast, compiled
 from robot_rl.learn.critics import Critic, Even, Head, Histogram, Scalar, Tilt, TwoHot
 from robot_rl.learn.dreams import Harmony, Prices
 from robot_rl.learn.encoders import Convolutions, Pretrained
@@ -117,8 +119,8 @@ class Options:
         first, least = self.steps()
         plan = Schedule(self.batch, self.sequence(), first, self.discount, self.updates_per_step, self.lr,
                         self.beta1, self.clip, self.prioritized, self.shift, self.anneal, least, self.hold)
-        return Agent(latent, actor, parts, lessons, plan, start, device=self.device,
-                     compile=self.compile, **more)
+        more = {"device": self.device, "compile": self.compile} | more
+        return Agent(latent, actor, parts, lessons, plan, start, **more)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -469,8 +471,8 @@ class Remembering(Smoothed, Headed):
 
     It learns along `horizon` steps. What is earned counts 1, what is seen `seen_price`, and `dynamics_price` and
     `representation_price` weigh how far the posterior is from the prior, of which `free` nats cost nothing; `harmony`
-    learns what these losses count beside (HarmonyDream, method 14). It is not compiled unless asked for: a graph of all
-    these steps takes long to.
+    learns what these losses count beside (HarmonyDream, method 14). Compiled are single steps and losses: a graph of
+    all the steps takes minutes to make.
     """
 
     width: Count = 2048
@@ -490,7 +492,6 @@ class Remembering(Smoothed, Headed):
     lr: Positive = 1e-4
     clip: Price = 100.0
     shift: Natural = 0
-    compile: bool | None = False
 
     def sequence(self) -> int:
         """See Options."""
@@ -503,6 +504,10 @@ class Remembering(Smoothed, Headed):
         return RecurrentWorld(self.latent(sizes, start), sizes.action, self.width, self.blocks, self.groups,
                               self.classes, self.hidden, self.head(), start, sizes.frames, self.channels,
                               self.plain().dtype)
+
+    def fast(self) -> Fast:
+        """What compiles the lessons' pieces."""
+        return partial(compiled, wanted=self.compile, device=self.device)
 
     def prices(self) -> Prices:
         """What the model's losses count."""

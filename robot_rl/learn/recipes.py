@@ -562,16 +562,16 @@ class Dreamer(Remembering):
         ensemble = (Disagreement(world.size, sizes.action, self.hidden, self.models, start, shape) if self.models
                     else None)
         lessons: list[Lesson] = [
-            Recall(world, prices, self.horizon, self.free),
+            Recall(world, prices, self.horizon, self.free, self.fast()),
             *([Aftersight(ensemble)] if ensemble else []),
             Imagine(world, actor, critic, spread, self.horizon, self.imagined, self.discount, self.share, self.entropy,
-                    self.imitation, ensemble, self.caution),
-            ImaginedValue(critic, slow, self.slowly),
+                    self.imitation, ensemble, self.caution, self.fast()),
+            ImaginedValue(critic, slow, self.slowly, self.fast()),
         ]
         parts: dict[str, nn.Module] = {"critic": critic, "slow": slow, "spread": spread, "prices": prices}
         parts |= {"ensemble": ensemble} if ensemble else {}
         return self.agent(world, actor, lessons, start, parts, targets=[Target(slow, critic, self.tau)],
-                          execution=Remember(world.cell, sizes.action))
+                          execution=Remember(world.cell, sizes.action), compile=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ from robot_rl.learn.backups import Tensors
 from robot_rl.learn.chunks import Execute
 from robot_rl.learn.critics import Head, symlog
 from robot_rl.learn.latents import After, CameraLatent, Latent, LatentMirror
-from robot_rl.learn.nets import Members, Mlp, Shape
+from robot_rl.learn.nets import Layer, Members, Mlp, Shape
 from robot_rl.replay import Batch
 
 MIX = 0.01  # share of an even distribution in every categorical one: no class is ever impossible, no loss infinite
@@ -31,9 +32,9 @@ MIX = 0.01  # share of an even distribution in every categorical one: no class i
 class Nets(NamedTuple):
     """Of a cell: what makes one layer of state and action, the unit's gates, the posterior."""
 
-    enter: Callable[[Tensor], Tensor]
-    gates: Callable[[Tensor], Tensor]
-    posterior: Callable[[Tensor], Tensor]
+    enter: Callable[..., Tensor]
+    gates: Callable[..., Tensor]
+    posterior: Callable[..., Tensor]
 
 
 class Cell(nn.Module):
@@ -53,13 +54,19 @@ class Cell(nn.Module):
         """As they are."""
         return Nets(self.enter, self.gates, self.posterior)
 
-    def once(self) -> Nets:
-        """For all steps of a sequence, see Mlp.once."""
-        return Nets(*(net.once() if isinstance(net, Mlp) else net for net in self.nets()))
+    def apart(self) -> list[list[Layer]]:
+        """The layers of the nets, taken apart once for all steps of a sequence, so that their gradient is one."""
+        return [net.layers() for net in self.nets() if isinstance(net, Mlp)]
 
-    def forward(self, state: Tensor, action: Tensor, nets: Nets | None = None) -> Tensor:
+    def by(self, layers: list[list[Layer]] | None) -> Nets:
+        """The nets, by the layers that `apart` gave where there are some."""
+        if layers is None:
+            return self.nets()
+        return Nets(*(partial(net, layers=given) for net, given in zip(self.nets(), layers, strict=True)))
+
+    def forward(self, state: Tensor, action: Tensor, layers: list[list[Layer]] | None = None) -> Tensor:
         """(B, S), (B, A) -> the deterministic part of the next state (B, W)."""
-        nets = nets or self.nets()
+        nets = self.by(layers)
         seen = nets.enter(torch.cat((state, action), -1))[0]
         before = state[:, : self.width].unflatten(-1, (self.blocks, -1)).movedim(1, 0)  # (blocks, B, W / blocks)
         both = torch.cat((before, seen[None].expand(self.blocks, -1, -1)), -1)
@@ -72,9 +79,9 @@ class Cell(nn.Module):
         """Logits (..., G * K) -> probabilities (..., G, K)."""
         return (1 - MIX) * logits.unflatten(-1, (self.groups, self.classes)).softmax(-1) + MIX / self.classes
 
-    def seen(self, deterministic: Tensor, code: Tensor, nets: Nets | None = None) -> Tensor:
+    def seen(self, deterministic: Tensor, code: Tensor, layers: list[list[Layer]] | None = None) -> Tensor:
         """The deterministic part (B, W) and what the observation encodes to (B, U) -> the posterior (B, G, K)."""
-        return self.shares((nets or self.nets()).posterior(torch.cat((deterministic, code), -1))[0])
+        return self.shares(self.by(layers).posterior(torch.cat((deterministic, code), -1))[0])
 
     def likeliest(self, state: Tensor, action: Tensor, code: Tensor) -> Tensor:
         """The state (B, S) after an action (B, A) that led to what encodes to (B, U), of the likeliest classes."""
@@ -111,25 +118,29 @@ def divergence(one: Tensor, other: Tensor) -> Tensor:
 
 
 class Painter(nn.Module):
-    """From a state to frames (B, C, H, W): a coarse grid, three times doubled, with convolutions between."""
+    """From a state to frames (B, C, H, W): a coarse grid, three times doubled by transposed 4 x 4 convolutions."""
 
-    def __init__(self, size: int, frames: tuple[int, int, int], channels: int, generator: torch.Generator):
+    def __init__(self, size: int, frames: tuple[int, int, int], channels: int, generator: torch.Generator,
+                 dtype: torch.dtype = torch.float32):
+        """Products are made in `dtype`."""
         super().__init__()
-        colours, *self.side = frames
+        self.dtype, (colours, *self.side) = dtype, frames
         self.grid = (channels, *(math.ceil(one / 8) for one in self.side))
         self.plane = Mlp((size, math.prod(self.grid)), 1, generator)
-        self.layers = nn.ModuleList(nn.Conv2d(channels, out, 3, padding=1) for out in (channels, channels, colours))
-        for parameter in self.layers.parameters():
-            bound = (3.0 / parameter[0].numel()) ** 0.5 if parameter.dim() > 1 else 0.0
+        self.layers = nn.ModuleList(nn.ConvTranspose2d(channels, out, 4, 2, 1)
+                                    for out in (channels, channels, colours))
+        for parameter in self.layers.parameters():  # each pixel is a sum over 2 x 2 places
+            bound = (3.0 / (4 * channels)) ** 0.5 if parameter.dim() > 1 else 0.0
             parameter.data.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
 
     def forward(self, state: Tensor) -> Tensor:
         """(B, S) -> (B, C, H, W), about 0 to 1."""
-        x = self.plane(state)[0].unflatten(-1, self.grid)
+        x = self.plane(state)[0].unflatten(-1, self.grid).to(self.dtype, memory_format=torch.channels_last)
         for layer in self.layers:
-            x = layer(F.interpolate(F.silu(x), scale_factor=2.0))
+            assert isinstance(layer, nn.ConvTranspose2d) and layer.bias is not None
+            x = F.conv_transpose2d(F.silu(x), layer.weight.to(self.dtype), layer.bias.to(self.dtype), 2, 1)
         height, width = self.side
-        return x[..., :height, :width] + 0.5
+        return x[..., :height, :width].float() + 0.5
 
 
 class Recalled(NamedTuple):
@@ -169,7 +180,7 @@ class RecurrentWorld(Latent):
         self.expect = Mlp((width, unit, unit, codes), 1, generator, shape)
         self.outcome = Mlp((self.size, unit, reward.size + 1), 1, generator, shape, final_scale=0.0)
         self.tell = Mlp((self.size, *hidden, self.state.size), 1, generator, shape) if self.state.size else None
-        self.paint = None if frames is None else Painter(self.size, frames, channels, generator)
+        self.paint = None if frames is None else Painter(self.size, frames, channels, generator, dtype)
 
     @property
     def state(self) -> Latent:
@@ -199,18 +210,27 @@ class RecurrentWorld(Latent):
         code: Tensor = self.encoder(symlog(inner))[0]
         return code
 
-    def recall(self, codes: Tensor, action: Tensor, chance: Tensor) -> Recalled:
-        """Codes (B, T + 1, U), the actions between (B, T, A), even numbers (B, T + 1, G) -> states from zeros on."""
-        before = torch.cat((torch.zeros_like(action[:, :1]), action), 1)
-        state, nets = codes.new_zeros(codes.shape[0], self.size), self.cell.once()
-        states, posteriors = [], []
+    def follow(self, state: Tensor, action: Tensor, code: Tensor, chance: Tensor,
+               layers: list[list[Layer]] | None = None) -> Tensors:
+        """(B, S), (B, A) and what it led to, (B, U), even numbers (B, G) -> `state` (B, S), `posterior` (B, G, K)."""
+        deterministic = self.cell(state, action, layers)
+        posterior = self.cell.seen(deterministic, code, layers)
+        return {"state": torch.cat((deterministic, drawn(posterior, chance).flatten(1)), -1), "posterior": posterior}
+
+    def recall(self, codes: Tensor, action: Tensor, chance: Tensor, follow: Callable[..., Tensors] | None = None
+               ) -> Recalled:
+        """Codes (B, T + 1, U), the actions between (B, T, A), even numbers (B, T + 1, G) -> states from zeros on.
+
+        `follow` is the method of that name, or does the same.
+        """
+        before, layers = torch.cat((torch.zeros_like(action[:, :1]), action), 1), self.cell.apart()
+        state = codes.new_zeros(codes.shape[0], self.size, requires_grad=True)  # as all others: compiled once for all
+        steps = []
         for t in range(codes.shape[1]):
-            deterministic = self.cell(state, before[:, t], nets)
-            posteriors.append(self.cell.seen(deterministic, codes[:, t], nets))
-            state = torch.cat((deterministic, drawn(posteriors[-1], chance[:, t]).flatten(1)), -1)
-            states.append(state)
-        every = torch.stack(states, 1)
-        return Recalled(every, torch.stack(posteriors, 1), self.prior(every))
+            steps.append((follow or self.follow)(state, before[:, t], codes[:, t], chance[:, t], layers))
+            state = steps[-1]["state"]
+        every, posterior = (torch.stack([step[name] for step in steps], 1) for name in ("state", "posterior"))
+        return Recalled(every, posterior, self.prior(every))
 
     def prior(self, states: Tensor) -> Tensor:
         """(B, T, S), or their deterministic parts -> (B, T, G, K)."""

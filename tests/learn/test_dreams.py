@@ -207,8 +207,9 @@ def test_steps_that_an_ensemble_would_learn_from_cost_caution() -> None:
     world, actor = Line(), BoundedActor(3, 1, (4,), generator())
     blank(actor)
     chance = Fancy(torch.tensor([9.0, -9.0])[:, None, None], torch.zeros(2, 1, 1))
-    rewards = [Imagine(world, actor, line_critic(2.0), Spread(0.0), 1, 2, 0.5, 0.5, 0.1, ensemble=apart(),
-                       caution=caution).dream(torch.zeros(1, 3), chance)[2] for caution in (0.0, 3.0)]
+    lessons = [Imagine(world, actor, line_critic(2.0), Spread(0.0), 1, 2, 0.5, 0.5, 0.1, ensemble=apart(),
+                       caution=caution) for caution in (0.0, 3.0)]
+    rewards = [lesson.income(*lesson.dream(torch.zeros(1, 3), chance))[0] for lesson in lessons]
     assert (rewards[0] - rewards[1]).flatten().tolist() == pytest.approx([3.0 * math.log(1 + 1 / 0.5) / 4] * 2)
 
 

@@ -436,6 +436,7 @@ def test_compiled_learns_as_uncompiled_does(recipe: str) -> None:
     plain, fast = small(recipe, **options), small(recipe, compile=True, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # a failed compilation only warns
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor")  # the compiler's, where no one sees it
         for agent in (plain, fast):
             learn(agent, 3)
     torch.testing.assert_close(weights(plain), weights(fast), rtol=1e-3, atol=1e-4)
