@@ -110,7 +110,8 @@ def train(
 
 @app.command(name="eval")
 def evaluate_(
-    policy: Annotated[Path, typer.Argument(help="An exported policy, or a run folder.")],
+    policy: Annotated[str, typer.Argument(help="An exported policy, the name of one in models/policies, or a run "
+                                               "folder.")],
     episodes: Annotated[int, typer.Option(help="Episodes.")] = 50,
     robot: RobotOption = None,
     seed: Seed = 100,
@@ -121,7 +122,9 @@ def evaluate_(
 ) -> None:
     """Evaluate a policy in simulation, deterministically, with 95% intervals."""
     from robot_rl import session
-    _finish(session.evaluate(policy, episodes, robot, seed, gap, action_repeat, latency), as_json)
+    path = Path(policy)
+    what = path if path.is_dir() else policy_file(policy)
+    _finish(session.evaluate(what, episodes, robot, seed, gap, action_repeat, latency), as_json)
 
 
 @app.command()
@@ -155,7 +158,7 @@ def export(
 
 @app.command()
 def inspect(
-    what: Annotated[str, typer.Argument(help="A policy, a run folder, a robot, or a bag folder.")] = "",
+    what: Annotated[str, typer.Argument(help="A policy or robot, by file or name; a run or bag folder.")] = "",
     recipe: Annotated[str | None, typer.Option(help="Show the options of a recipe with their defaults; list: names "
                                                     "them all.")] = None,
     as_json: Json = False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from robot_rl.spec import PolicySpec, SpecError, load_robot
+from robot_rl.spec import PolicySpec, SpecError, load_robot, policies, policy_file
 
 
 def inspect(what: str, recipe: str | None) -> dict[str, Any]:
@@ -16,9 +16,9 @@ def inspect(what: str, recipe: str | None) -> dict[str, Any]:
             return {name: one.about for name, one in recipes.RECIPES.items()}
         return {"recipe": recipe} | recipes.options(recipe)
     path = Path(what)
-    if path.suffix == ".onnx":
+    if path.suffix == ".onnx" or (what in policies() and not path.exists()):
         from robot_rl.policy import Policy
-        policy = Policy(path)
+        policy = Policy(policy_file(what))
         return {"policy": what, "sha256": policy.sha256} | _contract(policy.spec)
     if (path / "run.json").exists():
         from robot_rl.log import read_lines

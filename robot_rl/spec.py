@@ -729,14 +729,19 @@ def robot_file(robot: str) -> Path:
     return path
 
 
+def policies() -> list[str]:
+    """Names of the policies that come with the package."""
+    return sorted(path.stem for path in Path(str(files("models"))).glob("policies/*.onnx"))
+
+
 def policy_file(policy: str) -> Path:
     """Path of a policy file: a path as given, or `models/policies/<name>.onnx` for a name. Raises SpecError."""
     path = Path(policy)
     if path.suffix != ".onnx":
         path = Path(str(files("models"))) / "policies" / f"{policy}.onnx"
     if not path.is_file():
-        known = sorted(p.stem for p in Path(str(files("models"))).glob("policies/*.onnx"))
-        raise SpecError(f"policy '{policy}': no file {path}; policies that come with the package: {', '.join(known)}")
+        raise SpecError(f"policy '{policy}': no file {path}; policies that come with the package: "
+                        f"{', '.join(policies())}")
     return path
 
 
