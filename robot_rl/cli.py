@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from robot_rl.spec import SpecError, policy_file
+from robot_rl.spec import SpecError, policies, policy_file
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Train in MuJoCo, export one ONNX file, run it over ROS 2, log, fine-tune. Units are SI.")
@@ -123,6 +123,9 @@ def evaluate_(
     """Evaluate a policy in simulation, deterministically, with 95% intervals."""
     from robot_rl import session
     path = Path(policy)
+    if not (path.is_dir() or path.suffix == ".onnx" or policy in policies()):
+        raise SpecError(f"eval {policy}: no run folder, no .onnx file and none of the policies that come with the "
+                        f"package: {', '.join(policies())}")
     what = path if path.is_dir() else policy_file(policy)
     _finish(session.evaluate(what, episodes, robot, seed, gap, action_repeat, latency), as_json)
 

@@ -30,7 +30,12 @@ def inspect(what: str, recipe: str | None) -> dict[str, Any]:
         return bag_info.lines(bag_info.describe(path))
     if not what:
         raise SpecError("inspect: name a policy file, a run folder, a robot, a bag folder, or --recipe NAME")
-    robot = load_robot(what)
+    try:
+        robot = load_robot(what)
+    except SpecError as error:
+        if path.suffix in (".yaml", ".yml"):
+            raise
+        raise SpecError(f"{error}; policies: {', '.join(policies())}; nor is it a run or a bag folder") from error
     joints = {f"joint {j.name}": f"[{j.lower}, {j.upper}] rad, {j.velocity} rad/s, {j.effort} N·m"
               for j in robot.joints}
     sensors = {f"sensor {s.name}": f"{s.type} on {s.topic}" for s in robot.sensors}

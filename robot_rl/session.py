@@ -306,9 +306,10 @@ def load_agent(run: Run, changes: Mapping[str, Any] | None = None) -> tuple[Agen
     `changes` are options in place of the run's.
     """
     from robot_rl.learn import checkpoint
+    config = msgspec.structs.replace(run.config, options=run.config.options | dict(changes or {}))
     if not run.checkpoint.exists():
         raise SpecError(f"{run.checkpoint}: no checkpoint yet")
-    config = _renewed(run, msgspec.structs.replace(run.config, options=run.config.options | dict(changes or {})))
+    config = _renewed(run, config)
     state = checkpoint.load(run.checkpoint)
     agent = make_agent(config, run.contract, "cpu")
     with fitting(run.checkpoint, state, config):
@@ -410,9 +411,11 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
     use_threads(threads)
     origin, run = Run(source), Run(out)
     resuming = run.checkpoint.exists()
-    base = run.config if resuming else origin.config
+    going = run if resuming else origin
+    base = _renewed(going, going.config)
+    if resuming:
+        run.write(base)
     config = msgspec.structs.replace(base, options=base.options | options(base.recipe, changes))
-    config = _renewed(run if resuming else origin, config)
     contract = origin.contract.on(load_robot(robot), f"run {source}")
     agent = make_agent(config, contract)
     prior, online = (_memory(agent, config, contract, SEEN_CAPACITY if contract.vision else capacity, seed + k)

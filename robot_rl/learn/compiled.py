@@ -1,4 +1,4 @@
-"""Compilation of an agent's steps, where this machine can: a whole update as one graph of fused loops and products."""
+"""Compilation of an agent's steps, where this machine can: an update, or a piece of it, as one graph of fused loops."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ from torch._dynamo.exc import TorchDynamoException
 
 
 class Compiled:
-    """`function` compiled at its first call; if that fails, `function` as it is, with one warning.
+    """`function`, or a method, compiled at its first call; if that fails, as it is, with one warning.
 
     Between calls only tensors are compared with those of the first call (and lead to another compilation when their
-    sizes differ): what else `function` reads must never change. Torch keeps what it compiled with the code object, so
-    each Compiled has its own: otherwise two agents, or two closures of one agent, would run each other's steps.
+    sizes differ): what else it reads must never change, nor whether it is called with gradients. Torch keeps what it
+    compiled with the code object, so each Compiled has its own: otherwise two agents, or two closures of one agent,
+    would run each other's steps.
     """
 
     def __init__(self, function: Callable[..., dict[str, torch.Tensor]], device: str = "cpu"):
         self.plain = function
-        assert isinstance(function, types.FunctionType), f"{function} has no code of its own to compile"
-        code = function.__code__
-        own = types.FunctionType(code.replace(), function.__globals__, function.__name__, None, function.__closure__)
+        owner, of = getattr(function, "__self__", None), getattr(function, "__func__", function)
+        assert isinstance(of, types.FunctionType), f"{function} has no code of its own to compile"
+        own = types.FunctionType(of.__code__.replace(), of.__globals__, of.__name__, of.__defaults__, of.__closure__)
         torch._dynamo.config.trace_autograd_ops = True  # gradients are taken inside the graph
+        torch._functorch.config.force_non_lazy_backward_lowering = True  # or behind it: what fails then fails here
         # kernels called from C++, not Python: 3 to 15% of an update; for a GPU that would take CUDA's own compiler
         options: dict[str, Any] = {"guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe,
                                    "cpp_wrapper": torch.device(device).type == "cpu"}
         self.fast: Callable[..., dict[str, torch.Tensor]] | None = torch.compile(
-            own, fullgraph=True, dynamic=False, options=options
+            own if owner is None else types.MethodType(own, owner), fullgraph=True, dynamic=False, options=options
         )
 
     def __call__(self, *args: Any) -> dict[str, torch.Tensor]:

@@ -1,11 +1,12 @@
 """The lessons of a recurrent world model and of an actor and a critic that learn in what it imagines (DreamerV3).
 
+`fast` makes the pieces of a lesson quicker, see compiled.Fast.
 Axes: B batch, T time, N imagined sequences, H steps of these, S state, G groups, K classes, V outputs of a value head.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +81,7 @@ def told(world: RecurrentWorld, recalled: Recalled, batch: Tensors, free: float)
 
 
 TOLD = ("obs", "next_obs", "frames", "next_frames", "reward", "discount")
+"""What `told` reads of a batch: a compiled piece is given no more."""
 
 
 class Recall:
@@ -92,14 +94,11 @@ class Recall:
     period = 1
 
     def __init__(self, world: RecurrentWorld, prices: Prices, horizon: int, free: float = 1.0, fast: Fast = plain):
-        def follow(*given: Any) -> Tensors:
-            return world.follow(*given)
-
         def tell(recalled: Recalled, batch: Tensors) -> Tensors:
             return told(world, recalled, batch, free)
 
         self.world, self.prices, self.horizon = world, prices, horizon
-        self._follow, self._tell = fast(follow), fast(tell)
+        self._follow, self._tell = fast(world.follow), fast(tell)
         self.part = nn.ModuleList([world, prices]) if isinstance(prices, Harmony) else world
 
     def draw(self, batch: int, generator: torch.Generator) -> Tensor:
@@ -173,10 +172,7 @@ class Imagine:
             action = actor.drawn(state, noise)
             return {"action": action, "state": world.imagine(state, action.clamp(-1.0, 1.0), classes)}
 
-        def judge(*given: Tensor) -> Tensors:
-            return self.judge(*given)
-
-        self._onward, self._judge = fast(onward), fast(judge)
+        self._onward, self._judge = fast(onward), fast(self.judge)
         self.part = self.actor = actor
         self.imitation, self.ensemble, self.caution = imitation, ensemble, caution
         self.world, self.critic, self.spread = world, critic, spread
@@ -211,7 +207,7 @@ class Imagine:
         return reward, self.discount * torch.sigmoid(-end).view(shape)
 
     def judge(self, alive: Tensor, states: Tensor, actions: Tensor) -> Tensors:
-        """Of dreams from (N,) states that are alive or not: the loss and metrics, and what the critic learns from."""
+        """What was dreamt, see `dream`, from states that are alive or not, (N,) -> loss, metrics, what was found."""
         with torch.no_grad():
             reward, discount = self.income(states, actions)
             values = worth(self.critic, states.flatten(0, 1)).view(states.shape[:2])
@@ -251,11 +247,8 @@ class ImaginedValue:
     period = 1
 
     def __init__(self, critic: Critic, slow: Critic, slowly: float, fast: Fast = plain):
-        def judge(*given: Tensor) -> Tensors:
-            return self.judge(*given)
-
         self.part = self.critic = critic
-        self.slow, self.slowly, self._judge = slow, slowly, fast(judge)
+        self.slow, self.slowly, self._judge = slow, slowly, fast(self.judge)
 
     def draw(self, batch: int, generator: torch.Generator) -> None:
         """Nothing is random here."""

@@ -471,8 +471,8 @@ class Remembering(Smoothed, Headed):
 
     It learns along `horizon` steps. What is earned counts 1, what is seen `seen_price`, and `dynamics_price` and
     `representation_price` weigh how far the posterior is from the prior, of which `free` nats cost nothing; `harmony`
-    learns what these losses count beside (HarmonyDream, method 14). Compiled are single steps and losses: a graph of
-    all the steps takes minutes to make.
+    learns what these losses count beside (HarmonyDream, method 14). Compiled are the single steps, what is told and
+    imagined, and the critic's loss: a graph of all the steps takes minutes to make.
     """
 
     width: Count = 2048
