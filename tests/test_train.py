@@ -335,7 +335,8 @@ def test_a_planner_is_exported_as_it_is_to_search_on_the_robot(tmp_path: Path, c
     assert sizes[0]["bytes"] < sizes[1]["bytes"], "its candidates are stored"
     assert policy.hold == 1, "by then noise is drawn anew"
     for changes, planner, said in ((["samples=32"], False, "--set samples=32 without --planner"),
-                                   (["width=8"], True, "width=8: tdmpc2 takes .* one of horizon, asked, iterations, "),
+                                   (["width=8"], True,
+                                    "--set width=8: tdmpc2 takes .* one of horizon, asked, iterations, "),
                                    (["elites=40"], True, "elites is 40")):
         with pytest.raises((SpecError, ValueError), match=said):
             session.export(run, file, planner=planner, changes=changes)
