@@ -80,10 +80,6 @@ def told(world: RecurrentWorld, recalled: Recalled, batch: Tensors, free: float)
     return losses
 
 
-TOLD = ("obs", "next_obs", "frames", "next_frames", "reward", "discount")
-"""What `told` reads of a batch: a compiled piece is given no more."""
-
-
 class Recall:
     """A recurrent world model learns along sequences to tell what was seen, what was earned, and what would be seen.
 
@@ -110,7 +106,7 @@ class Recall:
         recalled = self.world.recall(batch["latent"], batch["action"], draw, self._follow)
         held = batch["weight"]
         seen = torch.cat((torch.ones_like(held[:, :1]), held), 1)
-        steps = self._tell(recalled, {name: batch[name] for name in TOLD if name in batch})
+        steps = self._tell(recalled, batch)
         means = {}
         for name, value in steps.items():
             counts = seen if value.shape == seen.shape else held
