@@ -112,7 +112,7 @@ class Collector:
         """Continue from `state_dict`."""
         self.steps, self.episodes = state["steps"], state["episodes"]
         self._rng.bit_generator.state = state["rng"]
-        self._drawn = list(state.get("drawn", ()))  # older checkpoints drew one at a time
+        self._drawn = list(state["drawn"])
 
     def _begin(self) -> Observation:
         observation, _ = self.env.reset(seed=episode_seed(self.seed, self.episodes))

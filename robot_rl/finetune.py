@@ -116,7 +116,7 @@ class Finetuning:
         self.prior.load_state_dict(state["prior"])
         self.online.load_state_dict(state["online"])
         self.episodes, self.robot_s = state["episodes"], state["robot_s"]
-        self.transitions, self.owed = state["transitions"], state.get("owed", 0)  # older checkpoints owe nothing
+        self.transitions, self.owed = state["transitions"], state["owed"]
 
     def other_goals(self, log: EpisodeLog, spec: PolicySpec | None = None) -> np.ndarray:
         """(G, 3) goals by which a bag is learned from too; always the same ones for the same episode."""

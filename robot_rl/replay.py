@@ -294,8 +294,8 @@ class Replay:
         rows = np.asarray(state["rows"])
         if rows.shape[1] != self._rows.shape[1] or len(rows) > self.capacity:
             raise ValueError(f"replay: the saved memory is {rows.shape} rows x columns, this one is {self._rows.shape}")
-        self._head, self._first, self._last, is_open, *begun = (int(value) for value in state["counters"])
-        self._open, self._begun = bool(is_open), begun[0] if begun else self._head  # older states do not say
+        self._head, self._first, self._last, is_open, self._begun = (int(value) for value in state["counters"])
+        self._open = bool(is_open)
         places = np.arange(self._head + 1 - len(rows), self._head + 1) % self.capacity
         self._rows[places] = rows
         self._starts[np.arange(self._first, self._last) % self.capacity] = state["starts"]

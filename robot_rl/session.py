@@ -105,7 +105,7 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
                  Collector(env, agent, replay, config.seed, random))
     plan = Plan(config.steps, config.learn_after, config.evaluate_every, config.evaluation_episodes,
                 config.checkpoint_every, offline_updates=config.offline_updates)
-    log = Log(run.folder, (state["collector"]["steps"] or state.get("offline", 0) - config.offline_updates)
+    log = Log(run.folder, (state["collector"]["steps"] or state["offline"] - config.offline_updates)
               if state else 0)
     training = Training(collector, agent, evaluation, plan, log,
                         lambda state: checkpoint.save(run.checkpoint, state | {"recipe": config.recipe}), prior,
@@ -320,9 +320,8 @@ def load_agent(run: Run, changes: Mapping[str, Any] | None = None) -> tuple[Agen
 @contextmanager
 def fitting(checkpoint: Path, state: dict[str, Any], config: RunConfig) -> Iterator[None]:
     """Load `state` inside; a checkpoint of another recipe, or of other sizes, is a SpecError that names both."""
-    made = state.get("recipe", config.recipe)  # older checkpoints do not say
-    if made != config.recipe:
-        raise SpecError(f"{checkpoint}: a checkpoint of recipe {made}, the run is of {config.recipe}")
+    if state["recipe"] != config.recipe:
+        raise SpecError(f"{checkpoint}: a checkpoint of recipe {state['recipe']}, the run is of {config.recipe}")
     try:
         yield
     except (KeyError, RuntimeError, ValueError) as error:

@@ -136,7 +136,7 @@ class Training:
             self.prior.load_state_dict(state["prior"])
         self.collector.load_state_dict(state["collector"])
         self.seconds, self._saved = state["seconds"], self.collector.steps
-        self._offline = state.get("offline", 0)  # older checkpoints have none
+        self._offline = state["offline"]
 
     def _keep(self) -> None:
         state = self.state_dict()

@@ -161,7 +161,7 @@ def test_a_checkpoint_of_another_recipe_or_size_is_refused() -> None:
     with pytest.raises(SpecError, match=words), fitting(path, {"recipe": "rlpd"}, config):
         raise AssertionError("nothing is loaded")
     words = r'run/c\.pt: does not fit sac .*"hidden".*\[4, 2\].*\[8, 2\]'
-    with pytest.raises(SpecError, match=words), fitting(path, {}, config):
+    with pytest.raises(SpecError, match=words), fitting(path, {"recipe": "sac"}, config):
         torch.nn.Linear(2, 8).load_state_dict(torch.nn.Linear(2, 4).state_dict())
 
 
@@ -217,6 +217,17 @@ def test_a_checkpoint_gives_back_what_it_was_given_with_numbers_of_numpy_as_plai
     state = checkpoint.load(tmp_path / "c.pt")
     assert state["blind"] == 0.5 and type(state["blind"]) is float and state["parts"][0] == 3
     np.testing.assert_array_equal(state["parts"][1]["row"], np.ones(2))
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    from robot_rl.learn import checkpoint
+    monkeypatch.setattr(checkpoint, "FORMAT", 1)
+    checkpoint.save(tmp_path / "c.pt", {"step": 3})
+    assert checkpoint.load(tmp_path / "c.pt") == {"step": 3}
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=rf"c\.pt: is of format 1, this version.* {checkpoint.FORMAT}: go on"):
+        checkpoint.load(tmp_path / "c.pt")
 
 
 def test_a_damaged_checkpoint_is_refused_and_a_failed_write_leaves_the_old_one(tmp_path: Path) -> None:

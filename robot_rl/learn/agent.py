@@ -362,12 +362,11 @@ class Agent:
         self.modules.load_state_dict(state["modules"])
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][name])
-        if state.get("device", self.generator.device.type) == self.generator.device.type:
+        if state["device"] == self.generator.device.type:
             self.generator.set_state(state["generator"].cpu())  # elsewhere chance goes on from the seed
-        noise = state.get("noise", {})  # older checkpoints have none
-        self.noise.load_state_dict({name: value.to(self.generator.device) for name, value in noise.items()})
-        self.updates = state["updates"]
-        self.prepared, self.blind = (state.get(name, 0) for name in ("prepared", "blind"))
+        device = self.generator.device
+        self.noise.load_state_dict({name: value.to(device) for name, value in state["noise"].items()})
+        self.updates, self.prepared, self.blind = state["updates"], state["prepared"], state["blind"]
         self._changed(another=True)
 
     def policy(self, planner: bool = False, guided: bool = False) -> Policy:

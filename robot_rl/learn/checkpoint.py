@@ -11,12 +11,15 @@ import torch
 
 from robot_rl.log import atomic
 
+FORMAT = 2
+"""Of what is saved, raised when a run of before can no longer go on: 2 keeps each layer's weights by themselves."""
+
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write nested dicts of tensors, arrays, numbers and text, without a copy; a crash leaves the old file."""
     try:
         with atomic(path) as file:
-            torch.save(_to_tensors(state), file)
+            torch.save(_to_tensors(state | {"format": FORMAT}), file)
     except RuntimeError as error:  # torch's own, which follows from what the disk said
         raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
@@ -24,7 +27,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
 def load(path: Path) -> dict[str, Any]:
     """Read what `save` wrote; arrays come back as arrays, which the file is mapped to as long as they live.
 
-    Raises ValueError naming the file when it is damaged.
+    Raises ValueError naming the file when it is damaged, or of another format.
     """
     try:
         with zipfile.ZipFile(path) as parts:  # torch itself does not look at the checksums
@@ -33,6 +36,9 @@ def load(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise ValueError(f"checkpoint {path}: cannot be read: {error}") from error
+    if (found := state.pop("format", 1)) != FORMAT:
+        raise ValueError(f"checkpoint {path}: is of format {found}, this version of robot_rl reads {FORMAT}: go "
+                         "on with the version that made it, or train anew; exported policies still run")
     return _to_arrays(state)
 
 

@@ -160,7 +160,7 @@ class CameraLatent(Latent):
     def mirror(self) -> LatentMirror:
         """Torch itself: what a convolution costs, numpy would not save."""
         def forward(obs: np.ndarray, frames: np.ndarray) -> np.ndarray:
-            device = self.project.flat.device
+            device = self.project.parts[0].device
             with torch.inference_mode():
                 seen = torch.from_numpy(frames).to(device) * PER_LEVEL
                 latent: np.ndarray = self(torch.from_numpy(obs).to(device), seen).cpu().numpy()

@@ -1,7 +1,6 @@
-"""Networks: multi-layer perceptrons with an ensemble axis, whose parameters are one vector; and Adam over such vectors.
+"""Networks: multi-layer perceptrons with an ensemble axis; and Adam.
 
-One vector per network makes the optimiser step and the target's moving average one pointwise pass each, and the
-gradient of a whole network one tensor. Axes: E ensemble, B batch, I inputs of a layer, O outputs of a layer.
+Axes: E ensemble, B batch, I inputs of a layer, O outputs of a layer.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -37,7 +36,7 @@ Mirror = Callable[[np.ndarray], np.ndarray]
 
 
 class Layer(NamedTuple):
-    """The parameters of one layer, as views. Shapes: weight (E, I, O), the others (E, 1, O)."""
+    """The parameters of one layer. Shapes: weight (E, I, O), the others (E, 1, O)."""
 
     weight: Tensor
     bias: Tensor
@@ -152,17 +151,17 @@ class Mlp(nn.Module):
         self.sizes, self.members, self.shape = tuple(sizes), members, shape
         self.spans = self._spans()
         last = len(self.spans) - 1
-        self.shapes: list[tuple[int, int, int]] = []
-        values: list[Tensor] = []
+        self.parts = nn.ParameterList()
+        """Layer by layer, as in a Layer."""
         for depth, (inputs, outputs) in enumerate(self.spans):
-            bound = (final_scale if depth == last else 1.0) / math.sqrt(inputs)
-            for rows in (inputs, 1):
-                values.append((torch.rand((members, rows, outputs), generator=generator) * 2 - 1) * bound)
-            if self._width(depth):
-                width = self._width(depth)
-                values += [torch.ones(members, 1, width), torch.zeros(members, 1, width)]
-        self.shapes = [(value.shape[0], value.shape[1], value.shape[2]) for value in values]
-        self.flat = nn.Parameter(torch.cat([value.flatten() for value in values]))
+            bound, width = (final_scale if depth == last else 1.0) / math.sqrt(inputs), self._width(depth)
+            weight, bias = ((torch.rand((members, rows, outputs), generator=generator) * 2 - 1) * bound
+                            for rows in (inputs, 1))
+            # a batch norm takes the bias away again: its gradient is nothing but rounding, by whose sign Adam would go
+            idle = shape.norm == "batch" and depth < last and not (shape.residual and depth % 2)
+            self.parts += [nn.Parameter(weight), nn.Parameter(bias, requires_grad=not idle)]
+            if width:
+                self.parts += [nn.Parameter(fill(members, 1, width)) for fill in (torch.ones, torch.zeros)]
         kept = sum(self._width(depth) for depth in range(last + 1)) * members if shape.norm == "batch" else 0
         self.register_buffer("mean", torch.zeros(kept))
         self.register_buffer("var", torch.ones(kept))
@@ -190,14 +189,9 @@ class Mlp(nn.Module):
         return outputs if depth < len(self.spans) - 1 else 0
 
     def layers(self) -> list[Layer]:
-        """The layers' parameters as views of `flat`."""
-        parts = self.flat.split([math.prod(shape) for shape in self.shapes])
-        views = iter([part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)])
-        layers = [Layer(*itertools.islice(views, 4 if self._width(depth) else 2)) for depth in range(len(self.spans))]
-        for depth in range(0, len(layers) - 1, 2 if self.shape.residual else 1) if self.shape.norm == "batch" else ():
-            # the norm takes the bias away again: its gradient is nothing but rounding, by whose sign Adam would go
-            layers[depth] = layers[depth]._replace(bias=layers[depth].bias.detach())
-        return layers
+        """The layers' parameters."""
+        parts = iter(self.parts)
+        return [Layer(*itertools.islice(parts, 4 if self._width(depth) else 2)) for depth in range(len(self.spans))]
 
     def statistics(self) -> list[tuple[Tensor, Tensor]]:
         """Mean and variance (E, 1, O) of the normalised units of each layer that has some, as views."""
@@ -233,20 +227,18 @@ class Mlp(nn.Module):
     def project(self) -> None:
         """Bring the weights that have a bounded norm back to it, in place."""
         if self.shape.unit:
-            parts = []
-            for layer in self.layers():  # put together anew: a write into each view is a pass over the whole vector
-                parts += [weight / weight.square().sum(0).sqrt().clamp(min=1e-8) for weight in layer.weight.unbind()]
-                parts += [part for part in layer[1:] if part is not None]
-            self.flat.copy_(torch.cat([part.flatten() for part in parts]))
+            for layer in self.layers():
+                squares = [weight.square().sum(0, keepdim=True) for weight in layer.weight]
+                layer.weight.mul_(inverse_root(torch.stack(squares).clamp(min=1e-16)))
 
     def forward(self, x: Tensor, members: Tensor | slice | None = None, masks: Sequence[Tensor] = (),
-                training: bool = False, layers: list[Layer] | None = None) -> Tensor:
+                training: bool = False) -> Tensor:
         """(B, I) or (E, B, I) -> (E, B, O) float32; `members`, (E',) int64 or a slice, evaluates only those, in order.
 
         `masks` are what the method of that name drew for as many members. `training` normalises by the batch, and
         takes its statistics into those kept, where the norm is "batch".
         """
-        layers, last, kept, rest = layers or self.layers(), len(self.spans) - 1, iter(self.statistics()), x
+        layers, last, kept, rest = self.layers(), len(self.spans) - 1, iter(self.statistics()), x
         if members is not None:
             layers = [Layer(*(part[members] for part in layer if part is not None)) for layer in layers]
         for depth, layer in enumerate(layers):
@@ -279,10 +271,15 @@ class Mlp(nn.Module):
         else:
             mean, var = next(kept)
             if training:
-                return _by_the_batch(x, layer.scale, layer.shift, mean, var)
+                x, centre, spread = BatchNorm.apply(x, layer.scale, layer.shift, mean)
+                with torch.no_grad():
+                    mean.lerp_(centre, 1 - NORM_MEMORY)
+                    var.lerp_(spread, 1 - NORM_MEMORY)
+                return x
             if members is not None:
                 mean, var = mean[members], var[members]
-            x = (x - mean) * (var + BATCH_EPS).rsqrt()
+            factor = inverse_root(var + BATCH_EPS) * layer.scale
+            return x * factor + (layer.shift - mean * factor)
         return x * layer.scale.to(x.dtype) + layer.shift.to(x.dtype)
 
     def frozen(self, member: int = 0) -> nn.Module:
@@ -506,24 +503,47 @@ def linear(x: Tensor, layer: Layer, dtype: torch.dtype, kind: str) -> Tensor:
     return product(x.expand(len(weight), *x.shape[-2:]), weight) + layer.bias.to(made)
 
 
-def _by_the_batch(x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-    """x (E, B, O) normalised over B, times scale plus shift (E, 1, O); `mean` and `var` (E, 1, O) follow, in place.
+def inverse_root(x: Tensor) -> Tensor:
+    """x ** -0.5 of positive numbers, one for each row or column of what it is multiplied with.
 
-    Member by member: the compiler makes quick code of column sums of a matrix and slow code, by a factor of ten, of
-    those of a stack of matrices.
+    As an exponential, for the compiler keeps the result of one; a root it would take again for every element.
     """
-    found = []
-    for rows, factor, addend in zip(x.unbind(), scale.unbind(), shift.unbind(), strict=True):
-        rows = rows.float()
-        centre = rows.mean(0)
-        rows = rows - centre
-        spread = rows.square().mean(0)
-        found.append((rows * ((spread + BATCH_EPS).rsqrt() * factor) + addend, centre, spread))
-    normal, centres, spreads = (torch.stack(parts) for parts in zip(*found, strict=True))
-    with torch.no_grad():
-        mean.lerp_(centres[:, None], 1 - NORM_MEMORY)
-        var.lerp_(spreads[:, None], 1 - NORM_MEMORY)
-    return normal.to(x.dtype)
+    return torch.exp(-0.5 * torch.log(x))
+
+
+class BatchNorm(torch.autograd.Function):
+    """x (E, B, O) normalised over B, times scale plus shift (E, 1, O); also the mean and variance (E, 1, O).
+
+    One pass over x finds both, of what lies about `origin` (E, 1, O), a guess of the mean, so that nothing cancels.
+    Sums go member by member: the compiler makes quick code of column sums of a matrix and slow code, by a factor of
+    ten, of those of a stack of matrices. The gradient is written out, as what autograd makes of it takes more passes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, origin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See above."""
+        about = x.float() - origin
+        centre = torch.stack([rows.mean(0) for rows in about.unbind()])[:, None]
+        square = torch.stack([rows.square().mean(0) for rows in about.unbind()])[:, None]
+        spread = (square - centre.square()).clamp(min=0)
+        inverse, mean = inverse_root(spread + BATCH_EPS), origin + centre
+        factor = inverse * scale
+        ctx.save_for_backward(x, mean, inverse, scale)
+        ctx.mark_non_differentiable(mean, spread)
+        return (about * factor + (shift - centre * factor)).to(x.dtype), mean, spread
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """The gradient of what is normalised (E, B, O) -> those of x, scale and shift."""
+        found = []
+        for gradient, x, mean, inverse, scale in zip(gradients[0], *ctx.saved_tensors, strict=True):
+            gradient, about = gradient.float(), x.float() - mean
+            shift, slope = gradient.sum(0), (gradient * about).sum(0) * inverse[0]
+            share = (slope * inverse[0] / len(x), shift / len(x))
+            of_x = (gradient - about * share[0] - share[1]) * (scale * inverse)
+            found.append((of_x.to(x.dtype), slope[None], shift[None]))
+        of_x, slopes, shifts = (torch.stack(parts) for parts in zip(*found, strict=True))
+        return of_x, slopes, shifts, None
 
 
 LEAST = 1e-30  # of Adam's averages: beside eps they move no parameter, and what is below 1e-38 takes many times as long
@@ -539,7 +559,7 @@ class Adam:
     def __init__(self, module: nn.Module, lr: float, clip: float = 0.0, betas: tuple[float, float] = (0.9, 0.999)):
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.bounded = [net for net in module.modules() if isinstance(net, Mlp) and net.shape.unit]
-        paces = {id(net.flat): net.pace for net in module.modules() if isinstance(net, Mlp)}
+        paces = {id(part): net.pace for net in module.modules() if isinstance(net, Mlp) for part in net.parts}
         self.paces = [paces.get(id(parameter), 1.0) for parameter in self.parameters]
         self.lr, self.clip, self.betas, self.eps = lr, clip, betas, 1e-8
         self.first = [torch.zeros_like(parameter, requires_grad=False) for parameter in self.parameters]

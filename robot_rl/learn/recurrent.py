@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +22,7 @@ from robot_rl.learn.backups import Tensors
 from robot_rl.learn.chunks import Execute
 from robot_rl.learn.critics import Head, symlog
 from robot_rl.learn.latents import After, CameraLatent, Latent, LatentMirror
-from robot_rl.learn.nets import Layer, Members, Mlp, Shape
+from robot_rl.learn.nets import Members, Mlp, Shape
 from robot_rl.replay import Batch
 
 MIX = 0.01  # share of an even distribution in every categorical one: no class is ever impossible, no loss infinite
@@ -50,27 +49,12 @@ class Cell(nn.Module):
         self.width, self.blocks, self.groups, self.classes = width, blocks, groups, classes
         self.size = width + groups * classes
 
-    def nets(self) -> Nets:
-        """As they are."""
-        return Nets(self.enter, self.gates, self.posterior)
-
-    def apart(self) -> list[list[Layer]]:
-        """The layers of the nets, taken apart once for all steps of a sequence, so that their gradient is one."""
-        return [net.layers() for net in self.nets() if isinstance(net, Mlp)]
-
-    def by(self, layers: list[list[Layer]] | None) -> Nets:
-        """The nets, by the layers that `apart` gave where there are some."""
-        if layers is None:
-            return self.nets()
-        return Nets(*(partial(net, layers=given) for net, given in zip(self.nets(), layers, strict=True)))
-
-    def forward(self, state: Tensor, action: Tensor, layers: list[list[Layer]] | None = None) -> Tensor:
+    def forward(self, state: Tensor, action: Tensor) -> Tensor:
         """(B, S), (B, A) -> the deterministic part of the next state (B, W)."""
-        nets = self.by(layers)
-        seen = nets.enter(torch.cat((state, action), -1))[0]
+        seen = self.enter(torch.cat((state, action), -1))[0]
         before = state[:, : self.width].unflatten(-1, (self.blocks, -1)).movedim(1, 0)  # (blocks, B, W / blocks)
         both = torch.cat((before, seen[None].expand(self.blocks, -1, -1)), -1)
-        reset, new, update = nets.gates(both).chunk(3, -1)
+        reset, new, update = self.gates(both).chunk(3, -1)
         new = (reset.sigmoid() * new).tanh()
         after = before + (update - 1).sigmoid() * (new - before)
         return after.movedim(0, 1).flatten(1)
@@ -79,9 +63,9 @@ class Cell(nn.Module):
         """Logits (..., G * K) -> probabilities (..., G, K)."""
         return (1 - MIX) * logits.unflatten(-1, (self.groups, self.classes)).softmax(-1) + MIX / self.classes
 
-    def seen(self, deterministic: Tensor, code: Tensor, layers: list[list[Layer]] | None = None) -> Tensor:
+    def seen(self, deterministic: Tensor, code: Tensor) -> Tensor:
         """The deterministic part (B, W) and what the observation encodes to (B, U) -> the posterior (B, G, K)."""
-        return self.shares(self.by(layers).posterior(torch.cat((deterministic, code), -1))[0])
+        return self.shares(self.posterior(torch.cat((deterministic, code), -1))[0])
 
     def likeliest(self, state: Tensor, action: Tensor, code: Tensor) -> Tensor:
         """The state (B, S) after an action (B, A) that led to what encodes to (B, U), of the likeliest classes."""
@@ -91,7 +75,7 @@ class Cell(nn.Module):
 
     def frozen(self) -> Cell:
         """A copy in plain layers."""
-        nets = Nets(*(Members(net) for net in self.nets() if isinstance(net, Mlp)))
+        nets = Nets(*(Members(net) for net in (self.enter, self.gates, self.posterior) if isinstance(net, Mlp)))
         return Cell(nets, self.width, self.blocks, self.groups, self.classes)
 
     def extra_repr(self) -> str:
@@ -210,11 +194,10 @@ class RecurrentWorld(Latent):
         code: Tensor = self.encoder(symlog(inner))[0]
         return code
 
-    def follow(self, state: Tensor, action: Tensor, code: Tensor, chance: Tensor,
-               layers: list[list[Layer]] | None = None) -> Tensors:
+    def follow(self, state: Tensor, action: Tensor, code: Tensor, chance: Tensor) -> Tensors:
         """(B, S), (B, A) and what it led to, (B, U), even numbers (B, G) -> `state` (B, S), `posterior` (B, G, K)."""
-        deterministic = self.cell(state, action, layers)
-        posterior = self.cell.seen(deterministic, code, layers)
+        deterministic = self.cell(state, action)
+        posterior = self.cell.seen(deterministic, code)
         return {"state": torch.cat((deterministic, drawn(posterior, chance).flatten(1)), -1), "posterior": posterior}
 
     def recall(self, codes: Tensor, action: Tensor, chance: Tensor, follow: Callable[..., Tensors] | None = None
@@ -223,11 +206,11 @@ class RecurrentWorld(Latent):
 
         `follow` is the method of that name, or does the same.
         """
-        before, layers = torch.cat((torch.zeros_like(action[:, :1]), action), 1), self.cell.apart()
+        before = torch.cat((torch.zeros_like(action[:, :1]), action), 1)
         state = codes.new_zeros(codes.shape[0], self.size, requires_grad=True)  # as all others: compiled once for all
         steps = []
         for t in range(codes.shape[1]):
-            steps.append((follow or self.follow)(state, before[:, t], codes[:, t], chance[:, t], layers))
+            steps.append((follow or self.follow)(state, before[:, t], codes[:, t], chance[:, t]))
             state = steps[-1]["state"]
         every, posterior = (torch.stack([step[name] for step in steps], 1) for name in ("state", "posterior"))
         return Recalled(every, posterior, self.prior(every))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robot_rl.collect import Greedy
 from robot_rl.learn import recipes
@@ -42,6 +43,23 @@ def first_action(policy: Policy, obs: Tensor, noise: Tensor | None = None) -> Te
     executed = policy(obs, noise, carry=carry)
     action: Tensor = executed[0] if policy.carry else executed
     return action
+
+
+def flat(net: nn.Module) -> Tensor:
+    """The parameters of a network, a copy: all numbers in the order of its layers."""
+    return nn.utils.parameters_to_vector(net.parameters()).detach().clone()
+
+
+def fill(net: nn.Module, numbers: Sequence[float] | Tensor) -> None:
+    """Set the parameters of a network to as many numbers, in the order of `flat`."""
+    parts = list(net.parameters())
+    for part, values in zip(parts, torch.as_tensor(numbers).split([part.numel() for part in parts]), strict=True):
+        part.data.copy_(values.view(part.shape))
+
+
+def gradient_of(loss: Tensor, net: nn.Module) -> Tensor:
+    """The gradient of `loss` by the parameters of a network, in the order of `flat`."""
+    return nn.utils.parameters_to_vector(torch.autograd.grad(loss, list(net.parameters())))
 
 
 def stored_draws(patch: pytest.MonkeyPatch) -> None:

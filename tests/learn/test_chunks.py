@@ -20,7 +20,7 @@ from robot_rl.learn.objectives import SequenceBellman
 from robot_rl.policy import Policy
 from robot_rl.replay import Mixture, Replay
 from robot_rl.spec import PolicySpec, SpecError
-from tests.learn.cases import ACTION, OBS, random_replay, small
+from tests.learn.cases import ACTION, OBS, fill, flat, random_replay, small
 
 CHUNKED: dict[str, dict[str, Any]] = {
     "cqn_as": {}, "cqn_as open loop": {"execute": "open_loop"}, "sac": {"chunk": 3},
@@ -103,7 +103,7 @@ def constant_critic(values: tuple[float, float]) -> SequenceCritic:
     """Of two steps of one action in one level of two bins, which it values so at any observation and step."""
     critic = SequenceCritic(1, 1, 2, (2,), 1, 2, Scalar(), generator())
     for net in (critic.net.before, critic.net.along, critic.net.head):
-        net.flat.data.zero_()
+        fill(net, torch.zeros_like(flat(net)))
     critic.net.head.layers()[-1].bias.data.copy_(torch.tensor([[values]]))
     return critic
 

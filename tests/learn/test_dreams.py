@@ -23,7 +23,7 @@ from robot_rl.learn.recurrent import Cell, Nets, Painter, Recalled, RecurrentWor
 from robot_rl.learn.world import Spread
 from robot_rl.policy import Policy
 from robot_rl.spec import PolicySpec
-from tests.learn.cases import ACTION, OBS, random_replay, small
+from tests.learn.cases import ACTION, OBS, fill, flat, gradient_of, random_replay, small
 
 CONTRACT = PolicySpec(task="test", rate_hz=20.0, time_limit_s=1.0, observation_size=OBS, action_size=ACTION)
 PRICES = {"state": 1.0, "frames": 1.0, "reward": 1.0, "end": 1.0, "dynamics": 1.0, "representation": 0.1}
@@ -91,7 +91,7 @@ def test_a_step_of_the_recurrent_unit_worked_out_by_hand() -> None:
 
 def test_blocks_see_their_own_part_of_the_state() -> None:
     world = RecurrentWorld(Identity(1), 1, 8, 4, 1, 2, (4,), Scalar(), generator())
-    world.cell.enter.flat.data.zero_()
+    fill(world.cell.enter, torch.zeros_like(flat(world.cell.enter)))
     state = torch.randn(1, 10, generator=generator())
     other = state.clone()
     other[:, 2:4] += 1.0  # the second of four blocks
@@ -164,7 +164,7 @@ def test_returns_worked_out_by_hand() -> None:
 
 def line_critic(slope: float) -> Critic:
     critic = Critic(3, 0, (), 1, Scalar(), generator())
-    critic.net.flat.data.copy_(torch.tensor([slope, 0.0, 0.0, 0.0]))
+    fill(critic.net, [slope, 0.0, 0.0, 0.0])
     return critic
 
 
@@ -230,7 +230,7 @@ def test_an_action_that_earned_more_than_expected_becomes_likelier() -> None:
     lesson = Imagine(world, actor, line_critic(0.0), spread, 1, 1, 0.5, 0.5, 0.0)
     batch = {"states": torch.zeros(1, 2, 3), "alive": torch.ones(1, 2)}
     loss, _, _ = lesson.loss(batch, Fancy(torch.tensor([[[1.0], [-1.0]]]), torch.zeros(1, 2, 1)))
-    (gradient,) = torch.autograd.grad(loss, [actor.net.flat])
+    gradient = gradient_of(loss, actor.net)
     assert float(gradient[-2]) < 0  # the last two are the biases of mean and spread: up with the mean
 
 
@@ -291,7 +291,7 @@ def learned(**chosen: Any) -> Agent:
 def test_acting_step_by_step_is_recalling_the_sequence() -> None:
     agent = learned()
     world = agent.latent
-    world.cell.posterior.flat.data.mul_(30)  # so sure that half of all chance is the likeliest
+    fill(world.cell.posterior, 30 * flat(world.cell.posterior))  # so sure that half of all chance is the likeliest
     agent._mirror = None
     random = np.random.default_rng(0)
     seen = random.normal(size=(4, 6, OBS)).astype(np.float32)

@@ -59,7 +59,7 @@ from robot_rl.learn.objectives import (
 )
 from robot_rl.learn.options import Chain
 from robot_rl.replay import ONLINE, PRIOR, Replay
-from tests.learn.cases import OBS, first_action, small
+from tests.learn.cases import OBS, fill, first_action, flat, gradient_of, small
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -69,7 +69,7 @@ def generator(seed: int = 0) -> torch.Generator:
 def linear_actor(mean: float, log_std: float) -> GaussianActor:
     """One action; its mean and log std before the tanh are these numbers everywhere."""
     actor = GaussianActor(1, 1, (), generator())
-    actor.net.flat.data.copy_(torch.tensor([0.0, 0.0, mean, log_std]))
+    fill(actor.net, [0.0, 0.0, mean, log_std])
     return actor
 
 
@@ -77,7 +77,7 @@ def linear_critic(*members: tuple[float, float, float]) -> Critic:
     """Q = a * obs + b * action + c, with (a, b, c) of each member."""
     critic = Critic(1, 1, (), len(members), Scalar(), generator())
     weights = [value for a, b, _ in members for value in (a, b)]
-    critic.net.flat.data.copy_(torch.tensor(weights + [c for _, _, c in members]))
+    fill(critic.net, weights + [c for _, _, c in members])
     return critic
 
 
@@ -117,7 +117,7 @@ def test_actor_loss_and_its_gradient_worked_out_by_hand() -> None:
     objective = SoftValue(actor, linear_critic((0.0, 2.0, 0.0), (0.0, 2.0, 9.0)), temperature, Minimum())
     loss, _, _ = objective.loss({"latent": torch.zeros(1, 1)}, (torch.zeros(1, 1), Chance()))
     torch.testing.assert_close(loss, torch.tensor(-0.747764), rtol=0, atol=2e-5)
-    (gradient,) = torch.autograd.grad(loss, [actor.net.flat])
+    gradient = gradient_of(loss, actor.net)
     torch.testing.assert_close(gradient, torch.tensor([0.0, 0.0, -1.538967, -0.5]), rtol=0, atol=2e-5)
 
 
@@ -172,7 +172,7 @@ def test_projected_target_worked_out_by_hand() -> None:
     head = Histogram(3, 1.0, projected=True)
     critic = Critic(1, 1, (), 2, head, generator())
     shares = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.5, 0.5]])
-    critic.net.flat.data.copy_(torch.cat((torch.zeros(12), shares.clamp(min=1e-30).log().flatten())))
+    fill(critic.net, torch.cat((torch.zeros(12), shares.clamp(min=1e-30).log().flatten())))
     batch = {"next_latent": torch.ones(1, 1), "reward": torch.tensor([0.25]), "discount": torch.tensor([0.5])}
     targets = []
     for reduction in (Minimum(), Mean(), First()):
@@ -229,14 +229,14 @@ def test_each_critic_of_a_chain_learns_from_the_one_before_it() -> None:
 def test_smoothness_worked_out_by_hand() -> None:
     # mean actions tanh(0) and tanh(0.5) = 0.462117: change 0.213552, at a price of 2
     actor = DeterministicActor(1, 1, (), generator())
-    actor.net.flat.data.copy_(torch.tensor([1.0, 0.0]))
+    fill(actor.net, [1.0, 0.0])
     plain = GreedyValue(actor, linear_critic((0.0, 2.0, 0.0)), First())
     batch, draw = {"latent": torch.zeros(1, 1), "next_latent": torch.full((1, 1), 0.5)}, (torch.zeros(1, 1), Chance())
     loss, metrics, _ = Smooth(plain, 2.0).loss(batch, draw)
     torch.testing.assert_close(loss - plain.loss(batch, draw)[0], torch.tensor(0.427104), rtol=0, atol=1e-5)
     assert float(metrics["actor/change"]) == pytest.approx(0.213552, abs=1e-5)
     # of the weight: 4 * 0.462117 * 0.5 * (1 - 0.213552), the value's gradient at an observation of 0 being 0
-    (gradient,) = torch.autograd.grad(loss, [actor.net.flat])
+    gradient = gradient_of(loss, actor.net)
     assert float(gradient[0]) == pytest.approx(4 * 0.462117 * 0.5 * (1 - 0.213552), abs=1e-5)
     assert linear_actor(0.5, 3.0).mean(torch.zeros(1, 1)).item() == pytest.approx(0.462117, abs=1e-5)
 
@@ -244,7 +244,7 @@ def test_smoothness_worked_out_by_hand() -> None:
 def test_prior_data_is_imitated_at_a_price_that_fades() -> None:
     # Q = a, the mean is tanh(0.5) = m; two rows of the prior did 1 and 0, the third is no prior's; 4, then half of it
     actor = DeterministicActor(1, 1, (), generator())
-    actor.net.flat.data.copy_(torch.tensor([0.0, 0.5]))
+    fill(actor.net, [0.0, 0.5])
     plain = GreedyValue(actor, linear_critic((0.0, 1.0, 0.0)), First())
     batch = {"latent": torch.zeros(3, 1), "action": torch.tensor([[1.0], [0.0], [-1.0]]),
              "source": torch.tensor([PRIOR, PRIOR, ONLINE])}
@@ -254,7 +254,7 @@ def test_prior_data_is_imitated_at_a_price_that_fades() -> None:
         cost = ((1 - m) ** 2 + m**2) / 3
         assert float(metrics["actor/unlike"]) == pytest.approx(cost)
         assert float((loss - plain.loss(batch, draw)[0]).detach()) == pytest.approx(price * (1 + m) * cost, abs=1e-6)
-        (gradient,) = torch.autograd.grad(loss, [actor.net.flat])
+        gradient = gradient_of(loss, actor.net)
         wanted = (1 - m**2) * (-1 + price * (1 + m) * 2 * (m - 1 + m) / 3)
         assert float(gradient[1]) == pytest.approx(wanted, abs=1e-5)
     with pytest.raises(ValueError, match="imitation_steps is 0"):
@@ -295,7 +295,7 @@ def test_truncated_target_worked_out_by_hand() -> None:
     # members at next_obs 1 give the quantiles (1, 5) and (2, 9); one of each two dropped leaves 1 and 2 of 1, 2, 5, 9
     critic = Critic(1, 1, (), 2, Quantiles(2), generator())
     weights = torch.zeros(2, 2, 2)
-    critic.net.flat.data.copy_(torch.cat((weights.flatten(), torch.tensor([1.0, 5.0, 2.0, 9.0]))))
+    fill(critic.net, torch.cat((weights.flatten(), torch.tensor([1.0, 5.0, 2.0, 9.0]))))
     actor, temperature = linear_actor(0.0, 0.0), Temperature(0.5, -1.0)
     backup = TruncatedBackup(actor, critic, temperature, Mean(), 1)
     batch = {"next_latent": torch.ones(1, 1), "reward": torch.tensor([1.0]), "discount": torch.tensor([0.9])}
@@ -351,7 +351,7 @@ def test_a_survey_tells_the_scale_discounted_returns() -> None:
 def test_smoothing_noise_is_bounded_and_the_target_is_td3s() -> None:
     # actor tanh(0.5) = 0.462117; noise 9 * 0.2 is cut to 0.5: 0.962117; Q = 2 a; y = 1 + 0.9 * 2 * 0.962117
     actor = DeterministicActor(1, 1, (), generator(), smooth=0.2, smooth_bound=0.5)
-    actor.net.flat.data.copy_(torch.tensor([0.0, 0.5]))
+    fill(actor.net, [0.0, 0.5])
     backup = SoftBackup(actor, linear_critic((0.0, 2.0, 0.0), (0.0, 9.0, 9.0)), NoTemperature(), Minimum())
     batch = {"next_latent": torch.ones(1, 1), "reward": torch.tensor([1.0]), "discount": torch.tensor([0.9])}
     y = backup.target(batch, Draw(torch.full((1, 1), 9.0)))
@@ -379,7 +379,7 @@ def test_coarse_target_worked_out_by_hand() -> None:
     critic = CoarseCritic(1, 1, (), 1, 2, Scalar(), generator())
     target = copy.deepcopy(critic)
     for one, biases in ((critic, [1.0, 3.0]), (target, [7.0, 5.0])):
-        one.net.flat.data.copy_(torch.tensor([0.0] * 6 + biases))
+        fill(one.net, [0.0] * 6 + biases)
     batch = {"latent": torch.ones(1, 1), "next_latent": torch.ones(1, 1), "action": torch.tensor([[0.5]]),
              "reward": torch.tensor([2.0]), "discount": torch.tensor([0.5]), "weight": torch.ones(1)}
     loss, metrics, found = CoarseBellman(critic, target).loss(batch, None)
@@ -396,7 +396,7 @@ def test_gain_is_zero_where_all_agree_and_grows_with_the_spread() -> None:
 def disagreeing(spread: float) -> Disagreement:
     """Two members that foresee +-`spread` of both numbers, everywhere."""
     model = Disagreement(1, 1, (), 2, generator(), noise=0.25)
-    model.net.flat.data.copy_(torch.cat((torch.zeros(8), torch.tensor([spread, spread, -spread, -spread]))))
+    fill(model.net, torch.cat((torch.zeros(8), torch.tensor([spread, spread, -spread, -spread]))))
     return model
 
 
@@ -436,7 +436,7 @@ def test_copies_become_their_originals_at_once() -> None:
     critic, slow, told = linear_critic((1.0, 2.0, 3.0)), linear_critic((0.0, 0.0, 0.0)), []
     replay = Replay(5, 1, 1)
     Sync(7, [(slow, critic)], [told.append])(replay)
-    assert torch.equal(slow.net.flat, critic.net.flat) and told == [replay]
+    assert torch.equal(flat(slow.net), flat(critic.net)) and told == [replay]
 
 
 @pytest.mark.parametrize("slow", [False, True])
@@ -493,11 +493,9 @@ def test_members_of_an_ensemble_are_independent_perceptrons(shape: Shape) -> Non
     torch.testing.assert_close(net(x.expand(5, 7, 4)), outputs)
     torch.testing.assert_close(net.frozen()(x), outputs[0])
     np.testing.assert_allclose(net.mirror()(x.numpy()), outputs[0].detach().numpy(), atol=1e-6)
-    (gradient,) = torch.autograd.grad(outputs[2].sum(), [net.flat])
-    layers = [part for layer in net.layers() for part in layer if part is not None]
-    parts = zip(gradient.split([part.numel() for part in layers]), layers, strict=True)
-    for part, like in parts:
-        assert not part.view(like.shape)[[0, 1, 3, 4]].any()
+    learning = [part for part in net.parameters() if part.requires_grad]
+    for gradient in torch.autograd.grad(outputs[2].sum(), learning):
+        assert not gradient[[0, 1, 3, 4]].any()
 
 
 def test_batch_norm_is_torchs() -> None:
@@ -549,7 +547,8 @@ def test_dropout_keeps_the_mean() -> None:
 def test_critics_that_make_targets_drop_nothing() -> None:
     critic = Critic(2, 1, (8,), 2, Scalar(), generator(), Shape(dropout=0.5))
     assert critic.draw(4, generator()).masks and not critic.slow().draw(4, generator()).masks
-    assert torch.equal(critic.slow().net.flat, critic.net.flat) and critic.slow().net.flat is not critic.net.flat
+    slow = critic.slow().net
+    assert torch.equal(flat(slow), flat(critic.net)) and slow.parts[0] is not critic.net.parts[0]
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.5])
@@ -564,13 +563,13 @@ def test_adam_is_torchs_adam(clip: float) -> None:
         if clip:
             nn.utils.clip_grad_norm_(theirs.parameters(), clip)
         reference.step()
-    torch.testing.assert_close(ours.flat, theirs.flat, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(flat(ours), flat(theirs), rtol=1e-5, atol=1e-6)
 
 
 def test_target_follows() -> None:
     target, source = linear_critic((0.0, 0.0, 0.0)), linear_critic((1.0, 2.0, 4.0))
     follow(target, source, 0.25)
-    assert target.net.flat.tolist() == [0.25, 0.5, 1.0]
+    assert flat(target.net).tolist() == [0.25, 0.5, 1.0]
 
 
 def test_running_norm_knows_mean_and_variance_of_all_batches() -> None:
@@ -649,12 +648,12 @@ def test_an_average_of_the_actor_is_what_is_shown() -> None:
     batch["reward"] = torch.zeros(8)
     actor, shown = agent.actor, agent.shown
     assert isinstance(actor, GaussianActor) and isinstance(shown, GaussianActor)
-    first = actor.net.flat.detach().clone()
+    first = flat(actor.net)
     for _ in range(2):
         agent.learn((), batch, [])
-        actor.net.flat.data += 4.0
+        fill(actor.net, flat(actor.net) + 4.0)
     # after the first the average is what the actor was; the second takes it half way to the actor 4 above
-    torch.testing.assert_close(shown.net.flat, first + 2.0)
+    torch.testing.assert_close(flat(shown.net), first + 2.0)
     obs = np.ones((2, OBS), np.float32)
     expected = shown.mean(agent.latent(torch.from_numpy(obs))).detach().numpy()
     np.testing.assert_allclose(agent.act(obs, explore=False)[0], expected, atol=1e-6)

@@ -31,7 +31,7 @@ from robot_rl.learn.world import PriorValue, Simplex, Spread, Step, Unroll, Weig
 from robot_rl.policy import Policy
 from robot_rl.replay import ONLINE, PRIOR, Replay
 from robot_rl.spec import PolicySpec
-from tests.learn.cases import ACTION, OBS, first_action, random_replay, small, stored_draws
+from tests.learn.cases import ACTION, OBS, fill, first_action, flat, random_replay, small, stored_draws
 from tests.learn.test_parts import linear_actor, linear_critic
 
 CONTRACT = PolicySpec(task="test", rate_hz=20.0, time_limit_s=1.0, observation_size=OBS, action_size=ACTION)
@@ -190,7 +190,7 @@ def test_divergence_of_two_gaussians_worked_out_by_hand() -> None:
 def clipped(mean: float, share: float) -> ClippedActor:
     """One action; what its network says before the tanh is these numbers everywhere."""
     actor = ClippedActor(1, 1, (), generator())
-    actor.net.flat.data.copy_(torch.tensor([0.0, 0.0, mean, share]))
+    fill(actor.net, [0.0, 0.0, mean, share])
     return actor
 
 
@@ -223,13 +223,13 @@ def test_imitation_worked_out_by_hand(held: tuple[float, float]) -> None:
     batch["plan"] = torch.zeros(2, 2, 2)
     loss, _, _ = Imitation(actor, Spread(0.1), 0.5, 0.1).loss(batch, None)
     loss.backward()  # nothing was planned, so nothing is learned
-    assert float(loss.detach()) == 0 and not actor.net.flat.grad.any()
+    assert float(loss.detach()) == 0 and not any(part.grad.any() for part in actor.net.parameters())
 
 
 def test_cloning_worked_out_by_hand() -> None:
     # tanh(0.5) and tanh(-0.5) in place of 0.5 and 0.2, then of -1 and 0 which counts half; what follows does not count
     actor = DeterministicActor(1, 2, (), generator())
-    actor.net.flat.data.copy_(torch.tensor([0.0, 0.0, 0.5, -0.5]))
+    fill(actor.net, [0.0, 0.0, 0.5, -0.5])
     action = torch.tensor([[[0.5, 0.2], [9.0, 9.0]], [[-1.0, 0.0], [9.0, 9.0]]])
     batch = {"latent": torch.ones(2, 1), "action": action, "reward": torch.ones(2, 2),
              "weight": torch.tensor([[1.0, 1.0], [0.5, 0.0]])}
@@ -243,7 +243,7 @@ def test_cloning_worked_out_by_hand() -> None:
 def test_an_imagined_target_worked_out_by_hand() -> None:
     # from 1 and 3 with tanh(0.3): rewards 2 and 6, even odds to go on to a value of what follows
     critic = PairCritic(alone, 1, (), 1, Scalar(), generator())
-    critic.net.flat.data.copy_(torch.tensor([2.0, 1.0]))  # V(z) = 2 z + 1
+    fill(critic.net, [2.0, 1.0])  # V(z) = 2 z + 1
     backup = ImaginedBackup(linear_actor(0.3, -20.0), critic, WorldModel(Line(), critic), Mean(), 0.8)
     latent = torch.tensor([[1.0], [3.0]])
     y = backup.target({"latent": latent}, Draw(torch.zeros(2, 1)))
@@ -265,7 +265,7 @@ def test_a_sequences_targets_are_of_what_was_seen_in_it() -> None:
 def state_values(slope: float, offset: float) -> PairCritic:
     """V = slope * z + offset."""
     value = PairCritic(alone, 1, (), 1, Scalar(), generator())
-    value.net.flat.data.copy_(torch.tensor([slope, offset]))
+    fill(value.net, [slope, offset])
     return value
 
 
@@ -300,7 +300,7 @@ def test_regression_by_advantage_worked_out_by_hand() -> None:
     # the actor does 0; actions 0.5 and -1 count exp(0.5 * 1) and exp(0.5 * -3); the third, 100, by its bound
     batch = sequence() | {"latents": torch.ones(1, 3, 1), "advantage": torch.tensor([[1.0, -3.0]])}
     actor = DeterministicActor(1, 1, (), generator())
-    actor.net.flat.data.zero_()
+    fill(actor.net, torch.zeros_like(flat(actor.net)))
     lesson = Regression(actor, 0.5, 0.5)
     wanted = 0.5 * (math.exp(0.5) * 0.25 * 0.5 + math.exp(-1.5) * 1.0 * 0.25)
     assert float(lesson.loss(batch, None)[0].detach()) == pytest.approx(wanted)
@@ -388,7 +388,7 @@ def test_prices_and_questions_that_make_no_sense_are_refused(recipe: str, chosen
 def pair(first: tuple[float, float], second: tuple[float, float]) -> DeterministicActor:
     """Two actors of one number, tanh(w z + b) each."""
     actor = DeterministicActor(1, 1, (), generator(), explore=0.1, smooth=0.0, members=2)
-    actor.net.flat.data.copy_(torch.tensor([first[0], second[0], first[1], second[1]]))
+    fill(actor.net, [first[0], second[0], first[1], second[1]])
     return actor
 
 
@@ -474,9 +474,9 @@ def test_a_part_of_the_rate_is_a_part_of_the_step() -> None:
     for pace in (1.0, 0.25):
         net = Mlp((2, 3, 1), 1, generator())
         net.pace = pace
-        before = net.flat.detach().clone()
+        before = flat(net)
         Adam(net, 1e-2).step(net(torch.ones(4, 2)).sum())
-        steps.append(net.flat.detach() - before)
+        steps.append(flat(net) - before)
     torch.testing.assert_close(steps[1], 0.25 * steps[0])
 
 
@@ -652,7 +652,7 @@ def test_what_a_planner_compares_has_float32_sums(recipe: str, exact: bool) -> N
     agent = recipes.make(recipe, OBS, ACTION, dtype="bfloat16", compile=False)
     net = agent.modules["critic"].net
     with torch.no_grad():
-        net.flat.uniform_(-0.1, 0.1, generator=torch.Generator().manual_seed(0))
+        fill(net, torch.empty_like(flat(net)).uniform_(-0.1, 0.1, generator=torch.Generator().manual_seed(0)))
         outputs = net(torch.rand(4, net.sizes[0]))
     assert torch.equal(outputs, outputs.bfloat16().float()) is not exact
 
@@ -707,7 +707,7 @@ def test_offline_updates_teach_to_repeat_what_was_done_and_nothing_else() -> Non
         metrics = agent.update(replay, offline=True)
     changed = {name.rsplit(".", 1)[0] for name, value in agent.modules.state_dict().items()
                if not torch.equal(value, before[name])}
-    assert changed == {"latent.inner", "latent.encoder", "latent.seen.norm", "actor.net"}
+    assert changed == {"latent.inner.parts", "latent.encoder.parts", "latent.seen.norm", "actor.net.parts"}
     assert not any(name.startswith(("critic/loss", "model/")) for name in metrics)
     obs = rows["obs"]
     action, carry = agent.act(obs, explore=False)
