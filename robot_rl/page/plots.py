@@ -56,8 +56,8 @@ def _curves(compared: Comparison, task: str) -> Figure:
         for run in runs if len(runs) > 1 else ():
             axes.plot(run.steps, run.returns, color=colour, lw=0.7, alpha=0.6)
         if runs:
-            steps, mean, std = mean_curve(runs)
-            axes.fill_between(steps, mean - std, mean + std, color=colour, alpha=0.13, lw=0)
+            steps, mean, low, high = mean_curve(runs)
+            axes.fill_between(steps, low, high, color=colour, alpha=0.13, lw=0)
             axes.plot(steps, mean, color=colour, lw=2, marker="o", ms=3, ls=LINES[k // len(RECIPES) % len(LINES)],
                       label=f"{recipe} ({len(runs)} seed{'s' * (len(runs) > 1)})")
     _by_steps(axes)

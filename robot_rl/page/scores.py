@@ -140,12 +140,13 @@ def value_at(steps: np.ndarray, values: np.ndarray, step: float) -> float:
     return float(np.interp(step, steps, values, np.nan, np.nan)) if len(steps) else np.nan
 
 
-def mean_curve(runs: Sequence[Result]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(N,) steps, mean and standard deviation over seeds (0 for one), where every seed has been."""
+def mean_curve(runs: Sequence[Result]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(N,) steps, mean, lowest and highest return of the seeds, where every seed has been."""
     steps = np.unique(np.concatenate([r.steps for r in runs])).astype(float)
     every = np.array([[value_at(r.steps, r.returns, s) for s in steps] for r in runs])
     kept = np.isfinite(every).all(0)
-    return steps[kept], every[:, kept].mean(0), every[:, kept].std(0, ddof=int(len(runs) > 1))
+    every = every[:, kept]
+    return steps[kept], every.mean(0), every.min(0), every.max(0)
 
 
 def _matching(task: str, public: Sequence[Public]) -> list[Public]:

@@ -178,8 +178,8 @@ class Page:
     def _curves(self) -> str:
         legend = html.key([*self._legend(), *((f"p{k % len(PUBLIC)} dashed", name)
                                                  for k, name in enumerate(self.compared.algorithms))])
-        note = html.paragraph("Thick: mean over seeds, as far as all of them came, in a band of one standard "
-                              "deviation; thin: each seed. Dashed: public means. A dot is an evaluation; hold the "
+        note = html.paragraph("Thick: mean over seeds, as far as all of them came, in a band from the lowest to "
+                              "the highest; thin: each seed. Dashed: public means. A dot is an evaluation; hold the "
                               "pointer over it for its figure.", "soft")
         return note + legend + html.columns(self._curve(task) for task in self.compared.tasks)
 
@@ -201,9 +201,9 @@ class Page:
             for run in chosen if len(chosen) > 1 else ():
                 chart.line(run.steps, run.returns, f"{_series(k)} thin", f"{recipe}, seed {run.config.seed}")
             if chosen:
-                steps, mean, std = mean_curve(chosen)
+                steps, mean, low, high = mean_curve(chosen)
                 titles = [f"{recipe}, {number(s)} steps: {_return(m)}" for s, m in zip(steps, mean, strict=True)]
-                chart.band(steps, mean - std, mean + std, _series(k))
+                chart.band(steps, low, high, _series(k))
                 chart.line(steps, mean, _series(k))
                 chart.dots(steps, mean, _series(k), titles)
         other = {p.task for p, _ in public} - {task}
