@@ -81,6 +81,8 @@ def train(run: Run, config: RunConfig, device: str, threads: int, resume: bool) 
     env, evaluation = make(), make()
     contract = sim.env_spec(env, config.task)
     state = checkpoint.load(run.checkpoint) if resume and run.checkpoint.exists() else None
+    if state is not None and "collector" not in state:
+        raise SpecError(f"--resume {run.folder}: it was fine-tuned; robot-rl finetune with --out {run.folder} goes on")
     config = _renewed(run, config) if resume else suited(config, contract)
     agent = make_agent(config, contract, device)
     prior = None if config.prior is None else _memory(
@@ -309,8 +311,8 @@ def load_agent(run: Run, changes: Mapping[str, Any] | None = None) -> tuple[Agen
     config = msgspec.structs.replace(run.config, options=run.config.options | dict(changes or {}))
     if not run.checkpoint.exists():
         raise SpecError(f"{run.checkpoint}: no checkpoint yet")
-    config = _renewed(run, config)
     state = checkpoint.load(run.checkpoint)
+    config = _renewed(run, config)
     agent = make_agent(config, run.contract, "cpu")
     with fitting(run.checkpoint, state, config):
         agent.load_state_dict(state["agent"])
@@ -411,6 +413,7 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
     origin, run = Run(source), Run(out)
     resuming = run.checkpoint.exists()
     going = run if resuming else origin
+    state = checkpoint.load(going.checkpoint)
     base = _renewed(going, going.config)
     if resuming:
         run.write(base)
@@ -420,9 +423,7 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
     prior, online = (_memory(agent, config, contract, SEEN_CAPACITY if contract.vision else capacity, seed + k)
                      for k, capacity in enumerate((PRIOR_CAPACITY, 200_000)))
     _demand_memory(prior, online)
-    start = run.checkpoint if resuming else origin.checkpoint
-    state = checkpoint.load(start)
-    with fitting(start, state, config):
+    with fitting(going.checkpoint, state, config):
         agent.load_state_dict(state["agent"])
     policy, takes_over = run.folder / "policy.onnx", agent.plans and bool(agent.offline)
     acting = run.folder / "acting.onnx" if takes_over else policy

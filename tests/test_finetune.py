@@ -160,6 +160,9 @@ def test_a_run_goes_on_learning_on_a_robot(recipe: str, chosen: dict[str, Any], 
                       "--warm-updates", 3)
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout.splitlines()[-1])["prior_transitions"] == told["transitions"]
+    tuned = Run(tmp_path / "first")
+    with pytest.raises(SpecError, match=r"first: it was fine-tuned; robot-rl finetune with --out .*first goes on"):
+        session.train(tuned, tuned.config, "cpu", 1, resume=True)
 
 
 def weights(policy: Path) -> str:

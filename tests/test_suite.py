@@ -22,13 +22,14 @@ from robot_rl import statistics
 from robot_rl.cli import app
 from robot_rl.evaluate import effort
 from robot_rl.log import Log, read_lines
-from robot_rl.page.scores import Comparison, Public, read_public
+from robot_rl.page.scores import Comparison, Public, mean_curve, read_public
 from robot_rl.run import Run, RunConfig
 from robot_rl.spec import PolicySpec, SpecError
 from robot_rl.suite import (
     RETURNS,
     RUNS,
     Job,
+    Result,
     _arguments,
     chosen_options,
     jobs,
@@ -334,6 +335,14 @@ def test_page(suite: Path) -> None:
         assert names == {"curves_cheetah-run.png", "curves_walker-run.png", "curves_HalfCheetah-v5.png", "iqm.png",
                          "improvement.png", "sample_efficiency.png"}
         assert all(Path(file).read_bytes().startswith(b"\x89PNG") for file in told["figures"])
+
+
+def test_the_curve_of_two_seeds_worked_out_by_hand() -> None:
+    config = configured("cheetah-run", "sac", 0)
+    runs = [Result(config, Path(), np.array(steps), np.array(returns), {}) for steps, returns in (
+        ([10, 20, 30], [1.0, 3.0, 9.0]), ([10, 30], [2.0, 8.0]))]  # the second is at 5 half way
+    curve = mean_curve(runs)
+    np.testing.assert_allclose(curve, [[10, 20, 30], [1.5, 4.0, 8.5], [1.0, 3.0, 8.0], [2.0, 5.0, 9.0]])
 
 
 def test_curves_of_a_table(suite: Path, tmp_path: Path) -> None:

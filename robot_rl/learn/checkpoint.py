@@ -9,17 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from robot_rl import __version__
 from robot_rl.log import atomic
 
 FORMAT = 2
-"""Of what is saved, raised when a run of before can no longer go on: 2 keeps each layer's weights by themselves."""
+"""Of what is saved; raised when runs begun before can no longer go on. 2: each layer's weights are tensors by
+themselves."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write nested dicts of tensors, arrays, numbers and text, without a copy; a crash leaves the old file."""
     try:
         with atomic(path) as file:
-            torch.save(_to_tensors(state | {"format": FORMAT}), file)
+            torch.save(_to_tensors(state | {"format": FORMAT, "robot_rl": __version__}), file)
     except RuntimeError as error:  # torch's own, which follows from what the disk said
         raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
@@ -36,9 +38,10 @@ def load(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise ValueError(f"checkpoint {path}: cannot be read: {error}") from error
-    if (found := state.pop("format", 1)) != FORMAT:
-        raise ValueError(f"checkpoint {path}: is of format {found}, this version of robot_rl reads {FORMAT}: go "
-                         "on with the version that made it, or train anew; exported policies still run")
+    found, made = state.pop("format", 1), state.pop("robot_rl", "before formats had a number")
+    if found != FORMAT:
+        raise ValueError(f"checkpoint {path}: has format {found}, this version of robot_rl reads format {FORMAT}: go "
+                         f"on with the version that made it ({made}), or train anew; exported policies still run")
     return _to_arrays(state)
 
 

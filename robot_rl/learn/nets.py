@@ -152,7 +152,7 @@ class Mlp(nn.Module):
         self.spans = self._spans()
         last = len(self.spans) - 1
         self.parts = nn.ParameterList()
-        """Layer by layer, as in a Layer."""
+        """The parameters of one layer after another, each in the order of `Layer`."""
         for depth, (inputs, outputs) in enumerate(self.spans):
             bound, width = (final_scale if depth == last else 1.0) / math.sqrt(inputs), self._width(depth)
             weight, bias = ((torch.rand((members, rows, outputs), generator=generator) * 2 - 1) * bound
@@ -271,9 +271,9 @@ class Mlp(nn.Module):
         else:
             mean, var = next(kept)
             if training:
-                x, centre, spread = BatchNorm.apply(x, layer.scale, layer.shift, mean)
+                x, middle, spread = BatchNorm.apply(x, layer.scale, layer.shift)
                 with torch.no_grad():
-                    mean.lerp_(centre, 1 - NORM_MEMORY)
+                    mean.lerp_(middle, 1 - NORM_MEMORY)
                     var.lerp_(spread, 1 - NORM_MEMORY)
                 return x
             if members is not None:
@@ -514,26 +514,28 @@ def inverse_root(x: Tensor) -> Tensor:
 class BatchNorm(torch.autograd.Function):
     """x (E, B, O) normalised over B, times scale plus shift (E, 1, O); also the mean and variance (E, 1, O).
 
-    One pass over x finds both, of what lies about `origin` (E, 1, O), a guess of the mean, so that nothing cancels.
-    Sums go member by member: the compiler makes quick code of column sums of a matrix and slow code, by a factor of
-    ten, of those of a stack of matrices. The gradient is written out, as what autograd makes of it takes more passes.
+    One pass over x finds both. It sees x less its first row, which lies about as far from the mean as any, so that
+    little cancels. Sums go member by member: the compiler makes quick code of column sums of a matrix and slow code, by
+    a factor of ten, of those of a stack of matrices. The gradient is written out, as what autograd makes of it takes
+    more passes; it has none of its own.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, origin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See above."""
-        about = x.float() - origin
+        first = x[:, :1].float()
+        about = x.float() - first
         centre = torch.stack([rows.mean(0) for rows in about.unbind()])[:, None]
         square = torch.stack([rows.square().mean(0) for rows in about.unbind()])[:, None]
         spread = (square - centre.square()).clamp(min=0)
-        inverse, mean = inverse_root(spread + BATCH_EPS), origin + centre
+        inverse, mean = inverse_root(spread + BATCH_EPS), first + centre
         factor = inverse * scale
         ctx.save_for_backward(x, mean, inverse, scale)
         ctx.mark_non_differentiable(mean, spread)
         return (about * factor + (shift - centre * factor)).to(x.dtype), mean, spread
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The gradient of what is normalised (E, B, O) -> those of x, scale and shift."""
         found = []
         for gradient, x, mean, inverse, scale in zip(gradients[0], *ctx.saved_tensors, strict=True):
@@ -543,7 +545,7 @@ class BatchNorm(torch.autograd.Function):
             of_x = (gradient - about * share[0] - share[1]) * (scale * inverse)
             found.append((of_x.to(x.dtype), slope[None], shift[None]))
         of_x, slopes, shifts = (torch.stack(parts) for parts in zip(*found, strict=True))
-        return of_x, slopes, shifts, None
+        return of_x, slopes, shifts
 
 
 LEAST = 1e-30  # of Adam's averages: beside eps they move no parameter, and what is below 1e-38 takes many times as long

@@ -31,9 +31,9 @@ MIX = 0.01  # share of an even distribution in every categorical one: no class i
 class Nets(NamedTuple):
     """Of a cell: what makes one layer of state and action, the unit's gates, the posterior: Mlps, or plain layers."""
 
-    enter: Callable[..., Tensor]
-    gates: Callable[..., Tensor]
-    posterior: Callable[..., Tensor]
+    enter: nn.Module
+    gates: nn.Module
+    posterior: nn.Module
 
 
 class Cell(nn.Module):

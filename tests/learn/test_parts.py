@@ -40,7 +40,7 @@ from robot_rl.learn.critics import (
 )
 from robot_rl.learn.latents import Identity, RunningNorm, Sync
 from robot_rl.learn.matmul import bf16_matmul
-from robot_rl.learn.nets import ACTIVATIONS, Adam, Mlp, Shape, compute_dtype, follow, mish
+from robot_rl.learn.nets import ACTIVATIONS, Adam, BatchNorm, Mlp, Shape, compute_dtype, follow, mish
 from robot_rl.learn.noise import Noise
 from robot_rl.learn.objectives import (
     Bellman,
@@ -508,6 +508,27 @@ def test_batch_norm_is_torchs() -> None:
     torch.testing.assert_close(net(x, training=True)[0], expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(net.mean, norm.running_mean)
     torch.testing.assert_close(net.var, norm.running_var, rtol=0.02, atol=1e-3)  # torch keeps the unbiased one
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 2e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("away", [0.0, 300.0])
+def test_a_batch_norms_gradient_is_what_autograd_finds(dtype: torch.dtype, near: float, away: float) -> None:
+    random, n = generator(), nn.BatchNorm1d(5, eps=1e-3).double()
+    x = (torch.randn(2, 64, 5, generator=random) + away).to(dtype).requires_grad_()
+    scale, shift = (torch.randn(2, 1, 5, generator=random).requires_grad_() for _ in range(2))
+    weights = torch.randn(2, 64, 5, generator=random).to(dtype)
+    found, mean, spread = BatchNorm.apply(x, scale, shift)
+    assert found.dtype == dtype and not mean.requires_grad and not spread.requires_grad
+    exact = [part.detach().double().requires_grad_() for part in (x, scale, shift)]
+    torch.testing.assert_close(mean, exact[0].mean(1, keepdim=True), rtol=1e-5, atol=1e-6, check_dtype=False)
+    torch.testing.assert_close(spread, exact[0].var(1, correction=0, keepdim=True), rtol=1e-3, atol=0,
+                               check_dtype=False)
+    wanted = torch.stack([n(rows) for rows in exact[0]]) * exact[1] + exact[2]
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=10 * near)
+    ours = torch.autograd.grad((found * weights).sum(), [x, scale, shift])
+    theirs = torch.autograd.grad((wanted * weights.double()).sum(), exact)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=0, atol=20 * near * float(other.abs().max()))
 
 
 def test_rms_norm_is_torchs() -> None:
