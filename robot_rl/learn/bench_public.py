@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from robot_rl.learn.bench import ACTION, BATCH, FILL, HIDDEN, OBS, PERIOD
+from robot_rl.learn.bench import ACTION, BATCH, FILL, OBS, PERIOD
 
 EPISODE = 1_000
 
@@ -21,16 +21,14 @@ EPISODE = 1_000
 def contestant(request: dict[str, Any]) -> tuple[Callable[[], int], dict[str, Any]]:
     """A function that makes the updates of one environment step (of MR.Q one period), and nothing to report.
 
-    `request` has name, path (the checkout), updates (in a call), and of MR.Q options, those of our recipe.
+    `request` has name, path (the checkout), updates (in a call) and options, those of our recipe.
     """
-    path, updates = request["path"], request["updates"]
-    if request["name"] == "mrq":
-        return _mrq(path, updates, request["options"]), {}
-    return {"rlpd": _rlpd, "xqc": _xqc}[request["name"]](path, updates), {}
+    makers = {"rlpd": _rlpd, "mrq": _mrq, "xqc": _xqc}
+    return makers[request["name"]](request["path"], request["updates"], request["options"]), {}
 
 
-def _rlpd(path: str, updates: int) -> Callable[[], int]:
-    """`ikostrikov/rlpd`: ten layer-normalised critics, two of them in a target, one actor update a call."""
+def _rlpd(path: str, updates: int, options: dict[str, Any]) -> Callable[[], int]:
+    """`ikostrikov/rlpd`: as many layer-normalised critics, as many of them in a target, one actor update a call."""
     os.environ["FLAX_RETURN_FROZENDICT"] = "1"  # it was written for a flax that did so always
     sys.path.insert(0, path)
     import gym
@@ -42,7 +40,8 @@ def _rlpd(path: str, updates: int) -> Callable[[], int]:
 
     seen = gym.spaces.Box(-np.inf, np.inf, (OBS,), np.float32)
     done = gym.spaces.Box(-1, 1, (ACTION,), np.float32)
-    learner = SACLearner.create(0, seen, done, hidden_dims=HIDDEN, num_qs=10, num_min_qs=2, critic_layer_norm=True)
+    learner = SACLearner.create(0, seen, done, hidden_dims=tuple(options["hidden"]), num_qs=options["critics"],
+                                num_min_qs=options["subset"], critic_layer_norm=True)
     replay, random = ReplayBuffer(seen, done, 2 * FILL), np.random.default_rng(0)
     for _ in range(FILL):
         obs, following = random.normal(size=(2, OBS))
@@ -92,7 +91,7 @@ def _mrq(path: str, updates: int, options: dict[str, Any]) -> Callable[[], int]:
     return call
 
 
-def _xqc(path: str, updates: int) -> Callable[[], int]:
+def _xqc(path: str, updates: int, options: dict[str, Any]) -> Callable[[], int]:
     """`danielpalenicek/xqc`, its own options in the sizes of our default."""
     sys.path.insert(0, path)
     import gymnasium
@@ -106,7 +105,8 @@ def _xqc(path: str, updates: int) -> Callable[[], int]:
              "skip_connections": False, "pre_activation_bn": True, "decay_bn": False, "weight_decay": 0.0}
     learner = XQCLearner(
         0, np.zeros((1, OBS), np.float32), np.zeros((1, ACTION), np.float32),
-        hidden_dims_critic=(256, 256, 256), hidden_dims_actor=HIDDEN, n_critics=2, critic_loss="categorical", max_v=5.0,
+        hidden_dims_critic=tuple(options["critic_hidden"]), hidden_dims_actor=tuple(options["hidden"]),
+        n_critics=options["critics"], critic_loss="categorical", max_v=5.0,
         min_v=-5.0, policy_delay=3, updates_per_step=updates, tau=0.005, target_net_update_freq=1,
         target_entropy="auto", init_temperature=0.01, num_seeds=1, **rates, **shape)
     seen = gymnasium.spaces.Box(-np.inf, np.inf, (OBS,), np.float32)
