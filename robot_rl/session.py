@@ -413,8 +413,8 @@ def finetune(source: Path, robot: str, data: Path | None, *, episodes: int, minu
     origin, run = Run(source), Run(out)
     resuming = run.checkpoint.exists()
     going = run if resuming else origin
-    state = checkpoint.load(going.checkpoint)
-    base = _renewed(going, going.config)
+    begun, state = going.config, checkpoint.load(going.checkpoint)
+    base = _renewed(going, begun)
     if resuming:
         run.write(base)
     config = msgspec.structs.replace(base, options=base.options | options(base.recipe, changes))

@@ -264,10 +264,10 @@ class Mlp(nn.Module):
                    members: Tensor | slice | None) -> Tensor:
         if layer.scale is None or layer.shift is None:
             return x
-        if self.shape.norm in ("layer", "rms"):
-            y = x.float()
-            y = y - y.mean(-1, keepdim=True) if self.shape.norm == "layer" else y
-            x = (y * inverse_root(y.square().mean(-1, keepdim=True) + NORM_EPS)).to(x.dtype)
+        if self.shape.norm == "layer":
+            x = F.layer_norm(x, x.shape[-1:])
+        elif self.shape.norm == "rms":
+            x = x * (x.square().mean(-1, keepdim=True) + NORM_EPS).rsqrt()
         else:
             mean, var = next(kept)
             if training:
